@@ -1,0 +1,1 @@
+"""Launchers, process group, exact sums and packed collectives."""

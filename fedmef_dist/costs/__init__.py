@@ -1,0 +1,1 @@
+"""What simulated devices send, compute and keep."""

@@ -1,0 +1,1 @@
+"""Layers that keep little for the backward pass."""

@@ -1,0 +1,29 @@
+"""Random draws that do not depend on which rank makes them, or in what order.
+
+Every draw has a generator of its own, keyed by the run's seed, a purpose and what it is for (round, client). Nothing in
+the package draws from a global generator after start-up.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def _digest(seed: int, purpose: str, keys: tuple[int, ...]) -> bytes:
+    return hashlib.sha256(repr((seed, purpose, *map(int, keys))).encode()).digest()
+
+
+def numpy_generator(seed: int, purpose: str, *keys: int) -> np.random.Generator:
+    """A NumPy generator for one purpose, for example ``numpy_generator(seed, "cohort", round)``."""
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(_digest(seed, purpose, keys)[:16], dtype=np.uint64)))
+
+
+def torch_seed(seed: int, purpose: str, *keys: int) -> int:
+    """A 63-bit seed for one purpose, for where torch wants a number."""
+    return int.from_bytes(_digest(seed, purpose, keys)[:8], "little") >> 1
+
+
+def torch_generator(seed: int, purpose: str, *keys: int) -> torch.Generator:
+    """A CPU torch generator for one purpose; draw on the CPU and copy, so that every device gets the same numbers."""
+    return torch.Generator().manual_seed(torch_seed(seed, purpose, *keys))

@@ -1,0 +1,1 @@
+"""Parameter space, mask, allocation, schedule and selection."""
