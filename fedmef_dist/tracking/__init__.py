@@ -1,1 +1,34 @@
-"""Where metrics go while a run goes on."""
+"""Where a run's measurements go: metrics.jsonl always; the console and Weights & Biases as configured."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedmef_dist.tracking.console import console_tracker
+from fedmef_dist.tracking.jsonl import JsonlTracker
+from fedmef_dist.tracking.settings import TrackingSettings, WandbSettings
+from fedmef_dist.tracking.tracker import Metrics, Tracker, Trackers
+from fedmef_dist.tracking.wandb import WandbTracker
+
+__all__ = ["Metrics", "Tracker", "TrackingSettings", "WandbSettings", "open_trackers"]
+
+
+def open_trackers(
+    settings: TrackingSettings,
+    run_dir: Path,
+    config: Mapping[str, Any],
+    total_rounds: int,
+    resume_round: int | None,
+    state: Mapping[str, str],
+) -> Tracker:
+    """All trackers of a run as one, for rank 0.
+
+    ``resume_round`` is the last round that the loaded checkpoint has done (None: a fresh run), ``state`` what
+    ``Tracker.state`` gave when it was saved. Raises UserError where metrics.jsonl is damaged.
+    """
+    trackers: list[Tracker] = [JsonlTracker(run_dir / "metrics.jsonl", resume_round)]
+    if settings.wandb.mode != "disabled":
+        trackers.append(WandbTracker(settings.wandb, run_dir, config, state))
+    if settings.console:
+        trackers.append(console_tracker(total_rounds, resume_round))
+    return Trackers(trackers)

@@ -1,0 +1,71 @@
+"""metrics.jsonl: one JSON object a round, the truth that W&B and the reports are made from."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedmef_dist.atomic import write_text
+from fedmef_dist.errors import UserError
+from fedmef_dist.tracking.tracker import Metrics
+
+
+class JsonlTracker:
+    """Appends one line a round, on disk before the next round starts.
+
+    A fresh run (``resume_round`` None) starts an empty file. A run resumed after round r keeps the lines of rounds
+    up to r and drops what was written after the checkpoint, so that the file becomes that of an undisturbed run.
+    """
+
+    def __init__(self, path: Path, resume_round: int | None) -> None:
+        kept = "" if resume_round is None else _lines_until(path, resume_round)
+        write_text(path, kept)
+        self._file = path.open("a", encoding="utf-8", newline="\n")
+
+    def log(self, metrics: Metrics) -> None:
+        """Write the round's line and wait until the disk has it; NaN and infinity become null."""
+        finite = {key: None if _not_finite(value) else value for key, value in metrics.items()}
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Do nothing: the summary has a file of its own."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def state(self) -> dict[str, str]:
+        """Nothing: the file's own lines say where it stands."""
+        return {}
+
+
+def _not_finite(value: float | int | str) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _lines_until(path: Path, last_round: int) -> str:
+    if not path.exists():
+        return ""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        # A process killed while it wrote leaves a last line without its end.
+        if number == len(lines) and not line.endswith("\n"):
+            break
+        if _round_of(path, number, line) <= last_round:
+            kept.append(line)
+    return "".join(kept)
+
+
+def _round_of(path: Path, number: int, line: str) -> int:
+    try:
+        return int(json.loads(line)["round"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"this is not a line of metrics\nin {path}, line {number}\n"
+            "remove the line, or start over with --resume never or another --run-dir"
+        ) from error

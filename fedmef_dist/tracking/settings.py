@@ -1,0 +1,28 @@
+"""What a run shows and where it reports to."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedmef_dist.settings import Settings
+
+
+class WandbSettings(Settings):
+    """Weights & Biases; metrics.jsonl holds the same numbers whether this is on or off."""
+
+    mode: Literal["offline", "online", "disabled"] = Field(
+        "offline", description="offline writes into the run directory; `wandb sync` uploads it later"
+    )
+    project: str = Field(
+        "fedmef", pattern=r"^[^/\\#?%:]+$", max_length=128, description="project to file the run under"
+    )
+    entity: str | None = Field(None, min_length=1, description="user or team; null is the account's default")
+    group: str | None = Field(None, min_length=1, description="group of runs, for example the seeds of one experiment")
+    tags: list[str] = Field(default_factory=list, description="labels to filter runs by")
+
+
+class TrackingSettings(Settings):
+    """Where metrics go beside metrics.jsonl."""
+
+    console: bool = Field(True, description="show progress: a bar on a terminal, plain lines elsewhere")
+    wandb: WandbSettings = Field(WandbSettings(), description="Weights & Biases")

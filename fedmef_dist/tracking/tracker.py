@@ -1,0 +1,48 @@
+"""What every tracker can do, and several of them as one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+Metrics = Mapping[str, float | int | str]
+
+
+class Tracker(Protocol):
+    """Receives what a run measures, on rank 0."""
+
+    def log(self, metrics: Metrics) -> None:
+        """Take one round's metrics; they hold ``round``. Called once a round, as the round ends."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Take the summary of a run that has reached its last round."""
+
+    def close(self) -> None:
+        """Let go of files, bars and threads; called once, also where the run stopped early."""
+
+    def state(self) -> dict[str, str]:
+        """What a checkpoint must keep, so that a resumed run goes on under the same identity."""
+
+
+class Trackers:
+    """Several trackers as one."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = tuple(trackers)
+
+    def log(self, metrics: Metrics) -> None:
+        """Hand the round to each, in the order given."""
+        for tracker in self._trackers:
+            tracker.log(metrics)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Hand the summary to each."""
+        for tracker in self._trackers:
+            tracker.finish(summary)
+
+    def close(self) -> None:
+        """Close each, the last opened first."""
+        for tracker in reversed(self._trackers):
+            tracker.close()
+
+    def state(self) -> dict[str, str]:
+        """All their states together; their keys do not clash."""
+        return {key: value for tracker in self._trackers for key, value in tracker.state().items()}
