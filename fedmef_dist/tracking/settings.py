@@ -11,18 +11,18 @@ class WandbSettings(Settings):
     """Weights & Biases; metrics.jsonl holds the same numbers whether this is on or off."""
 
     mode: Literal["offline", "online", "disabled"] = Field(
-        "offline", description="offline writes into the run directory; `wandb sync` uploads it later"
+        default="offline", description="offline writes into the run directory; `wandb sync` uploads it later"
     )
     project: str = Field(
-        "fedmef", pattern=r"^[^/\\#?%:]+$", max_length=128, description="project to file the run under"
+        default="fedmef", pattern=r"^[^/\\#?%:]+$", max_length=128, description="project that gets the run"
     )
-    entity: str | None = Field(None, min_length=1, description="user or team; null is the account's default")
-    group: str | None = Field(None, min_length=1, description="group of runs, for example the seeds of one experiment")
+    entity: str | None = Field(default=None, min_length=1, description="user or team; null: the account's default")
+    group: str | None = Field(default=None, min_length=1, description="group of runs, for example one experiment's seeds")
     tags: list[str] = Field(default_factory=list, description="labels to filter runs by")
 
 
 class TrackingSettings(Settings):
     """Where metrics go beside metrics.jsonl."""
 
-    console: bool = Field(True, description="show progress: a bar on a terminal, plain lines elsewhere")
-    wandb: WandbSettings = Field(WandbSettings(), description="Weights & Biases")
+    console: bool = Field(default=True, description="show progress: a bar on a terminal, plain lines elsewhere")
+    wandb: WandbSettings = Field(default=WandbSettings(), description="Weights & Biases")

@@ -1,0 +1,31 @@
+# Everything that a newcomer types. A fresh machine needs Python >= 3.10 and make, nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+SCRIPTS = $(wildcard launch/*.sh slurm/*.sh slurm/*.sbatch) .ci/run
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(INSTALLED) ## set up, train FedMef on the bundled digits on 2 ranks, show the table and the plots
+	$(VENV)/bin/torchrun --standalone --nproc-per-node 2 -m fedmef_dist run configs/quickstart.yaml --run-dir runs/quickstart
+	$(VENV)/bin/fedmef-dist compare runs/quickstart
+
+test: $(INSTALLED) ## set up and run the whole test suite
+	$(VENV)/bin/python -m pytest
+
+check: $(INSTALLED) ## set up, check style, formatting, types and shell scripts
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	@if command -v shellcheck >/dev/null; then shellcheck -x $(SCRIPTS); else echo "shellcheck is not installed: shell scripts not checked"; fi
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,mpich]'
+	@touch $@
