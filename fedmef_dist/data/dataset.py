@@ -1,0 +1,43 @@
+"""What every data set looks like in memory, whatever its files look like."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images as uint8 (N, C, H, W), contiguous, and labels as int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return self.labels.numel()
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same split on another device; no copy where it is there already."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test split with what is needed to normalise and to augment them.
+
+    ``mean`` and ``std`` have one entry a channel, for pixels scaled to [0, 1]. ``pad`` is the border in pixels of the
+    pad-and-crop augmentation (0: none), ``flip`` whether a mirrored image is still an image of its class.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pad: int
+    flip: bool
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """The same data set on another device; no copy where it is there already."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
