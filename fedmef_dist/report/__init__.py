@@ -1,1 +1,5 @@
 """Tables and plots over finished runs."""
+
+from fedmef_dist.report.compare import compare
+
+__all__ = ["compare"]
