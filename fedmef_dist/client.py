@@ -1,0 +1,117 @@
+"""What one simulated client does in a round."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedmef_dist.methods.base import RoundPlan
+from fedmef_dist.optim import MaskedSGD, OptimizerSettings
+from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity.selection import largest
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class TopGradient:
+    """Gradients of inactive weights that a client uploads in an adjusting round.
+
+    Attributes:
+        positions: int64 (count,), in the flat vector, sorted within each layer.
+        values: float32 (count,).
+    """
+
+    positions: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """What a client gives back.
+
+    Attributes:
+        values: float32 (packed_size,), its weights and running statistics.
+        loss: mean training loss over its samples and epochs.
+        seconds: time it took.
+        gradient: its top gradients, in an adjusting round.
+    """
+
+    values: Tensor
+    loss: float
+    seconds: float
+    gradient: TopGradient | None
+
+
+class Client:
+    """Trains the clients of a rank one after another on one model.
+
+    Args:
+        model: its parameters live in ``space``.
+        space: the flat vector.
+        optimizer: settings of the local SGD.
+        autocast: run forward passes in bfloat16.
+    """
+
+    def __init__(self, model: nn.Module, space: ParameterSpace, optimizer: OptimizerSettings, autocast: bool) -> None:
+        self.model = model
+        self.space = space
+        self.optimizer = optimizer
+        self.autocast = autocast
+
+    def train(self, values: Tensor, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan) -> ClientReport:
+        """One client's round, from the global state ``values`` (float32 (total,)).
+
+        Args:
+            values: the broadcast state.
+            batches: at least ``steps`` batches, and behind them those on which an adjusting round takes its gradient.
+            steps: SGD steps to make.
+            rate: the round's learning rate.
+            plan: what the method asks for.
+        """
+        start = time.perf_counter()
+        self.space.load(values)
+        self.model.train()
+        loss = self._descend(islice(batches, steps), steps, rate, plan)
+        packed = self.space.pack(self.space.values).clone()
+        gradient = self._top_gradient(islice(batches, plan.gradient_batches), plan) if plan.adjusts else None
+        return ClientReport(packed, loss, time.perf_counter() - start, gradient)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy of the model on one batch, 0-dim."""
+        images, labels = batch
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
+            return F.cross_entropy(self.model(images), labels)
+
+    def _descend(self, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan) -> float:
+        sgd = MaskedSGD(self.space, self.optimizer)
+        total = torch.zeros((), device=self.space.values.device)
+        samples = 0
+        for step, batch in enumerate(batches):
+            self.space.gradient.zero_()
+            loss = self.loss(batch)
+            loss.backward()
+            total += loss.detach() * len(batch[1])
+            samples += len(batch[1])
+            sgd.step(plan.objective.prepare_step(step, steps, rate))
+        return total.item() / samples
+
+    def _top_gradient(self, batches: Iterator[Batch], plan: RoundPlan) -> TopGradient:
+        self.space.gradient.zero_()
+        count = 0
+        for batch in batches:
+            self.loss(batch).backward()
+            count += 1
+        gradient = self.space.gradient[: self.space.n_prunable] / max(count, 1)
+        # An active weight must never win, not even against a gradient of 0.
+        scores = gradient.abs().masked_fill_(self.space.mask.active, -1)
+        positions = [
+            layer.start + largest(scores[layer.start : layer.stop], amount)
+            for layer, amount in zip(self.space.layers, plan.swap_counts, strict=True)
+        ]
+        chosen = torch.cat(positions)
+        return TopGradient(chosen, gradient[chosen])

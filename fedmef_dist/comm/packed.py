@@ -1,0 +1,172 @@
+"""One round's sum over clients and ranks, in one buffer and one all-reduce."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmef_dist.comm.exact_sum import FixedPoint, is_summable
+from fedmef_dist.comm.group import Group
+
+MICROSECOND = 1e-6
+_LOSS_BITS = 24
+_DIGEST_WORDS = 2
+_COUNTERS = ("weight", "trained", "refused", "loss")
+
+
+class RanksOutOfStepError(RuntimeError):
+    """The ranks hold different masks: a fault of this program or of the machine, never of the user."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What every rank knows after the reduction.
+
+    Attributes:
+        values: float32 (packed_size,), the weighted average of the accepted clients; None if all were refused.
+        weight: samples of the accepted clients.
+        trained: accepted clients.
+        refused: clients whose update was not finite or too large.
+        loss: mean training loss over samples, epochs and accepted clients.
+        client_seconds: float64 (cohort,), seconds each client took, in cohort order.
+        rank_seconds: float64 (world,), seconds each rank was busy training.
+    """
+
+    values: Tensor | None
+    weight: int
+    trained: int
+    refused: int
+    loss: float
+    client_seconds: np.ndarray
+    rank_seconds: np.ndarray
+
+
+class RoundSum:
+    """Collects the clients of this rank; :meth:`reduce` adds up all ranks.
+
+    The buffer is int64: the mask's digest, counters, one slot of microseconds for each client and each rank, then the
+    active values and the dense tail. Values travel without positions, since all ranks hold the same mask; the digest
+    words prove that they do.
+
+    Args:
+        size: elements of a client's packed state.
+        cohort: clients of the round, over all ranks.
+        total_weight: samples of the whole cohort; sets the fixed-point format.
+        digest: SHA-256 of the mask.
+        group: the ranks.
+    """
+
+    def __init__(self, size: int, cohort: int, total_weight: int, digest: bytes, group: Group) -> None:
+        self.group = group
+        self.fixed_point = FixedPoint.for_weight(total_weight)
+        self._counters = 2 * _DIGEST_WORDS
+        self._clients = self._counters + len(_COUNTERS)
+        self._ranks = self._clients + cohort
+        self._values = self._ranks + group.world_size
+        self._buffer = torch.zeros(self._values + size, dtype=torch.int64, device=group.device)
+        self._header = np.zeros(self._values, dtype=np.int64)
+        self._words = [int.from_bytes(digest[3 * i : 3 * i + 3], "little") for i in range(_DIGEST_WORDS)]
+
+    def add(self, slot: int, values: Tensor, weight: int, loss: float, seconds: float) -> bool:
+        """Adds one client; returns False where its update is refused (not finite, or beyond the format's limit).
+
+        Args:
+            slot: the client's place in the cohort.
+            values: float32 (size,), the client's packed state.
+            weight: the client's samples.
+            loss: its mean training loss.
+            seconds: how long it trained.
+        """
+        accepted = np.isfinite(loss) and is_summable(values)
+        if accepted:
+            self._buffer[self._values :] += self.fixed_point.encode(values, weight)
+            self._count(weight=weight, trained=1, loss=round(min(loss, 2.0**12) * weight * 2**_LOSS_BITS))
+        else:
+            self._count(refused=1)
+        microseconds = round(seconds / MICROSECOND)
+        self._header[self._clients + slot] = microseconds
+        self._header[self._ranks + self.group.rank] += microseconds
+        return accepted
+
+    def _count(self, **amounts: int) -> None:
+        for name, amount in amounts.items():
+            self._header[self._counters + _COUNTERS.index(name)] += amount
+
+    def reduce(self) -> RoundResult:
+        """Adds up all ranks in one all-reduce.
+
+        Raises:
+            RanksOutOfStepError: the ranks' masks differ. Every rank raises.
+        """
+        for place, word in enumerate(self._words):
+            self._header[2 * place : 2 * place + 2] = word, word * word
+        self._buffer[: self._values] = torch.from_numpy(self._header).to(self._buffer.device)
+        self.group.all_reduce(self._buffer)
+        header = self._buffer[: self._values].cpu().numpy()
+        self._check_digest(header)
+        weight, trained, refused, loss = (int(number) for number in header[self._counters : self._clients])
+        return RoundResult(
+            values=self.fixed_point.average(self._buffer[self._values :], weight) if trained else None,
+            weight=weight,
+            trained=trained,
+            refused=refused,
+            loss=loss / (weight * 2**_LOSS_BITS) if trained else float("nan"),
+            client_seconds=header[self._clients : self._ranks] * MICROSECOND,
+            rank_seconds=header[self._ranks : self._values] * MICROSECOND,
+        )
+
+    def _check_digest(self, header: np.ndarray) -> None:
+        # By Cauchy-Schwarz world * sum(d^2) equals (sum d)^2 only where all d agree, so every rank sees the difference.
+        for place in range(_DIGEST_WORDS):
+            total, squares = int(header[2 * place]), int(header[2 * place + 1])
+            if self.group.world_size * squares != total * total:
+                raise RanksOutOfStepError("the ranks hold different masks")
+
+
+class SparseSum:
+    """Sums a few positions of a long vector exactly: gradients of inactive weights that clients send as (index, value).
+
+    Args:
+        size: length of the vector.
+        fixed_point: the format, the same on every rank.
+        group: the ranks.
+    """
+
+    def __init__(self, size: int, fixed_point: FixedPoint, group: Group) -> None:
+        self.group = group
+        self.fixed_point = fixed_point
+        self.exchange = "none"
+        self._total = torch.zeros(size, dtype=torch.int64, device=group.device)
+        self._touched = torch.zeros(size, dtype=torch.bool, device=group.device)
+
+    def add(self, positions: Tensor, values: Tensor, weight: int) -> None:
+        """Adds ``weight * values`` at ``positions`` (int64, each at most once)."""
+        self._total[positions] += self.fixed_point.encode(values, weight)
+        self._touched[positions] = True
+
+    def reduce(self, weight: int) -> Tensor:
+        """The average over all ranks, float32 (size,); positions that nobody sent are 0.
+
+        The exchange is the cheapest for what the ranks hold: the dense vector, or the touched positions and values.
+        """
+        world = self.group.world_size
+        if world > 1:
+            counts = torch.tensor([int(self._touched.sum())], device=self.group.device)
+            longest = int(self.group.all_gather(counts).max())
+            # A ring all-reduce moves 2 * 8 bytes an element; gathering moves 16 bytes a pair to every other rank.
+            self.exchange = "dense" if longest * (world - 1) >= self._total.numel() else "index-value"
+            if self.exchange == "dense":
+                self.group.all_reduce(self._total)
+            else:
+                self._exchange_pairs(longest)
+        return self.fixed_point.average(self._total, weight)
+
+    def _exchange_pairs(self, longest: int) -> None:
+        pairs = torch.zeros(2, longest, dtype=torch.int64, device=self.group.device)
+        positions = self._touched.nonzero().flatten()
+        pairs[0, : positions.numel()] = positions
+        pairs[1, : positions.numel()] = self._total[positions]
+        gathered = self.group.all_gather(pairs)
+        # Padding adds 0 at position 0.
+        self._total.zero_().index_add_(0, gathered[:, 0].flatten(), gathered[:, 1].flatten())

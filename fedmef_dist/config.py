@@ -1,0 +1,186 @@
+"""One run's configuration: composed from the settings that stand next to the code they configure."""
+
+import difflib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from fedmef_dist.checkpoint import CheckpointSettings
+from fedmef_dist.comm.group import RuntimeSettings
+from fedmef_dist.costs.wire import WireSettings
+from fedmef_dist.data.population import FederationSettings
+from fedmef_dist.data.sources import DataSettings
+from fedmef_dist.errors import UserError
+from fedmef_dist.evaluation import EvaluationSettings
+from fedmef_dist.layers.pruning import SapSettings
+from fedmef_dist.methods import FedAvgSettings, FedMefSettings, MethodSettings
+from fedmef_dist.models import ModelSettings
+from fedmef_dist.optim import OptimizerSettings
+from fedmef_dist.settings import Settings
+from fedmef_dist.tracking.settings import TrackingSettings
+
+
+class Config(Settings):
+    """Everything that decides a run's result, and where it goes."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and its directory")
+    seed: int = Field(0, ge=0, description="seed of every random draw")
+    data: DataSettings = Field(default_factory=DataSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    federation: FederationSettings = Field(default_factory=FederationSettings)
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+    method: MethodSettings = Field(default_factory=FedMefSettings)
+    sap: SapSettings = Field(default_factory=SapSettings)
+    runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    wire: WireSettings = Field(default_factory=WireSettings)
+    checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
+    tracking: TrackingSettings = Field(default_factory=TrackingSettings)
+
+    @property
+    def norm(self) -> str:
+        """The model's normalisation with ``auto`` settled: nsconv for fedmef, batch for the others."""
+        if self.model.norm != "auto":
+            return self.model.norm
+        return "nsconv" if self.method.name == "fedmef" else "batch"
+
+    @property
+    def resolved_sap(self) -> SapSettings:
+        """Activation pruning with ``auto`` settled: on for fedmef, off for the others."""
+        enabled = self.method.name == "fedmef" if self.sap.enabled == "auto" else self.sap.enabled
+        return self.sap.model_copy(update={"enabled": enabled})
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as YAML 1.2 has it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$"),
+    list("-+0123456789."),
+)
+_METHODS: dict[str, type[Settings]] = {"fedavg": FedAvgSettings, "fedmef": FedMefSettings}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file and applies ``section.key=value`` overrides.
+
+    Raises:
+        UserError: the file cannot be read, or a key or value in it or in an override does not fit.
+    """
+    tree = _read(Path(path))
+    given = [_parse_override(text) for text in overrides]
+    _switch_method(tree, given)
+    for keys, value in given:
+        _assign(tree, keys, value)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict[str, Any], where: str) -> Config:
+    """The configuration in a tree of plain values; ``where`` names it in messages. Raises UserError."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error, where)) from None
+
+
+def to_tree(config: Config) -> dict[str, Any]:
+    """The resolved configuration as plain values."""
+    return config.model_dump(mode="json")
+
+
+def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two trees."""
+    keys = []
+    for key in sorted({*one, *other}):
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            keys += differing_keys(left, right, f"{prefix}{key}.")
+        elif left != right:
+            keys.append(prefix + key)
+    return keys
+
+
+def read_tree(text: str, where: str) -> dict[str, Any]:
+    """A YAML mapping. Raises UserError where the text is none."""
+    try:
+        tree = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"not valid YAML: {reason}\nwhere: {where}\nmend: correct the file") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"a configuration is a mapping of sections\nwhere: {where}\nmend: see configs/quickstart.yaml")
+    return tree
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"cannot read the configuration: {reason}\nwhere: {path}\nmend: give a YAML file") from None
+    return read_tree(text, str(path))
+
+
+def _parse_override(text: str) -> tuple[list[str], Any]:
+    keys, equals, value = text.partition("=")
+    if not equals or not all(keys.split(".")):
+        raise UserError(f"{text!r} is not an override\nwhere: command line\nmend: write section.key=value")
+    try:
+        return keys.split("."), yaml.load(value, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UserError(f"the value is not valid YAML\nwhere: {text!r}\nmend: quote it") from None
+
+
+def _switch_method(tree: dict[str, Any], given: list[tuple[list[str], Any]]) -> None:
+    """Where the command line names another method, drops the file's keys that it does not have, with a notice."""
+    name = next((value for keys, value in given if keys == ["method", "name"]), None)
+    section = tree.get("method")
+    if not isinstance(section, dict) or name not in _METHODS or section.get("name") == name:
+        return
+    dropped = [key for key in section if key not in _METHODS[name].model_fields]
+    for key in dropped:
+        del section[key]
+    if dropped:
+        print(f"note: method {name} has no {', '.join(map(str, dropped))}; left out", file=sys.stderr)
+
+
+def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        child = tree.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise UserError(f"{key} is a value, not a section\nwhere: {'.'.join(keys)}\nmend: shorten the key")
+        tree = child
+    tree[keys[-1]] = value
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    problems = error.errors(include_url=False, include_input=True)
+    first = problems[0]
+    keys = [str(part) for part in first["loc"] if part not in _METHODS]
+    dotted = ".".join(keys)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(dotted, list(known_keys(Config)), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "`fedmef-dist schema` lists all keys"
+        return f"unknown key {dotted}{more}\nwhere: {where}\nmend: {hint}"
+    shown = repr(first["input"])[:80]
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{dotted or 'configuration'}: {message}, got {shown}{more}\nwhere: {where}\nmend: correct {dotted or 'it'}"
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a settings model."""
+    for key, field in model.model_fields.items():
+        yield prefix + key
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from known_keys(kind, f"{prefix}{key}.")

@@ -1,0 +1,86 @@
+"""Floating-point operations of training, modelled from the layers and the mask."""
+
+from math import log2, prod
+
+import torch
+from torch import Tensor, nn
+
+from fedmef_dist.sparsity import ParameterSpace
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def layer_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
+    """Dense forward FLOPs (two a multiply-add) and input elements of each convolution and linear layer, for one image.
+
+    Args:
+        model: any module that takes images.
+        image_shape: channels, height, width.
+    """
+    flops: dict[str, tuple[int, int]] = {}
+
+    def note(name: str) -> object:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            done, elements = flops.get(name, (0, 0))
+            positions = output.numel() // weight.shape[0]
+            flops[name] = done + 2 * positions * weight.numel(), elements + inputs[0].numel()
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(note(name))  # type: ignore[arg-type]
+        for name, module in model.named_modules()
+        if isinstance(module, _LAYERS)
+    ]
+    training = model.training
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, *image_shape, device=device))
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return flops
+
+
+class FlopsLedger:
+    """Modelled FLOPs of a cohort's training in one round (FedMef, section 4).
+
+    A training step costs three forward passes; forward and backward are counted with each layer's density. FedMef adds
+    4 FLOPs an active weight and step (NSConv and the penalty), n log2 n for choosing among n cached activations, and
+    one dense weight gradient (2 F_d) a gradient batch in an adjusting round.
+    """
+
+    def __init__(
+        self, model: nn.Module, space: ParameterSpace, image_shape: tuple[int, int, int], prunes_activations: bool
+    ) -> None:
+        per_layer = layer_flops(model, image_shape)
+        names = {layer.name.removesuffix(".weight") for layer in space.layers}
+        self.space = space
+        self.prunable = [per_layer.get(layer.name.removesuffix(".weight"), (0, 0))[0] for layer in space.layers]
+        self.rest = sum(flops for name, (flops, _) in per_layer.items() if name not in names)
+        self.dense = sum(flops for flops, _ in per_layer.values())
+        self.normalises = any(layer.centred for layer in space.layers)
+        self.selection = sum(n * log2(n) for _, n in per_layer.values()) if prunes_activations else 0.0
+
+    def forward(self, counts: list[int]) -> float:
+        """Forward FLOPs of one image with so many active weights in the layers."""
+        shares = [
+            flops * count / prod(layer.shape)
+            for flops, count, layer in zip(self.prunable, counts, self.space.layers, strict=True)
+        ]
+        return self.rest + sum(shares)
+
+    def round(self, counts: list[int], samples: int, steps: int, gradient_samples: int) -> float:
+        """FLOPs of a cohort.
+
+        Args:
+            counts: active weights of the layers.
+            samples: images trained on, over all clients and epochs.
+            steps: SGD steps, over all clients.
+            gradient_samples: images on which clients took gradients of inactive weights.
+        """
+        image = 3 * self.forward(counts) + self.selection
+        extra = 4 * sum(counts) * steps if self.normalises else 0
+        return image * samples + extra + 2 * self.dense * gradient_samples

@@ -1,0 +1,51 @@
+"""Accuracy and loss of a model on the whole test set, shared out over the ranks."""
+
+from math import isfinite
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional as F
+
+from fedmef_dist.comm.group import Group
+from fedmef_dist.data.batches import evaluation_batches
+from fedmef_dist.data.dataset import Dataset
+from fedmef_dist.settings import Settings
+
+_LOSS_BITS = 24
+_LARGEST_LOSS = 2.0**30
+
+
+class EvaluationSettings(Settings):
+    """Section ``evaluation``: when and how the global model is tested."""
+
+    every: int = Field(10, ge=1, description="rounds between two evaluations; the last round is always evaluated")
+    batch_size: int = Field(512, ge=1, description="images of one forward pass")
+    around_adjustment: bool = Field(False, description="also test before and after each step of an adjustment")
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, dataset: Dataset, batch_size: int, group: Group) -> tuple[float, float]:
+    """Mean loss and accuracy of the model on the test split.
+
+    The batches are fixed and their sums are added as integers, so the result is the same on any number of ranks.
+    """
+    model.eval()
+    sums = [0, 0]
+    batches = evaluation_batches(
+        dataset.test,
+        dataset,
+        batch_size=batch_size,
+        rank=group.rank,
+        world_size=group.world_size,
+        device=group.device,
+    )
+    for images, labels in batches:
+        output = model(images)
+        loss = F.cross_entropy(output, labels, reduction="sum").item()
+        sums[0] += round((min(loss, _LARGEST_LOSS) if isfinite(loss) else _LARGEST_LOSS) * 2**_LOSS_BITS)
+        sums[1] += int((output.argmax(1) == labels).sum())
+    total = torch.tensor(sums, dtype=torch.int64, device=group.device)
+    group.all_reduce(total)
+    loss_sum, correct = total.tolist()
+    return loss_sum / 2**_LOSS_BITS / len(dataset.test), correct / len(dataset.test)

@@ -1,0 +1,47 @@
+"""One bit an element: masks and sparse values in little memory.
+
+Everything works on a tensor's memory order, so a channels_last tensor is packed without a copy. Bits are little endian
+within a byte.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_WEIGHTS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+def flatten(tensor: Tensor) -> Tensor:
+    """The elements in memory order, a view of a dense tensor (contiguous or channels_last), else of a contiguous copy."""
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.permute(0, 2, 3, 1).reshape(-1)
+    return tensor.contiguous().view(-1)
+
+
+def like(flat: Tensor, template_shape: torch.Size, channels_last: bool) -> Tensor:
+    """The inverse of :func:`flatten` for a tensor of this shape and memory format."""
+    if channels_last:
+        batch, channels, height, width = template_shape
+        return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return flat.view(template_shape)
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether :func:`flatten` takes the elements in channels_last order."""
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def pack(flags: Tensor) -> Tensor:
+    """A bool (n,) tensor as uint8 (ceil(n / 8),)."""
+    if flags.device.type == "cpu":
+        return torch.from_numpy(np.packbits(flags.numpy(), bitorder="little"))
+    padded = torch.nn.functional.pad(flags.to(torch.uint8), (0, -flags.numel() % 8)).view(-1, 8)
+    return (padded * torch.tensor(_WEIGHTS, dtype=torch.uint8, device=flags.device)).sum(1, dtype=torch.uint8)
+
+
+def unpack(bits: Tensor, count: int) -> Tensor:
+    """The inverse of :func:`pack`: the first ``count`` bits as bool (count,)."""
+    if bits.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(bits.numpy(), count=count, bitorder="little").view(np.bool_))
+    weights = torch.tensor(_WEIGHTS, dtype=torch.uint8, device=bits.device)
+    return (bits.unsqueeze(1) & weights).ne(0).view(-1)[:count]

@@ -1,0 +1,88 @@
+"""Budget-aware extrusion: empty the marked weights while the network still trains (FedMef, section 3.2)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedmef_dist.methods.base import LocalObjective
+from fedmef_dist.sparsity import ParameterSpace
+
+Target = Literal["zero", "mean"]
+
+
+class Deviation:
+    """Distance of weights from what removes them: from 0, or from their filter's mean.
+
+    A layer that centres its filters (NSConv) multiplies with theta - mu, so there a weight is without effect at mu, not
+    at 0. For other layers, and for filters with fewer than two active weights, which no layer centres, the centre is 0.
+
+    Args:
+        space: the parameter space with its current mask.
+        target: ``zero`` measures from 0 everywhere, the published form; ``mean`` from mu where a layer centres.
+    """
+
+    def __init__(self, space: ParameterSpace, target: Target) -> None:
+        self._layers = [layer for layer in space.layers if layer.centred] if target == "mean" else []
+        active = space.mask.active
+        self._counts = {
+            layer.name: active[layer.start : layer.stop].view(layer.rows, -1).sum(1, keepdim=True)
+            for layer in self._layers
+        }
+        self._active = active
+
+    def centres(self, values: Tensor) -> Tensor:
+        """What each prunable weight is measured from, float32 (n_prunable,)."""
+        centres = torch.zeros_like(values[: self._active.numel()])
+        for layer in self._layers:
+            count = self._counts[layer.name]
+            mean = values[layer.start : layer.stop].view(layer.rows, -1).sum(1, keepdim=True) / count.clamp(min=1)
+            centres[layer.start : layer.stop].view(layer.rows, -1).copy_(mean * (count > 1))
+        return centres
+
+    def of(self, values: Tensor) -> Tensor:
+        """Theta minus its centre, float32 (n_prunable,); 0 at inactive positions."""
+        return (values[: self._active.numel()] - self.centres(values)).mul_(self._active)
+
+    def subtract_row_means(self, gradient: Tensor) -> None:
+        """Carries a gradient (n_prunable,) with regard to the deviations back to the weights, through the means."""
+        for layer in self._layers:
+            count = self._counts[layer.name]
+            rows = gradient[layer.start : layer.stop].view(layer.rows, -1)
+            rows -= rows.sum(1, keepdim=True) / count.clamp(min=1) * (count > 1)
+
+
+class Extrusion(LocalObjective):
+    """Adds lambda * sum over marked weights of deviation^2 to a client's loss and raises its learning rate with REX.
+
+    The rate of step t of T is max(eta_t, beta_t), beta_t = (2T - 2t) / (2T - t) * (2 sigmoid(||deviation of the marked
+    weights||) - 1) * eta_0; the first factor is the REX profile (Chen et al. 2021, arXiv 2107.04197).
+
+    Args:
+        space: the parameter space.
+        marked: int64, the positions to empty.
+        deviation: how far a weight is from being without effect.
+        strength: lambda.
+        base_rate: eta_0.
+    """
+
+    def __init__(
+        self, space: ParameterSpace, marked: Tensor, deviation: Deviation, strength: float, base_rate: float
+    ) -> None:
+        self.space = space
+        self.marked = marked
+        self.deviation = deviation
+        self.strength = strength
+        self.base_rate = base_rate
+
+    def prepare_step(self, step: int, steps: int, rate: float) -> Tensor:
+        """Adds the penalty's gradient; returns max(eta_t, beta_t), 0-dim, without a synchronisation."""
+        space = self.space
+        marked = self.deviation.of(space.values)[self.marked]
+        penalty = torch.zeros_like(space.values[: space.n_prunable])
+        penalty[self.marked] = 2 * self.strength * marked
+        self.deviation.subtract_row_means(penalty)
+        space.gradient[: space.n_prunable] += penalty
+        profile = (2 * steps - 2 * step) / (2 * steps - step)
+        beta = profile * self.base_rate * (2 * torch.sigmoid(marked.norm()) - 1)
+        return beta.clamp(min=rate)

@@ -1,0 +1,30 @@
+"""FedAvg.
+
+McMahan, Moore, Ramage, Hampson, Aguera y Arcas: "Communication-Efficient Learning of Deep Networks from Decentralized
+Data", AISTATS 2017, arXiv 1602.05629, algorithm 1. Clients run local SGD; the server averages all parameters and
+running statistics, weighted by samples.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from fedmef_dist.methods.base import Method
+from fedmef_dist.settings import Settings
+from fedmef_dist.sparsity import Mask
+
+
+class FedAvgSettings(Settings):
+    """Section ``method`` with ``name: fedavg``."""
+
+    name: Literal["fedavg"] = Field("fedavg", description="dense federated averaging")
+
+
+class FedAvg(Method):
+    """Every weight is active in every round."""
+
+    def initial_mask(self, generator: np.random.Generator) -> Mask:
+        """The full mask."""
+        return Mask(torch.ones(self.space.n_prunable, dtype=torch.bool, device=self.space.values.device))

@@ -1,0 +1,79 @@
+"""The directory of a run: whose it is, and what may be continued in it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from fedmef_dist.atomic import write_text
+from fedmef_dist.config import Config, differing_keys, read_tree, to_tree
+from fedmef_dist.errors import UserError
+
+Resume = Literal["auto", "never", "must"]
+
+# What may change between the parts of one run: none of it changes the weights.
+_HARMLESS = ("name", "evaluation", "checkpoint", "tracking", "wire", "data.root", "data.download", "federation.rounds")
+_HARMLESS_RUNTIME = ("runtime.backend", "runtime.timeout")
+
+
+def claim(run_dir: Path, config: Config, resume: Resume, rounds: list[int]) -> int | None:
+    """Makes sure that ``run_dir`` is this run's, writes config.yaml, and returns the round to resume from, if any.
+
+    Args:
+        run_dir: the directory; made where it is missing.
+        config: what is about to run.
+        resume: what to do about an earlier part of the run.
+        rounds: rounds with a checkpoint, oldest first.
+
+    Raises:
+        UserError: the directory holds something else, or cannot be written, or ``resume`` does not fit what is there.
+    """
+    tree = to_tree(config)
+    old = _existing(run_dir)
+    if old is None and run_dir.exists() and any(run_dir.iterdir()):
+        raise UserError(f"the directory holds something that is not a run\nwhere: {run_dir}\nmend: choose --run-dir")
+    if old is not None:
+        _refuse_another(run_dir, old, tree)
+        if resume == "never":
+            raise UserError(
+                f"the directory holds a run already\nwhere: {run_dir}\n"
+                "mend: choose another --run-dir, delete it, or continue it with --resume auto"
+            )
+    if resume == "must" and not rounds:
+        raise UserError(f"there is no checkpoint to resume from\nwhere: {run_dir}\nmend: leave out --resume must")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_text(run_dir / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
+    except OSError as error:
+        raise UserError(
+            f"the run directory cannot be written: {error.strerror}\nwhere: {run_dir}\nmend: choose --run-dir"
+        ) from None
+    return rounds[-1] if rounds else None
+
+
+def _existing(run_dir: Path) -> dict[str, Any] | None:
+    path = run_dir / "config.yaml"
+    try:
+        return read_tree(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the run's configuration: {error}\nwhere: {path}\nmend: choose --run-dir") from None
+
+
+def _refuse_another(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    harmless = (*_HARMLESS, *_HARMLESS_RUNTIME)
+    if new["optimizer"]["schedule"] == "cosine":
+        # The cosine stretches over all rounds: another number of rounds is another learning rate in each.
+        harmless = tuple(key for key in harmless if key != "federation.rounds")
+    keys = [
+        key
+        for key in differing_keys(dict(old), dict(new))
+        if not any(key == known or key.startswith(f"{known}.") for known in harmless)
+    ]
+    if keys:
+        raise UserError(
+            f"the directory holds another configuration's run; different: {', '.join(keys[:8])}\nwhere: {run_dir}\n"
+            "mend: choose another --run-dir, or undo the change"
+        )

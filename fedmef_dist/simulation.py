@@ -1,0 +1,271 @@
+"""The loop: sample a cohort, train it, add up, adjust the mask, evaluate, write down, save."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedmef_dist.checkpoint import Checkpoint, CheckpointStore
+from fedmef_dist.client import Client, ClientReport
+from fedmef_dist.comm.exact_sum import is_summable
+from fedmef_dist.comm.group import Group
+from fedmef_dist.comm.packed import RoundResult, RoundSum, SparseSum
+from fedmef_dist.comm.placement import CostModel, assign
+from fedmef_dist.config import Config
+from fedmef_dist.costs.flops import FlopsLedger
+from fedmef_dist.costs.wire import WireLedger
+from fedmef_dist.data.batches import client_batches, steps_per_epoch
+from fedmef_dist.data.population import build_population, sample_cohort
+from fedmef_dist.data.sources import load_dataset
+from fedmef_dist.evaluation import evaluate
+from fedmef_dist.layers.random import set_generator
+from fedmef_dist.methods import create_method
+from fedmef_dist.methods.base import RoundPlan
+from fedmef_dist.models import build_model, prunable_weights
+from fedmef_dist.randomness import numpy_generator, torch_generator
+from fedmef_dist.server import Server
+from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.tracking import Tracker
+
+Metrics = dict[str, float | int | str]
+
+
+@dataclass
+class Totals:
+    """What adds up over the rounds of a run, and survives in its checkpoints."""
+
+    wire_bytes: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    best_accuracy: float = 0.0
+    last: Metrics = field(default_factory=dict)
+
+
+class Simulation:
+    """One federated run on all ranks of a group.
+
+    Args:
+        config: the run.
+        group: the ranks.
+        run_dir: where rank 0 writes.
+    """
+
+    def __init__(self, config: Config, group: Group, run_dir: Path) -> None:
+        self.config, self.group = config, group
+        self.dataset = load_dataset(config.data, config.seed).to(group.device)
+        self.population = build_population(
+            self.dataset.train.labels, config.federation, config.data.partition, config.seed
+        )
+        self.image_shape = tuple(self.dataset.train.images.shape[1:])
+        channels, _, size = self.image_shape
+        self.model = build_model(
+            config.model,
+            config.resolved_sap,
+            norm=config.norm,
+            classes=self.dataset.classes,
+            channels=channels,
+            image_size=size,
+            seed=config.seed,
+        ).to(group.device)
+        self.space = ParameterSpace(self.model, prunable_weights(self.model))
+        self.flops = FlopsLedger(self.model, self.space, self.image_shape, config.resolved_sap.enabled is True)
+        self.wire = WireLedger(self.space, config.federation.clients, config.wire)
+        self.method = create_method(config.method, self.space, config.optimizer.lr)
+        self.client = Client(self.model, self.space, config.optimizer, config.runtime.precision == "bf16")
+        self.server = Server(self.space, self.method, group)
+        self.costs = CostModel()
+        self.store = CheckpointStore(run_dir, config.checkpoint.keep)
+        self.totals = Totals()
+        self.round = 0
+        self.server.start(self.method.initial_mask(numpy_generator(config.seed, "mask")))
+
+    def run(self, tracker: Tracker) -> None:
+        """All rounds that are left."""
+        while self.round < self.config.federation.rounds:
+            self.round += 1
+            metrics = self.play_round()
+            tracker.log(metrics)
+            self.save_if_due(tracker)
+
+    def play_round(self) -> Metrics:
+        """One round; returns its metrics."""
+        start = time.perf_counter()
+        moved = self.group.bytes_moved
+        cohort = sample_cohort(self.population, self.config.federation.clients_per_round, self.config.seed, self.round)
+        samples = self.population.sizes[cohort]
+        plan = self.method.plan(self.round, self.server.values)
+        before, mask = self.server.values, self.space.mask
+        accuracies = self.observe_adjustment(plan, "before_extrusion")
+
+        total = self.train_cohort(cohort, samples, plan)
+        trained = time.perf_counter()
+        result = total.reduce()
+        self.costs.observe(samples, result.client_seconds)
+        reduced = time.perf_counter()
+        metrics = self.update_server(plan, total, result, before, accuracies)
+        metrics |= self.account(cohort, samples, plan, mask)
+
+        evaluated = time.perf_counter()
+        metrics |= self.evaluate_if_due()
+        end = time.perf_counter()
+        metrics |= {
+            "time/train": trained - start,
+            "time/reduce": reduced - trained,
+            "time/eval": end - evaluated,
+            "time/round": end - start,
+            "time/imbalance": float(result.rank_seconds.max() / max(result.rank_seconds.mean(), 1e-9)),
+            "cluster/reduce_bytes": self.group.bytes_moved - moved,
+            "clients/trained": result.trained,
+            "clients/refused": result.refused,
+            "clients/dropped": 0,
+            "model/digest": self.server.digest(),
+        }
+        self.totals.seconds += end - start
+        self.totals.last |= metrics
+        return {"round": self.round, **metrics}
+
+    def train_cohort(self, cohort: np.ndarray, samples: np.ndarray, plan: RoundPlan) -> "CohortSum":
+        """Trains this rank's share of the cohort, longest job first."""
+        total = CohortSum(self, len(cohort), int(samples.sum()), plan)
+        rate = self.config.optimizer.rate(self.round, self.config.federation.rounds)
+        for slot in assign(self.costs.predict(samples), self.group.world_size)[self.group.rank]:
+            total.add(slot, int(samples[slot]), self.train_client(int(cohort[slot]), plan, rate))
+        return total
+
+    def train_client(self, client: int, plan: RoundPlan, rate: float) -> ClientReport:
+        """Trains one client on its own batches, which depend on nothing but (seed, round, client)."""
+        federation, seed = self.config.federation, self.config.seed
+        indices = self.population.samples(client)
+        # One pass more than it trains: an adjusting round takes its gradient from fresh batches.
+        batches = client_batches(
+            self.dataset,
+            indices,
+            batch_size=federation.batch_size,
+            epochs=federation.local_epochs + plan.adjusts,
+            seed=seed,
+            round=self.round,
+            client=client,
+            augment=self.config.data.augment,
+            device=self.group.device,
+        )
+        set_generator(self.model, torch_generator(seed, "layers", self.round, client))
+        steps = federation.local_epochs * steps_per_epoch(len(indices), federation.batch_size)
+        return self.client.train(self.server.values, batches, steps, rate, plan)
+
+    def update_server(
+        self, plan: RoundPlan, total: "CohortSum", result: RoundResult, before: torch.Tensor, accuracies: Metrics
+    ) -> Metrics:
+        """The average becomes the global state; an adjusting round swaps weights."""
+        metrics: Metrics = {"train/samples": result.weight, "sparsity/changed": 0, **accuracies}
+        if result.values is not None:
+            metrics["train/loss"] = result.loss
+            self.server.average(result.values)
+            metrics |= self.method.metrics(plan, before, self.server.values)
+            metrics |= self.observe_adjustment(plan, "after_extrusion")
+            if total.gradient is not None:
+                gradient = total.gradient.reduce(result.weight)
+                metrics["cluster/gradient_exchange"] = total.gradient.exchange
+                metrics["sparsity/changed"] = self.server.adjust(
+                    plan, gradient, lambda step: metrics.update(self.observe_adjustment(plan, step))
+                )
+        metrics["sparsity/density"] = self.space.density
+        return metrics
+
+    def account(self, cohort: np.ndarray, samples: np.ndarray, plan: RoundPlan, mask: Mask) -> Metrics:
+        """What the round would have cost the simulated devices; ``mask`` is what they trained with."""
+        federation = self.config.federation
+        wire = self.wire.round(cohort, mask, plan.swap_counts)
+        steps = federation.local_epochs * int(steps_per_epoch(samples, federation.batch_size).sum())
+        gradient_samples = int(np.minimum(samples, federation.batch_size * plan.gradient_batches).sum())
+        flops = self.flops.round(
+            self.space.layer_counts(mask),
+            federation.local_epochs * int(samples.sum()),
+            steps,
+            gradient_samples if plan.adjusts else 0,
+        )
+        self.totals.wire_bytes += wire.up + wire.down
+        self.totals.flops += flops
+        return {
+            "wire/up_bytes": wire.up,
+            "wire/down_bytes": wire.down,
+            "wire/total_bytes": self.totals.wire_bytes,
+            "flops/train": flops,
+            "flops/total": self.totals.flops,
+        }
+
+    def evaluate_if_due(self) -> Metrics:
+        """Loss and accuracy on the test set, every so many rounds and in the last one."""
+        if self.round % self.config.evaluation.every and self.round < self.config.federation.rounds:
+            return {}
+        loss, accuracy = self.test()
+        self.totals.best_accuracy = max(self.totals.best_accuracy, accuracy)
+        return {"eval/loss": loss, "eval/accuracy": accuracy}
+
+    def test(self) -> tuple[float, float]:
+        """Mean loss and accuracy of the global model."""
+        self.space.load(self.server.values)
+        return evaluate(self.model, self.dataset, self.config.evaluation.batch_size, self.group)
+
+    def observe_adjustment(self, plan: RoundPlan, step: str) -> Metrics:
+        """Accuracy at one step of an adjustment, where the configuration asks for it."""
+        if not (plan.adjusts and self.config.evaluation.around_adjustment):
+            return {}
+        return {f"adjust/accuracy_{step}": self.test()[1]}
+
+    def save_if_due(self, tracker: Tracker) -> None:
+        """Rank 0 saves the whole state every so many rounds and after the last one."""
+        due = self.round % self.config.checkpoint.every == 0 or self.round == self.config.federation.rounds
+        if due and self.group.rank == 0:
+            self.store.save(self.checkpoint(tracker.state()))
+
+    def checkpoint(self, tracker_state: dict[str, str]) -> Checkpoint:
+        """Everything that the next round depends on."""
+        tensors = {
+            "values": self.server.values.cpu(),
+            "mask": self.space.mask.to_bits(),
+            "known_version": torch.from_numpy(self.wire.known_version),
+        }
+        state: dict[str, Any] = {
+            "round": self.round,
+            "mask_version": self.space.mask.version,
+            "digest": self.server.digest(),
+            "costs": self.costs.sums.tolist(),
+            "totals": vars(self.totals),
+            "tracker": tracker_state,
+        }
+        return Checkpoint(tensors, state)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes on where the checkpoint was taken, on any number of ranks."""
+        tensors, state = checkpoint.tensors, checkpoint.state
+        device = self.group.device
+        mask = Mask.from_bits(tensors["mask"], self.space.n_prunable, state["mask_version"], device)
+        self.server.set_state(tensors["values"].to(device), mask)
+        self.wire.known_version = tensors["known_version"].numpy().copy()
+        self.costs.sums = np.array(state["costs"])
+        self.totals = Totals(**state["totals"])
+        self.round = state["round"]
+
+
+class CohortSum:
+    """This rank's part of a round's sums: the packed states, and in an adjusting round the top gradients."""
+
+    def __init__(self, simulation: Simulation, cohort: int, weight: int, plan: RoundPlan) -> None:
+        space, group = simulation.space, simulation.group
+        self.states = RoundSum(space.packed_size, cohort, weight, space.mask.digest, group)
+        self.gradient = SparseSum(space.n_prunable, self.states.fixed_point, group) if plan.adjusts else None
+
+    def add(self, slot: int, weight: int, report: ClientReport) -> None:
+        """Adds a client, wholly or not at all."""
+        sane = report.gradient is None or is_summable(report.gradient.values)
+        loss = report.loss if sane else float("nan")
+        accepted = self.states.add(slot, report.values, weight, loss, report.seconds)
+        if accepted and report.gradient is not None and self.gradient is not None:
+            self.gradient.add(report.gradient.positions, report.gradient.values, weight)
+
+    def reduce(self) -> RoundResult:
+        """The packed states of all ranks."""
+        return self.states.reduce()

@@ -1,0 +1,58 @@
+"""Which prunable weights are active."""
+
+import hashlib
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Mask:
+    """An immutable boolean mask over the prunable part of the flat vector.
+
+    Args:
+        active: bool (n_prunable,), in storage order.
+        version: how many times the run has changed its mask.
+    """
+
+    def __init__(self, active: Tensor, version: int = 0) -> None:
+        self.active = active
+        self.version = version
+
+    @cached_property
+    def index(self) -> Tensor:
+        """The active positions, int64 (count,), sorted."""
+        return self.active.nonzero().flatten()
+
+    @cached_property
+    def count(self) -> int:
+        """Number of active weights."""
+        return int(self.active.sum())
+
+    @cached_property
+    def is_full(self) -> bool:
+        """Whether every weight is active."""
+        return self.count == self.active.numel()
+
+    def to_bits(self) -> Tensor:
+        """One bit a weight, uint8 (ceil(n_prunable / 8),) on the CPU."""
+        return torch.from_numpy(np.packbits(self.active.cpu().numpy(), bitorder="little"))
+
+    @classmethod
+    def from_bits(cls, bits: Tensor, length: int, version: int, device: torch.device | str = "cpu") -> "Mask":
+        """The inverse of :meth:`to_bits`."""
+        active = np.unpackbits(bits.cpu().numpy(), count=length, bitorder="little").view(np.bool_)
+        return cls(torch.from_numpy(active).to(device), version)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the bits, 32 bytes."""
+        return hashlib.sha256(self.to_bits().numpy().tobytes()).digest()
+
+    def swap(self, pruned: Tensor, grown: Tensor) -> "Mask":
+        """The next version: positions ``pruned`` leave and positions ``grown`` (both int64) join."""
+        active = self.active.clone()
+        active[pruned] = False
+        active[grown] = True
+        return Mask(active, self.version + 1)

@@ -1,0 +1,36 @@
+"""Picking positions by score. Ties always go to the lower position, so that every rank and every rerun agrees."""
+
+import torch
+from torch import Tensor
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Positions of the ``count`` largest scores, int64 (count,), sorted by position.
+
+    Args:
+        scores: floating (n,), without NaN.
+        count: between 0 and n.
+    """
+    if count <= 0:
+        return torch.empty(0, dtype=torch.int64, device=scores.device)
+    threshold = scores.topk(count, sorted=False).values.min()
+    above = (scores > threshold).nonzero().flatten()
+    tied = (scores == threshold).nonzero().flatten()[: count - above.numel()]
+    return torch.cat([above, tied]).sort().values
+
+
+def smallest(scores: Tensor, count: int) -> Tensor:
+    """Positions of the ``count`` smallest scores, int64 (count,), sorted by position."""
+    return largest(-scores, count)
+
+
+def row_largest(scores: Tensor, count: int) -> Tensor:
+    """Flat positions of the ``count`` largest scores of every row, int64 (rows * count,).
+
+    Args:
+        scores: floating (rows, columns).
+        count: between 1 and the number of columns.
+    """
+    columns = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    rows = torch.arange(scores.shape[0], device=scores.device).unsqueeze(1)
+    return (rows * scores.shape[1] + columns).flatten()

@@ -1,0 +1,153 @@
+"""All parameters and averaged buffers of a model as views into one flat vector."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from fedmef_dist.sparsity.mask import Mask
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where one tensor of the model lies in the flat vector: ``[start, stop)`` in storage order.
+
+    ``centred`` tells that the layer subtracts every filter's mean from its weights (NSConv, NSLinear).
+    """
+
+    name: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    centred: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.stop - self.start
+
+    @property
+    def rows(self) -> int:
+        """Output filters of a weight; the slice viewed as ``(rows, -1)`` has one filter a row."""
+        return self.shape[0]
+
+    @property
+    def filter_floor(self) -> int:
+        """Active weights that every filter must keep: 2 where it sees one input channel only, as depthwise ones do."""
+        return min(2, prod(self.shape[1:])) if len(self.shape) == 4 and self.shape[1] == 1 else 0
+
+    def view(self, flat: Tensor) -> Tensor:
+        """The tensor over its part of ``flat``; a convolution's weight is stored O,H,W,I, so that it is channels_last."""
+        part = flat[self.start : self.stop]
+        if len(self.shape) == 4:
+            out_channels, in_channels, height, width = self.shape
+            return part.view(out_channels, height, width, in_channels).permute(0, 3, 1, 2)
+        return part.view(self.shape)
+
+
+class ParameterSpace:
+    """Takes over a model's storage: one vector of values, one of gradients, one mask.
+
+    The vector holds the prunable weights first, ``[0, n_prunable)``, then the other parameters, ``[n_prunable,
+    n_parameters)``, then the floating-point buffers (running statistics), ``[n_parameters, total)``. Loading,
+    averaging, exchanging and saving a model are single operations on it.
+
+    Attributes:
+        values: float32 (total,), the model's state; parameters and buffers are views of it.
+        gradient: float32 (n_parameters,); every parameter's ``.grad`` is a view of it. Zero it in place between steps.
+        mask_values: float32 (n_prunable,), 1 where a weight is active. Layers with a method ``bind_mask`` hold views.
+        layers: the prunable slices.
+    """
+
+    def __init__(self, model: nn.Module, prunable: Sequence[str]) -> None:
+        parameters = dict(model.named_parameters())
+        chosen = [name for name in parameters if name in set(prunable)]
+        rest = [name for name in parameters if name not in set(prunable)]
+        buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+        tensors = {**{name: parameters[name] for name in chosen + rest}, **buffers}
+
+        self.slices = self._lay_out(model, tensors)
+        self.layers = self.slices[: len(chosen)]
+        self.n_prunable = self.layers[-1].stop if chosen else 0
+        self.n_parameters = sum(parameter.numel() for parameter in parameters.values())
+        self.total = self.slices[-1].stop
+        device = next(model.parameters()).device
+        self.values = torch.empty(self.total, device=device)
+        self.gradient = torch.zeros(self.n_parameters, device=device)
+        self.mask_values = torch.ones(self.n_prunable, device=device)
+        self.mask = Mask(torch.ones(self.n_prunable, dtype=torch.bool, device=device))
+        self._take_over(model, parameters, buffers)
+
+    @staticmethod
+    def _lay_out(model: nn.Module, tensors: dict[str, Tensor]) -> list[Slice]:
+        slices, start = [], 0
+        for name, tensor in tensors.items():
+            owner = model.get_submodule(name.rpartition(".")[0])
+            centred = name.endswith("weight") and getattr(owner, "centre", False)
+            slices.append(Slice(name, start, start + tensor.numel(), tuple(tensor.shape), centred))
+            start += tensor.numel()
+        return slices
+
+    def _take_over(self, model: nn.Module, parameters: dict[str, nn.Parameter], buffers: dict[str, Tensor]) -> None:
+        for piece in self.slices:
+            view = piece.view(self.values)
+            if piece.name in parameters:
+                parameter = parameters[piece.name]
+                view.copy_(parameter.detach())
+                parameter.data = view
+                parameter.grad = piece.view(self.gradient)
+            else:
+                view.copy_(buffers[piece.name])
+                owner, _, attribute = piece.name.rpartition(".")
+                model.get_submodule(owner)._buffers[attribute] = view
+        for layer in self.layers:
+            module = model.get_submodule(layer.name.rpartition(".")[0])
+            if hasattr(module, "bind_mask"):
+                module.bind_mask(layer.view(self.mask_values))
+
+    @property
+    def n_dense(self) -> int:
+        """Parameters that are never pruned."""
+        return self.n_parameters - self.n_prunable
+
+    @property
+    def packed_size(self) -> int:
+        """Elements of a packed state: the active weights and everything behind the prunable part."""
+        return self.mask.count + self.total - self.n_prunable
+
+    def set_mask(self, mask: Mask) -> None:
+        """Makes ``mask`` the current one for every layer; values outside it become 0."""
+        self.mask = mask
+        self.mask_values.copy_(mask.active)
+        self.values[: self.n_prunable].mul_(self.mask_values)
+
+    def load(self, values: Tensor) -> None:
+        """Copies a state (float32 (total,)) into the model."""
+        self.values.copy_(values)
+
+    def pack(self, values: Tensor) -> Tensor:
+        """The active weights and the dense tail of a state, (packed_size,); a view where nothing is pruned."""
+        if self.mask.is_full:
+            return values
+        return torch.cat([values[self.mask.index], values[self.n_prunable :]])
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """The inverse of :meth:`pack`; inactive weights are 0."""
+        if self.mask.is_full:
+            return packed
+        values = packed.new_zeros(self.total)
+        values[self.mask.index] = packed[: self.mask.count]
+        values[self.n_prunable :] = packed[self.mask.count :]
+        return values
+
+    def layer_counts(self, mask: Mask | None = None) -> list[int]:
+        """Active weights in each prunable layer."""
+        active = (mask or self.mask).active
+        return [int(active[layer.start : layer.stop].sum()) for layer in self.layers]
+
+    @property
+    def density(self) -> float:
+        """Share of all parameters that are active or never pruned."""
+        return (self.mask.count + self.n_dense) / self.n_parameters
