@@ -1,1 +1,6 @@
 """Model registry and conversion."""
+
+from fedmef_dist.models.convert import prunable_weights
+from fedmef_dist.models.registry import ModelSettings, build_model
+
+__all__ = ["ModelSettings", "build_model", "prunable_weights"]

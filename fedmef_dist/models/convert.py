@@ -1,0 +1,166 @@
+"""Turns a stock network into one with the chosen normalisation and, with activation pruning, lean layers."""
+
+from collections.abc import Callable
+from math import gcd
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedmef_dist.layers.batchnorm import BatchNorm2d
+from fedmef_dist.layers.lean import (
+    LeanAdaptiveAvgPool2d,
+    LeanAvgPool2d,
+    LeanGELU,
+    LeanHardswish,
+    LeanMaxPool2d,
+    LeanReLU,
+    LeanReLU6,
+    LeanSiLU,
+)
+from fedmef_dist.layers.nsconv import Normaliser, NSConv2d, gamma_of
+from fedmef_dist.layers.pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings
+from fedmef_dist.layers.random import Dropout, StochasticDepth
+
+_Weighted = nn.Conv2d | nn.Linear
+GROUPS = 8
+_LEAN: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    nn.ReLU: lambda stock: LeanReLU(),
+    nn.ReLU6: lambda stock: LeanReLU6(),
+    nn.SiLU: lambda stock: LeanSiLU(),
+    nn.Hardswish: lambda stock: LeanHardswish(),
+    nn.GELU: lambda stock: LeanGELU(stock.approximate),
+    nn.MaxPool2d: lambda stock: LeanMaxPool2d(
+        stock.kernel_size, stock.stride, stock.padding, stock.dilation, stock.ceil_mode
+    ),
+    nn.AdaptiveAvgPool2d: lambda stock: LeanAdaptiveAvgPool2d(stock.output_size),
+    nn.AvgPool2d: lambda stock: LeanAvgPool2d(
+        stock.kernel_size,
+        stock.stride,
+        stock.padding,
+        stock.ceil_mode,
+        stock.count_include_pad,
+        stock.divisor_override,
+    ),
+}
+
+
+def weighted_layers(model: nn.Module) -> dict[str, _Weighted]:
+    """The convolution and linear layers by name, in the order in which the model registers them."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, _Weighted)}
+
+
+def prunable_weights(model: nn.Module) -> list[str]:
+    """Names of the weights that a mask may prune: those of all convolution and linear layers but the output layer."""
+    return [f"{name}.weight" for name in list(weighted_layers(model))[:-1]]
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts ``module`` in the place of the submodule called ``name``, in the same mode."""
+    parent, _, attribute = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    module.train(owner.training)
+    setattr(owner, attribute, module)
+
+
+def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = True) -> nn.Module:
+    """Replaces layers in place; weights are carried over.
+
+    Without activation pruning the layers stay torch's own, so that a dense baseline is not flattered or burdened;
+    only batch normalisation, dropout and stochastic depth are replaced by layers that survive a batch of one and draw
+    from a generator of the client's own.
+
+    Args:
+        model: a network of stock torch layers; its first convolution or linear layer sees the images, its last one is
+            the output layer.
+        sap: activation pruning, ``enabled`` settled.
+        norm: nsconv (no normalisation layers, normalised convolutions instead), batch, group (8 groups, or the largest
+            common divisor with the channels) or none.
+        centre: nsconv subtracts every filter's mean.
+
+    Returns:
+        The model.
+    """
+    layers = list(weighted_layers(model))
+    first, output = layers[0], layers[-1]
+    normaliser = Normaliser(gamma_of(type(module) for module in model.modules()), centre)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, _Weighted):
+            pruning = _pruning(sap, name == first, name == output)
+            new = _convert_weighted(module, pruning, norm, normaliser, name == output)
+        else:
+            new = _convert_other(module, sap, norm)
+        if new is not module:
+            replace_module(model, name, new)
+    return model
+
+
+def _pruning(sap: SapSettings, is_first: bool, is_output: bool) -> Pruning:
+    spared = (is_first and not sap.first_layer) or (is_output and not sap.output_layer)
+    if not sap.enabled or spared:
+        return Pruning()
+    return Pruning(sap.prune_ratio, sap.scope == "sample")
+
+
+def _convert_weighted(
+    module: _Weighted, pruning: Pruning, norm: str, normaliser: Normaliser, is_output: bool
+) -> nn.Module:
+    new: _Weighted
+    if isinstance(module, nn.Conv2d):
+        unnormalised = norm in ("nsconv", "none") and not is_output
+        if norm == "nsconv" and not is_output:
+            new = NSConv2d(*_conv_arguments(module), normaliser=normaliser, pruning=pruning)
+        elif pruning.ratio:
+            new = PrunedConv2d(*_conv_arguments(module), bias=unnormalised or module.bias is not None, pruning=pruning)
+        elif unnormalised and module.bias is None:
+            new = nn.Conv2d(*_conv_arguments(module), bias=True)
+        else:
+            return module
+    # Attention's output projection is a subclass that its owner never calls.
+    elif pruning.ratio and type(module) is nn.Linear:
+        new = PrunedLinear(module.in_features, module.out_features, module.bias is not None, pruning=pruning)
+    else:
+        return module
+    _carry_over(module, new)
+    return new
+
+
+def _conv_arguments(module: nn.Conv2d) -> tuple[Any, ...]:
+    """Arguments of ``nn.Conv2d`` up to groups."""
+    return (
+        module.in_channels,
+        module.out_channels,
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.groups,
+    )
+
+
+def _carry_over(old: _Weighted, new: _Weighted) -> None:
+    with torch.no_grad():
+        new.weight.copy_(old.weight)
+        if new.bias is not None:
+            new.bias.zero_() if old.bias is None else new.bias.copy_(old.bias)
+
+
+def _convert_other(module: nn.Module, sap: SapSettings, norm: str) -> nn.Module:
+    kind = type(module)
+    if kind is nn.BatchNorm2d:
+        return _normalisation(module, norm)  # type: ignore[arg-type]
+    if kind is nn.Dropout:
+        return Dropout(module.p)  # type: ignore[arg-type]
+    # Known by name: the class is torchvision's, which is not imported for the networks of our own.
+    if kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision."):
+        return StochasticDepth(module.p, module.mode)  # type: ignore[arg-type]
+    return _LEAN[kind](module) if sap.enabled and kind in _LEAN else module
+
+
+def _normalisation(stock: nn.BatchNorm2d, norm: str) -> nn.Module:
+    channels = stock.num_features
+    if norm == "batch":
+        new = BatchNorm2d(channels, stock.eps, stock.momentum, stock.affine, stock.track_running_stats)
+        new.load_state_dict(stock.state_dict())
+        return new
+    return nn.GroupNorm(gcd(channels, GROUPS), channels) if norm == "group" else nn.Identity()

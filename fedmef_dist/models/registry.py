@@ -1,0 +1,129 @@
+"""Models by name: our own small networks and any torchvision classifier."""
+
+import difflib
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from fedmef_dist.errors import UserError
+from fedmef_dist.layers.pruning import SapSettings
+from fedmef_dist.models import small
+from fedmef_dist.models.convert import convert, replace_module, weighted_layers
+from fedmef_dist.models.torchvision_import import import_torchvision
+from fedmef_dist.randomness import torch_seed
+from fedmef_dist.settings import Settings
+
+OWN_MODELS = ("cnn", "resnet8", "resnet20")
+
+
+class NSConvSettings(Settings):
+    """Section ``model.nsconv``: normalised sparse convolution."""
+
+    centre: bool = Field(True, description="subtract every filter's mean from its weights")
+
+
+class ModelSettings(Settings):
+    """Section ``model``."""
+
+    name: str = Field("resnet18", min_length=1, description="cnn, resnet8, resnet20 or any torchvision classifier")
+    stem: Literal["cifar", "imagenet"] = Field(
+        "cifar", description="cifar: the stem of a torchvision model keeps the resolution of small images"
+    )
+    width: float = Field(1.0, gt=0, description="factor on the number of filters; not every torchvision model has it")
+    hidden: int = Field(512, ge=0, description="neurons of cnn's hidden layer; 0 leaves it out")
+    norm: Literal["auto", "nsconv", "batch", "group", "none"] = Field(
+        "auto", description="normalisation; auto: nsconv for fedmef, batch for the others"
+    )
+    nsconv: NSConvSettings = Field(default_factory=NSConvSettings, description="details of norm nsconv")
+
+
+def build_model(
+    settings: ModelSettings,
+    sap: SapSettings,
+    *,
+    norm: str,
+    classes: int,
+    channels: int,
+    image_size: int,
+    seed: int,
+) -> nn.Module:
+    """A network with weights drawn from ``seed``, the same on every rank; leaves the global generator as it was.
+
+    Args:
+        settings: section ``model``.
+        sap: section ``sap`` with ``enabled`` settled.
+        norm: nsconv, batch, group or none.
+        classes: outputs.
+        channels: channels of the images.
+        image_size: side of the images in pixels.
+        seed: the run's seed.
+
+    Raises:
+        UserError: the name is not known, or the model cannot be had with this width or image size.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, "model"))
+        if settings.name in OWN_MODELS:
+            model = _own(settings, classes, channels, image_size)
+            small.initialise(model)
+        else:
+            model = _from_torchvision(settings, classes, channels)
+        return convert(model, sap, norm, centre=settings.nsconv.centre)
+
+
+def _own(settings: ModelSettings, classes: int, channels: int, image_size: int) -> nn.Module:
+    if image_size < 4:
+        raise UserError(f"images of {image_size} pixels are too small\nwhere: model.name={settings.name}\nmend: 4 or more")
+    if settings.name == "cnn":
+        return small.cnn(classes, channels, image_size, settings.width, settings.hidden)
+    return small.SmallResNet({"resnet8": 1, "resnet20": 3}[settings.name], classes, channels, settings.width)
+
+
+def _from_torchvision(settings: ModelSettings, classes: int, channels: int) -> nn.Module:
+    models = import_torchvision().models
+    known = models.list_models(module=models)
+    if settings.name not in known:
+        near = difflib.get_close_matches(settings.name, [*OWN_MODELS, *known], n=1, cutoff=0)
+        raise UserError(f"unknown model {settings.name!r}\nwhere: model.name\nmend: did you mean {near[0]}?")
+    model = models.get_model(settings.name, weights=None, num_classes=classes, **_extra_arguments(settings))
+    _fit_stem(model, settings, channels)
+    return model
+
+
+def _extra_arguments(settings: ModelSettings) -> dict[str, object]:
+    if settings.name in ("googlenet", "inception_v3"):
+        return {"aux_logits": False, "init_weights": True}
+    if settings.name == "mobilenet_v2":
+        return {"width_mult": settings.width}
+    if settings.width != 1.0:
+        raise UserError(
+            f"{settings.name} has no width\nwhere: model.width={settings.width}\n"
+            f"mend: set it to 1.0, or take mobilenet_v2 or one of {', '.join(OWN_MODELS)}"
+        )
+    return {}
+
+
+def _fit_stem(model: nn.Module, settings: ModelSettings, channels: int) -> None:
+    """Fits the first convolution to the images, and with stem cifar undoes its downsampling.
+
+    A ResNet's 7x7 convolution of stride 2 and max-pooling become one 3x3 convolution, any other first convolution of
+    stride 2 gets stride 1.
+    """
+    name, first = next(iter(weighted_layers(model).items()))
+    assert isinstance(first, nn.Conv2d)
+    small_images = settings.stem == "cifar" and first.stride == (2, 2)
+    if not small_images and first.in_channels == channels:
+        return
+    kernel, stride, padding = first.kernel_size, first.stride, first.padding
+    if small_images:
+        stride = (1, 1)
+        if kernel == (7, 7) and isinstance(getattr(model, "maxpool", None), nn.MaxPool2d):
+            kernel, padding = (3, 3), (1, 1)
+            replace_module(model, "maxpool", nn.Identity())
+    stem = nn.Conv2d(
+        channels, first.out_channels, kernel, stride, padding, bias=first.bias is not None  # type: ignore[arg-type]
+    )
+    small.initialise(stem)
+    replace_module(model, name, stem)
