@@ -1,10 +1,13 @@
 """Batches by index and vectorised augmentation: no data loader, no worker processes, no Python per sample.
 
-Images are worked on as (samples, height, width * channels), the memory order of a channels_last tensor, so that a batch
-leaves as channels_last without another copy. Random numbers are drawn on the CPU: every device gets the same batches.
+Images are worked on as (samples, height, width, channels), the memory order of a channels_last tensor, so that a batch
+leaves as channels_last without another copy. They are gathered with ``index_select``, which copies whole rows; indexing
+with brackets copies bytes one at a time and takes several times as long. Random numbers are drawn on the CPU: every
+device gets the same batches.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -43,15 +46,15 @@ def client_batches(
     """
     chosen = torch.from_numpy(indices).to(dataset.train.images.device)
     labels = dataset.train.labels[chosen].to(device)
-    crops = _Crops(dataset, dataset.train.images[chosen].to(device), augment)
-    normalise = _Normalise(dataset, device)
+    crops = _Crops(dataset, _pixel_rows(dataset.train.images).index_select(0, chosen).to(device), augment)
     order_generator = torch_generator(seed, "order", round, client)
     crop_generator = torch_generator(seed, "crop", round, client)
     for _ in range(epochs):
         order = torch.randperm(len(indices), generator=order_generator).to(device)
-        crops.draw(crop_generator)
+        if augment:
+            crops.draw(crop_generator)
         for rows in order.split(batch_size):
-            yield normalise(crops.take(rows)), labels[rows]
+            yield normalise(dataset, crops.take(rows)), labels[rows]
 
 
 def evaluation_batches(
@@ -61,59 +64,63 @@ def evaluation_batches(
 
     Yields images, float32 (B, C, H, W), channels_last, normalised, and labels, int64 (B,), both on ``device``.
     """
-    normalise = _Normalise(dataset, device)
+    images = _pixel_rows(split.images)
     for start in range(rank * batch_size, len(split), world_size * batch_size):
         rows = slice(start, start + batch_size)
-        images = split.images[rows].to(device).permute(0, 2, 3, 1).contiguous()
-        yield normalise(images), split.labels[rows].to(device)
+        yield normalise(dataset, images[rows].to(device)), split.labels[rows].to(device)
 
 
-class _Normalise:
-    """uint8 (B, H, W, C) to normalised float32 (B, C, H, W), channels_last."""
+def normalise(dataset: Dataset, images: Tensor) -> Tensor:
+    """uint8 (B, H, W, C) to float32 (B, C, H, W), channels_last: pixels over 255, less the mean, over the deviation."""
+    factor, shift = _factor_and_shift(dataset.mean, dataset.std, images.shape[1] * images.shape[2], images.device)
+    pixels = images.reshape(len(images), -1).to(torch.float32)
+    return pixels.mul_(factor).add_(shift).view(images.shape).permute(0, 3, 1, 2)
 
-    def __init__(self, dataset: Dataset, device: torch.device | str) -> None:
-        _, channels, height, width = dataset.train.images.shape
-        self.shape = (height, width, channels)
-        std = torch.tensor(dataset.std, device=device)
-        mean = torch.tensor(dataset.mean, device=device)
-        # One factor a pixel rather than a channel: with so few channels a broadcast would run in tiny inner loops.
-        self.factor = (1 / (255 * std)).repeat(height * width)
-        self.shift = (-mean / std).repeat(height * width)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        pixels = images.reshape(len(images), -1).to(torch.float32)
-        return pixels.mul_(self.factor).add_(self.shift).view(-1, *self.shape).permute(0, 3, 1, 2)
+@lru_cache(maxsize=8)
+def _factor_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], pixels: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Both float32 (pixels * C,): one a pixel, since a broadcast over a few channels would run in tiny inner loops."""
+    deviations = torch.tensor(std, dtype=torch.float64)
+    shift = -torch.tensor(mean, dtype=torch.float64) / deviations
+    factor = 1 / (255 * deviations)
+    return factor.repeat(pixels).to(device, torch.float32), shift.repeat(pixels).to(device, torch.float32)
+
+
+def _pixel_rows(images: Tensor) -> Tensor:
+    """(N, C, H, W) as contiguous (N, H, W, C); a view where the images are channels_last, as data sets keep them."""
+    return images.permute(0, 2, 3, 1).contiguous()
 
 
 class _Crops:
-    """A client's images, uint8 (n, H, W, C), each seen through a window and perhaps a mirror drawn once an epoch."""
+    """A client's images, uint8 (n, H, W, C), each seen through a window and perhaps a mirror drawn once an epoch.
+
+    The images, followed by their mirror images where wanted, get a border of zeros. A crop is then a start in memory,
+    and ``windows`` the view that has one entry (H, W * C) for every start.
+    """
 
     def __init__(self, dataset: Dataset, images: Tensor, augment: bool) -> None:
+        self.shape = images.shape
         self.border = dataset.pad if augment else 0
-        self.mirrored = dataset.flip and augment
-        self.images = images.permute(0, 2, 3, 1).contiguous()
-        self.windows = self._all_windows() if self.border else None
-
-    def _all_windows(self) -> Tensor:
-        """A view (n, top, left, H, W * C) of the images with their border: one entry for every possible crop."""
-        _, height, width, channels = self.images.shape
-        border = self.border
-        bordered = pad_border(self.images, (0, 0, border, border, border, border))
-        sample, line, pixel, _ = bordered.stride()
-        places = 2 * border + 1
-        size = (len(bordered), places, places, height, width * channels)
-        return bordered.as_strided(size, (sample, line, pixel, line, 1))
+        self.mirrored = augment and dataset.flip
+        images = torch.cat([images, images.flip(2)]) if self.mirrored else images
+        border = (self.border, self.border)
+        images = pad_border(images, (0, 0, *border, *border)) if self.border else images
+        count, height, width, channels = self.shape
+        self.lines, self.line = images.shape[1:3]
+        starts = images.numel() // channels - (height - 1) * self.line - (width - 1)
+        self.windows = images.as_strided((starts, height, width * channels), (channels, self.line * channels, 1))
+        self.start = torch.arange(count, device=images.device) * (self.lines * self.line)
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw each image's window and mirror for the coming epoch."""
-        count, device = len(self.images), self.images.device
-        self.top, self.left = torch.randint(2 * self.border + 1, (2, count), generator=generator).to(device)
-        self.mirror = torch.randint(2, (count, 1, 1, 1), generator=generator).to(device, torch.bool)
+        sample = torch.arange(self.shape[0])
+        top, left = torch.randint(2 * self.border + 1, (2, len(sample)), generator=generator)
+        if self.mirrored:
+            sample += len(sample) * torch.randint(2, sample.shape, generator=generator)
+        self.start = ((sample * self.lines + top) * self.line + left).to(self.windows.device)
 
     def take(self, rows: Tensor) -> Tensor:
-        """The epoch's view of these images, uint8 (B, H, W, C)."""
-        if self.windows is None:
-            images = self.images[rows]
-        else:
-            images = self.windows[rows, self.top[rows], self.left[rows]].view(len(rows), *self.images.shape[1:])
-        return torch.where(self.mirror[rows], images.flip(2), images) if self.mirrored else images
+        """The epoch's crops of these images, uint8 (B, H, W, C)."""
+        return self.windows.index_select(0, self.start[rows]).view(len(rows), *self.shape[1:])

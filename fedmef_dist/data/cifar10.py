@@ -70,7 +70,7 @@ def _unpack(members: tarfile.TarFile, name: str, folder: Path) -> None:
 def _split(folder: Path, names: tuple[str, ...]) -> Split:
     records = np.concatenate([_records(folder / name) for name in names])
     images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32))
-    return Split(images.contiguous(), torch.from_numpy(records[:, 0].astype(np.int64)))
+    return Split(images.contiguous(memory_format=torch.channels_last), torch.from_numpy(records[:, 0].astype(np.int64)))
 
 
 def _records(path: Path) -> np.ndarray:

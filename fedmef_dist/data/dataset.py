@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Split:
-    """Images as uint8 (N, C, H, W), contiguous, and labels as int64 (N,)."""
+    """Images as uint8 (N, C, H, W) in channels_last memory order, and labels as int64 (N,)."""
 
     images: Tensor
     labels: Tensor

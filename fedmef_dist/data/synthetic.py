@@ -30,14 +30,14 @@ def load_synthetic(settings: SyntheticSettings, seed: int) -> Dataset:
 
 
 def _patterns(settings: SyntheticSettings, generator: np.random.Generator) -> np.ndarray:
-    """One pattern a class, uint8 (classes, C, H, W) with values below 128; a quarter of the side is one tile."""
-    tiles = generator.integers(0, 128, (settings.classes, settings.channels, 4, 4), dtype=np.uint8)
+    """One pattern a class, uint8 (classes, H, W, C) with values below 128; a quarter of the side is one tile."""
+    tiles = generator.integers(0, 128, (settings.classes, 4, 4, settings.channels), dtype=np.uint8)
     position = np.arange(settings.image_size) * 4 // settings.image_size
-    return tiles[:, :, position[:, None], position[None, :]]
+    return tiles[:, position[:, None], position[None, :]]
 
 
 def _split(patterns: np.ndarray, count: int, generator: np.random.Generator) -> Split:
     labels = generator.permutation(np.arange(count, dtype=np.int64) % len(patterns))
     images = generator.integers(0, 128, (count, *patterns.shape[1:]), dtype=np.uint8)
     images += patterns[labels]
-    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+    return Split(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels))
