@@ -17,7 +17,9 @@ class WandbSettings(Settings):
         default="fedmef", pattern=r"^[^/\\#?%:]+$", max_length=128, description="project that gets the run"
     )
     entity: str | None = Field(default=None, min_length=1, description="user or team; null: the account's default")
-    group: str | None = Field(default=None, min_length=1, description="group of runs, for example one experiment's seeds")
+    group: str | None = Field(
+        default=None, min_length=1, description="group of runs, for example one experiment's seeds"
+    )
     tags: list[str] = Field(default_factory=list, description="labels to filter runs by")
 
 

@@ -1,0 +1,45 @@
+import subprocess
+import sys
+
+import pytest
+
+from fedmef_dist.errors import UserError
+from fedmef_dist.report import compare
+
+
+def test_one_run_is_reported_inside_its_own_directory(make_run, capsys):
+    directory = make_run("quickstart")
+    compare([directory], None)
+    printed = capsys.readouterr().out
+    assert {file.name for file in (directory / "report").iterdir()} == {
+        *("compare.md", "compare.csv", "costs.png"),
+        *("accuracy_rounds.png", "accuracy_wire.png", "accuracy_flops.png"),
+    }
+    assert "90.00" in printed
+    assert "costs.png" in printed
+    assert "\x1b[" not in printed
+
+
+def test_several_runs_are_reported_where_the_user_stands_or_says(make_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [make_run("a"), make_run("b", "fedavg")]
+    compare(runs, None)
+    assert (tmp_path / "report" / "compare.md").exists()
+    compare(runs, tmp_path / "deep" / "out")
+    assert (tmp_path / "deep" / "out" / "compare.csv").read_text().count("\n") == 3
+
+
+def test_wrong_requests_are_refused(make_run, tmp_path):
+    directory = make_run("a")
+    with pytest.raises(UserError, match="no run directory"):
+        compare([], None)
+    with pytest.raises(UserError, match="twice"):
+        compare([directory, directory / ".." / "a"], None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        compare([directory], tmp_path / "file")
+
+
+def test_importing_the_report_does_not_import_matplotlib():
+    code = "import sys, fedmef_dist.report; sys.exit('matplotlib' in sys.modules or 'pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
