@@ -80,11 +80,12 @@ def draw_counts(class_sizes: np.ndarray, clients: int, alpha: float, generator: 
     counts = np.zeros((len(class_sizes), clients), dtype=np.int64)
     held = np.zeros(clients, dtype=np.int64)
     for row, size in zip(counts, class_sizes, strict=True):
-        shares = generator.dirichlet(np.full(clients, alpha)) * (held * clients < class_sizes.sum())
+        is_open = held * clients < class_sizes.sum()
+        shares = generator.dirichlet(np.full(clients, alpha)) * is_open
         # All the mass may have fallen on full clients when alpha is small; then the open ones share alike.
-        shares = shares if shares.sum() > 0 else (held * clients < class_sizes.sum()).astype(float)
-        cuts = np.floor(np.cumsum(shares) / shares.sum() * size).astype(np.int64)
-        cuts[-1] = size
+        edges = np.cumsum(shares if shares.any() else is_open)
+        # The division by the last edge makes the last open client's edge exactly 1: no remainder falls to a full one.
+        cuts = np.floor(edges / edges[-1] * size).astype(np.int64)
         row[:] = np.diff(cuts, prepend=0)
         held += row
     return counts

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmef_dist.data.partitions import PartitionSettings, draw_counts, partition_samples
+from fedmef_dist.errors import UserError
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    labels=st.lists(st.integers(0, 6), min_size=40, max_size=200),
+    clients=st.integers(1, 8),
+    scheme=st.sampled_from(["iid", "dirichlet"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_sample_belongs_to_exactly_one_client(labels, clients, scheme, seed):
+    partition = PartitionSettings(scheme=scheme, alpha=1.0, min_samples=1)
+    order, offsets = partition_samples(np.array(labels), clients, partition, rng(seed))
+    assert sorted(order) == list(range(len(labels)))
+    assert (order.dtype, offsets.dtype) == (np.int64, np.int64)
+    assert (offsets[0], offsets[-1], len(offsets)) == (0, len(labels), clients + 1)
+    assert (np.diff(offsets) >= 1).all()
+
+
+def test_iid_shares_differ_by_one_sample_at_most():
+    _, offsets = partition_samples(np.zeros(11, int), 3, PartitionSettings(scheme="iid", min_samples=3), rng())
+    assert np.diff(offsets).tolist() == [3, 4, 4]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=12),
+    clients=st.integers(1, 30),
+    alpha=st.sampled_from([0.001, 0.1, 0.5, 10.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_full_client_gets_no_more_of_a_class(sizes, clients, alpha, seed):
+    counts = draw_counts(np.array(sizes), clients, alpha, rng(seed))
+    assert counts.sum(axis=1).tolist() == sizes
+    assert counts.min() >= 0
+    held = np.cumsum(counts, axis=0)
+    full = held[:-1] * clients >= sum(sizes)
+    assert not counts[1:][full].any()
+
+
+class FixedShares:
+    """Stands in for the generator and hands out proportions worked out by hand."""
+
+    def __init__(self, *shares):
+        self.shares = iter(shares)
+
+    def dirichlet(self, alpha):
+        return np.array(next(self.shares))
+
+
+def test_counts_worked_out_by_hand():
+    # 20 samples, 2 clients, so 10 each is full. Class 0 (12): cut at floor(0.75 * 12) = 9 -> 9, 3.
+    # Client 0 holds 9 < 10 and may take more. Class 1 (4): cut at floor(0.5 * 4) = 2 -> 2, 2; now 11 and 5.
+    # Client 0 is full. Class 2 (4): everything to client 1.
+    counts = draw_counts(np.array([12, 4, 4]), 2, 0.5, FixedShares([0.75, 0.25], [0.5, 0.5], [0.9, 0.1]))
+    assert counts.tolist() == [[9, 3], [2, 2], [0, 4]]
+
+
+def test_mass_on_full_clients_only_falls_to_the_open_ones():
+    # Class 0 fills client 0 (6 of 8, full at 8/3); the second draw names it alone, so clients 1 and 2 share alike.
+    counts = draw_counts(np.array([6, 2]), 3, 0.5, FixedShares([1.0, 0.0, 0.0], [1.0, 0.0, 0.0]))
+    assert counts.tolist() == [[6, 0, 0], [0, 1, 1]]
+
+
+def test_smaller_alpha_skews_the_labels_more():
+    sizes = np.full(10, 6000)
+    dominant = [draw_counts(sizes, 100, alpha, rng(1)).max(axis=0).mean() for alpha in (0.1, 0.5, 100.0)]
+    assert dominant[0] > dominant[1] > dominant[2]
+
+
+def test_labels_follow_the_drawn_counts():
+    labels = rng(3).permutation(np.repeat(np.arange(4), 50))
+    order, offsets = partition_samples(labels, 5, PartitionSettings(min_samples=5), rng(4))
+    clients = [np.bincount(labels[order[offsets[k] : offsets[k + 1]]], minlength=4) for k in range(5)]
+    assert np.std([client / client.sum() for client in clients], axis=0).max() > 0.15  # an equal share would give 0
+    assert min(client.sum() for client in clients) >= 5
+
+
+def test_too_few_samples():
+    with pytest.raises(UserError, match=r"11 clients with at least 10 samples each need 110 samples, .* has 100"):
+        partition_samples(np.zeros(100, int), 11, PartitionSettings(), rng())
+
+
+def test_no_samples():
+    with pytest.raises(UserError, match="the data set has 0"):
+        partition_samples(np.zeros(0, int), 1, PartitionSettings(scheme="iid", min_samples=1), rng())
+
+
+def test_draws_that_never_succeed_end_with_a_message():
+    labels = np.repeat(np.arange(2), 100)
+    with pytest.raises(UserError, match=r"none of 1000 Dirichlet draws .*alpha 0\.01.* each of 20 clients 10 samples"):
+        partition_samples(labels, 20, PartitionSettings(alpha=0.01, min_samples=10), rng())

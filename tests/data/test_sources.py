@@ -1,0 +1,303 @@
+import gzip
+import hashlib
+import io
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from fedmef_dist.data import cifar10, fashion_mnist
+from fedmef_dist.data.digits import digits_path, load_digits
+from fedmef_dist.data.sources import DataSettings, load_dataset
+from fedmef_dist.data.synthetic import SyntheticSettings
+from fedmef_dist.errors import UserError
+
+FASHION_FILES = list(fashion_mnist.MD5)
+
+
+def load(tmp_path, dataset, **keys):
+    return load_dataset(DataSettings(dataset=dataset, root=str(tmp_path), **keys), seed=0)
+
+
+# --- settings
+
+
+@pytest.mark.parametrize("key", [{"dataset": "digit"}, {"download": "yes"}, {"folder": "x"}, {"root": ""}])
+def test_wrong_settings_are_refused(key):
+    with pytest.raises(ValidationError):
+        DataSettings(**key)
+
+
+# --- digits
+
+
+def test_digits_equal_scikit_learns_own_loader():
+    from sklearn.datasets import load_digits as reference
+
+    images, labels = reference(return_X_y=True)
+    data = load_digits(digits_path())
+    assert (len(data.train), len(data.test)) == (1442, 355)
+    seen = [0] * 10
+    train, test = iter(range(1442)), iter(range(355))
+    for image, label in zip(images, labels, strict=True):
+        seen[label] += 1
+        split, row = (data.test, next(test)) if seen[label] % 5 == 0 else (data.train, next(train))
+        assert split.labels[row] == label
+        assert torch.equal(
+            split.images[row].flatten().float(), torch.from_numpy(image * 255 / 16).add(0.5).floor().float()
+        )
+
+
+def test_digits_are_normalised_and_the_split_ignores_the_seed():
+    settings = DataSettings(dataset="digits")
+    one, two = load_dataset(settings, seed=1), load_dataset(settings, seed=2)
+    assert torch.equal(one.test.images, two.test.images)
+    pixels = one.train.images / 255
+    assert pixels.mean().item() == pytest.approx(one.mean[0], abs=1e-4)
+    assert pixels.std().item() == pytest.approx(one.std[0], abs=1e-4)
+
+
+def test_digits_are_read_without_importing_scikit_learn():
+    code = (
+        "import sys; from fedmef_dist.data.sources import DataSettings, load_dataset; load_dataset(DataSettings(), 0);"
+        "sys.exit(any(name in sys.modules for name in ('sklearn', 'torchvision', 'matplotlib')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_digits_without_scikit_learn(monkeypatch):
+    monkeypatch.setattr("fedmef_dist.data.digits.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install scikit-learn"):
+        digits_path()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b"1,2,3\n4,5,6\n", "64 values of 0 to 16"),
+        (b"1,2\n3\n", "65 whole numbers"),
+        (b"<html>\n", "65 whole numbers"),
+        (b",".join([b"17"] * 64 + [b"1"]), "64 values of 0 to 16"),
+        (b",".join([b"1"] * 64 + [b"10"]), "64 values of 0 to 16"),
+    ],
+)
+def test_a_foreign_digits_file(tmp_path, text, found):
+    (tmp_path / "digits.csv").write_bytes(text)
+    with pytest.raises(UserError, match=rf"damaged: expected {found}[\s\S]*digits\.csv"):
+        load_digits(tmp_path / "digits.csv")
+
+
+# --- Fashion-MNIST
+
+
+def idx(values):
+    """The idx format by hand: 0, 0, type 8 (unsigned bytes), dimensions, big-endian sizes, values."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+    return bytes([0, 0, 8, values.ndim]) + sizes + values.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def fashion(tmp_path, monkeypatch):
+    """A folder with five training and three test images in the real format, half of the files compressed."""
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
+    folder = tmp_path / "fashion_mnist"
+    folder.mkdir()
+    values = np.arange(8 * 784).reshape(8, 28, 28) % 251
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(values[:5])))
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx(np.array([0, 9, 3, 1, 2])))
+    (folder / "t10k-images-idx3-ubyte").write_bytes(idx(values[5:]))
+    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.array([4, 5, 6]))))
+    return folder
+
+
+def test_fashion_mnist_plain_and_compressed(tmp_path, fashion):
+    data = load(tmp_path, "fashion_mnist")
+    values = torch.arange(8 * 784).view(8, 1, 28, 28) % 251
+    assert torch.equal(torch.cat([data.train.images, data.test.images]), values.to(torch.uint8))
+    assert data.train.labels.tolist() == [0, 9, 3, 1, 2]
+    assert data.test.labels.tolist() == [4, 5, 6]
+    assert data.train.labels.dtype == torch.int64
+
+
+def test_fashion_mnist_falls_back_to_the_system_package(tmp_path, fashion):
+    fashion.rename(tmp_path / "debian")
+    assert len(load(tmp_path, "fashion_mnist").train) == 5
+
+
+def test_a_missing_fashion_mnist_file(tmp_path, fashion):
+    (fashion / "t10k-images-idx3-ubyte").unlink()
+    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte\.gz is missing[\s\S]*data\.download=true"):
+        load(tmp_path, "fashion_mnist")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t10k-images-idx3-ubyte", b"", "found an empty file"),
+        ("t10k-images-idx3-ubyte", b"<html>", "found a start of 3c68746d"),
+        ("t10k-images-idx3-ubyte", idx(np.zeros((3, 28, 28)))[:-1], r"\(3, 28, 28\), .* found 2351 bytes"),
+        ("t10k-images-idx3-ubyte", idx(np.zeros((0, 28, 28))), "at least one, found 0 bytes"),
+        ("t10k-images-idx3-ubyte", idx(np.zeros((3, 8, 8))), "28x28 pixels"),
+        ("train-labels-idx1-ubyte", idx(np.zeros(4)), "expected 5 labels of 0 to 9, found 4"),
+        ("train-labels-idx1-ubyte", idx(np.full(5, 10)), "labels up to 10"),
+        ("train-images-idx3-ubyte.gz", b"plain", "a whole gzip file"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(bytes(range(256)) * 9)[:-12], "a whole gzip file"),
+    ],
+)
+def test_damaged_fashion_mnist_files(tmp_path, fashion, name, content, message):
+    (fashion / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"damaged: [\s\S]*{message}[\s\S]*{name}") as caught:
+        load(tmp_path, "fashion_mnist")
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_data_file_that_is_a_folder(tmp_path):
+    from fedmef_dist.data.files import read_bytes
+
+    with pytest.raises(UserError, match="cannot be read"):
+        read_bytes(tmp_path)
+    with pytest.raises(UserError, match="is missing"):
+        read_bytes(tmp_path / "nothing")
+
+
+def serve(folder, server, monkeypatch):
+    """Let the files of ``folder`` be what the data set's site offers."""
+    server.mkdir()
+    for path in list(folder.iterdir()):
+        content = path.read_bytes() if path.suffix else gzip.compress(path.read_bytes())
+        name = path.name.removesuffix(".gz")
+        (server / f"{name}.gz").write_bytes(content)
+        monkeypatch.setitem(fashion_mnist.MD5, name, hashlib.md5(content).hexdigest())
+        path.unlink()
+    folder.rmdir()
+    monkeypatch.setattr(fashion_mnist, "URL", server.as_uri())
+
+
+def test_fashion_mnist_download(tmp_path, fashion, monkeypatch):
+    serve(fashion, tmp_path / "server", monkeypatch)
+    assert len(load(tmp_path, "fashion_mnist", download=True).test) == 3
+    assert sorted(path.name for path in fashion.iterdir()) == sorted(f"{name}.gz" for name in FASHION_FILES)
+
+
+def test_a_download_with_another_sum_leaves_nothing_behind(tmp_path, fashion, monkeypatch):
+    serve(fashion, tmp_path / "server", monkeypatch)
+    monkeypatch.setitem(fashion_mnist.MD5, FASHION_FILES[0], "0" * 32)
+    with pytest.raises(UserError, match="instead of 00000000"):
+        load(tmp_path, "fashion_mnist", download=True)
+    assert list(fashion.iterdir()) == []
+
+
+def test_a_download_without_a_server(tmp_path, fashion, monkeypatch):
+    serve(fashion, tmp_path / "server", monkeypatch)
+    monkeypatch.setattr(fashion_mnist, "URL", (tmp_path / "nowhere").as_uri())
+    with pytest.raises(UserError, match=r"cannot download[\s\S]*put it at .*train-images-idx3-ubyte\.gz yourself"):
+        load(tmp_path, "fashion_mnist", download=True)
+
+
+# --- CIFAR-10
+
+
+def cifar_record(label, seed):
+    """A label, then three planes of 32x32: red, green, blue."""
+    return bytes([label]) + np.random.default_rng(seed).integers(0, 256, 3072, dtype=np.uint8).tobytes()
+
+
+@pytest.fixture
+def cifar(tmp_path):
+    """The six files of the binary version, with two records each."""
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for number, name in enumerate(cifar10.TRAIN + cifar10.TEST):
+        (folder / name).write_bytes(cifar_record(number, 2 * number) + cifar_record(9, 2 * number + 1))
+    return folder
+
+
+def test_cifar10(tmp_path, cifar):
+    data = load(tmp_path, "cifar10")
+    assert data.train.images.shape == (10, 3, 32, 32)
+    assert data.train.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
+    assert data.test.labels.tolist() == [5, 9]
+    planes = np.random.default_rng(2).integers(0, 256, 3072, dtype=np.uint8)  # first record of data_batch_2
+    assert data.train.images[2, 1, 0, 5] == planes[1024 + 5]
+    assert data.train.images[2, 2, 31, 0] == planes[2048 + 31 * 32]
+    assert data.train.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (cifar_record(1, 1)[:-1], "whole records of 3073 bytes, found 3072 bytes"),
+        (cifar_record(10, 1), "labels of 0 to 9, found a label of 10"),
+    ],
+)
+def test_damaged_cifar10_files(tmp_path, cifar, content, message):
+    (cifar / "data_batch_3.bin").write_bytes(content)
+    with pytest.raises(UserError, match=rf"{message}[\s\S]*data_batch_3\.bin"):
+        load(tmp_path, "cifar10")
+
+
+def test_a_missing_cifar10_file(tmp_path, cifar):
+    (cifar / "test_batch.bin").unlink()
+    with pytest.raises(UserError, match=r"a file is missing[\s\S]*test_batch\.bin[\s\S]*download=true"):
+        load(tmp_path, "cifar10")
+
+
+def test_the_pickled_version_of_cifar10_is_not_opened(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(UserError, match=r"a pickle, which is not opened[\s\S]*cifar-10-binary\.tar\.gz"):
+        load(tmp_path, "cifar10")
+
+
+def pack(archive, folder, names):
+    with tarfile.open(archive, "w:gz") as members:
+        for name in names:
+            entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            content = (folder / name).read_bytes()
+            entry.size = len(content)
+            members.addfile(entry, io.BytesIO(content))
+
+
+def test_cifar10_download(tmp_path, cifar, monkeypatch):
+    archive = tmp_path / "server.tar.gz"
+    pack(archive, cifar, cifar10.TRAIN + cifar10.TEST)
+    monkeypatch.setattr(cifar10, "URL", archive.as_uri())
+    monkeypatch.setattr(cifar10, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    other = tmp_path / "other"
+    assert load(other, "cifar10", download=True).train.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_damaged_cifar10_archive(tmp_path, cifar, whole):
+    other = tmp_path / "other"
+    other.mkdir()
+    pack(other / "cifar-10-binary.tar.gz", cifar, cifar10.TRAIN)  # no test batch
+    if not whole:
+        (other / "cifar-10-binary.tar.gz").write_bytes(b"not an archive")
+    with pytest.raises(UserError, match=r"a tar\.gz file with the binary batches[\s\S]*cifar-10-binary\.tar\.gz"):
+        load(other, "cifar10", download=True)
+
+
+# --- synthetic
+
+
+def test_synthetic_has_the_sizes_asked_for():
+    sizes = SyntheticSettings(samples=50, test_samples=20, classes=5, channels=2, image_size=9)
+    data = load_dataset(DataSettings(dataset="synthetic", synthetic=sizes), seed=0)
+    assert (data.train.images.shape, data.test.images.shape) == ((50, 2, 9, 9), (20, 2, 9, 9))
+    assert torch.bincount(data.train.labels).tolist() == [10] * 5
+    assert data.train.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_synthetic_depends_on_the_seed_alone_and_can_be_learned():
+    settings = DataSettings(dataset="synthetic", synthetic=SyntheticSettings(samples=400, test_samples=100))
+    data, again, other = (load_dataset(settings, seed) for seed in (0, 0, 1))
+    assert torch.equal(data.train.images, again.train.images)
+    assert not torch.equal(data.train.images, other.train.images)
+    means = torch.stack([data.train.images[data.train.labels == label].float().mean(0) for label in range(10)])
+    nearest = torch.cdist(data.test.images.float().flatten(1), means.flatten(1)).argmin(dim=1)
+    assert (nearest == data.test.labels).float().mean() > 0.95
