@@ -122,7 +122,11 @@ def _draw_bars(groups: Sequence[Group]) -> "Figure":
         axes.bar(places + 0.2, np.array(dense) / unit, color="white", hatch="///", label="dense FedAvg", **style)
         crowded: dict[str, Any] = {"rotation": 25, "ha": "right"} if len(groups) > 2 else {}
         axes.set_xticks(places, [group.label for group in groups], fontsize=8, **crowded)
-        axes.set(ylabel=f"{title} ({prefix}B)", ylim=(0, 1.25 * max([*values, *dense]) / unit or 1))
+        axes.set(
+            ylabel=f"{title} ({prefix}B)",
+            xlim=(-0.7, len(groups) - 0.3),
+            ylim=(0, 1.25 * max(values + dense) / unit or 1),
+        )
         axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center")
     return figure
 
