@@ -1,7 +1,7 @@
 """Which launcher started this process, and what it says about rank, world and meeting point.
 
-Launchers are tried in the order of `_LAUNCHERS`, which matters: mpirun inside a batch job inherits the SLURM variables, and
-torchrun may itself have been started by srun.
+Launchers are tried in the order of `_LAUNCHERS`, which matters: mpirun inside a batch job inherits the SLURM variables,
+and torchrun may itself have been started by srun.
 """
 
 import os

@@ -17,6 +17,9 @@ from fedmef_dist.comm.transport import MpiTransport, TorchTransport, Transport, 
 from fedmef_dist.errors import UserError
 from fedmef_dist.settings import Settings
 
+# The status of a run that a signal stopped early: all ranks leave together, as after the last round.
+STOPPED_EARLY = 75
+
 _MEETING_SECONDS = 300.0
 
 
@@ -98,7 +101,7 @@ class Group:
 def open_group(
     environment: Environment, settings: RuntimeSettings, environ: Mapping[str, str] = os.environ
 ) -> Iterator[Group]:
-    """Set the threads, choose the device, meet the other ranks; closes the group where the body ends without an error.
+    """Set the threads, choose the device, meet the other ranks; closes the group unless the body fails.
 
     Raises UserError where device or backend are not to be had here, or the ranks cannot meet.
     """
@@ -110,7 +113,12 @@ def open_group(
         return
     store = open_store(environment, timedelta(seconds=min(settings.timeout, _MEETING_SECONDS)))
     transport = _open_transport(environment, settings, device, backend, store)
-    yield Group(environment, device, backend, transport, store)
+    try:
+        yield Group(environment, device, backend, transport, store)
+    except SystemExit as leaving:
+        if leaving.code in (None, 0, STOPPED_EARLY):
+            transport.close()
+        raise
     # Not after an error: a peer that is gone would make a clean shutdown wait for it.
     transport.close()
 

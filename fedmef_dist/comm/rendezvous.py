@@ -32,7 +32,7 @@ def open_store(environment: Environment, timeout: timedelta) -> dist.Store:
     except dist.DistNetworkError as error:
         raise UserError(
             f"the ranks could not meet at {host}:{environment.port}\n{str(error).splitlines()[0]}\n"
-            "choose another port with MASTER_PORT (srun) or --master-port (torchrun); check that no firewall is in between"
+            "choose another port: MASTER_PORT (srun), --master-port (torchrun); check that no firewall is in between"
         ) from error
     return store
 
@@ -63,7 +63,8 @@ def meeting_host(environment: Environment) -> str:
     if address is None or resolve(address) is None:
         raise UserError(
             f"the host name {host} does not resolve\n"
-            f"on {socket.gethostname()}, where {environment.launcher} started rank {environment.rank}\nadd it to /etc/hosts or DNS, or give its address to the launcher"
+            f"on {socket.gethostname()}, where {environment.launcher} started rank {environment.rank}\n"
+            "add it to /etc/hosts or DNS, or give its address to the launcher"
         )
     return address
 

@@ -1,5 +1,6 @@
 """What moves the bytes of a collective: torch.distributed (gloo, nccl) or mpi4py buffers."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,7 +73,9 @@ def _peers(collective: str) -> Iterator[None]:
         # Gloo has no error class of its own: what its transport layer reports is a lost or silent connection, all else
         # (a wrong shape, an unsupported dtype) is this rank's own mistake.
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
-            raise PeerLostError(f"{collective}: {str(error).splitlines()[0]}") from error
+            # The first sentence, without the place in gloo's sources in front of it.
+            reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". ")[0]
+            raise PeerLostError(f"{collective}: {reason}") from error
         raise
 
 

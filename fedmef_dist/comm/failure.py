@@ -1,0 +1,128 @@
+"""A run ends on all ranks or on none: the rank that fails says why, once, and the others follow within seconds.
+
+The launchers stop the other ranks when one exits with an error, and broken connections wake those that wait in a
+collective. What is left to do here is to agree on who speaks, and to keep quiet where somebody has spoken.
+"""
+
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+
+from fedmef_dist.comm.environment import Environment
+from fedmef_dist.comm.group import Group
+from fedmef_dist.comm.transport import PeerLostError, mpi_world
+from fedmef_dist.errors import UserError
+
+USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
+
+_CLAIMED, _SHOWN = "failure/claimed", "failure/shown"
+_PATIENCE_SECONDS = 2.0
+
+
+@contextmanager
+def ends_together(place: Environment | Group) -> Iterator[None]:
+    """Turn an error of the body into a message that is shown once, and an exit of every rank.
+
+    UserError: its message, exit status 2. Any other exception: its traceback with rank and host in front, status 1. A
+    rank that lost its peers: one line, status 1. KeyboardInterrupt: status 130. Give the Group where there is one: its
+    store lets the ranks agree on who speaks. Leaves by SystemExit, or under mpirun by MPI's Abort.
+    """
+    environment, store = (place.environment, place.store) if isinstance(place, Group) else (place, None)
+    voice = _Voice(environment, store)
+    try:
+        yield
+    except KeyboardInterrupt:
+        voice.end(INTERRUPTED)
+    except UserError as error:
+        voice.wait_for_server()
+        voice.say(str(error))
+        voice.end(USER_ERROR)
+    except PeerLostError as error:
+        voice.claim()
+        voice.say_always(f"{voice.name}: stopped, a peer is gone: {error}")
+        voice.end(FAULT)
+    except Exception as error:
+        report = "".join(f"{voice.name}: {line}\n" for line in traceback.format_exc().splitlines())
+        if not voice.say(report.rstrip()):
+            voice.say_always(f"{voice.name}: stopped as well: {type(error).__name__}")
+        voice.end(FAULT)
+
+
+class _Voice:
+    """Who may speak about a failure: the first rank that claims it in the store."""
+
+    def __init__(self, environment: Environment, store: dist.Store | None) -> None:
+        self._environment, self._store = environment, store
+        self._first = False
+        self.name = f"rank {environment.rank} of {environment.world_size} on {socket.gethostname()}"
+
+    def say(self, text: str) -> bool:
+        """Show the error, unless another rank has claimed the failure; whether this rank spoke."""
+        if self.claim():
+            self.say_always(text)
+            self._ask(self._mark_shown, default=True)
+        else:
+            self._wait(self._shown)  # an early exit would make the launcher kill the rank that is about to speak
+        return self._first
+
+    def claim(self) -> bool:
+        """Whether this rank is the first to fail, as far as the store knows; the first one ends the others."""
+        self._first = self._ask(self._claim, default=True)
+        return self._first
+
+    def say_always(self, text: str) -> None:
+        """Show a line whoever spoke before."""
+        sys.stderr.write(f"{text}\n")  # one write, or lines of several ranks mix
+        sys.stderr.flush()
+
+    def wait_for_server(self) -> None:
+        """Give rank 0 the first word: wrong input is most often wrong on every rank."""
+        if self._environment.rank != 0:
+            self._mpi()  # MPI starts on all ranks or on none, and rank 0 needs it to end them all
+            self._wait(self._shown)
+
+    def end(self, status: int) -> None:
+        """Leave; under mpirun take the others along, which may be waiting for this rank inside MPI."""
+        world = self._mpi() if self._first else None
+        if world is not None:
+            world.Abort(status)
+        sys.exit(status)
+
+    def _mpi(self) -> Any:
+        """COMM_WORLD where mpirun started several ranks, which it does not stop by itself before MPI is initialised."""
+        if self._environment.launcher not in ("openmpi", "mpich") or self._environment.world_size == 1:
+            return None
+        try:
+            return mpi_world(self._environment)
+        except UserError:  # no MPI library, which may be the very error that is being reported
+            return None
+
+    def _claim(self, store: dist.Store) -> bool:
+        mine = str(self._environment.rank)
+        return bool(store.compare_set(_CLAIMED, "", mine) == mine.encode())
+
+    def _mark_shown(self, store: dist.Store) -> bool:
+        store.set(_SHOWN, "1")
+        return True
+
+    def _shown(self) -> bool:
+        return self._ask(lambda store: store.check([_SHOWN]), default=False)
+
+    def _ask(self, question: Callable[[dist.Store], bool], default: bool) -> bool:
+        if self._store is None:
+            return default
+        try:
+            return question(self._store)
+        except dist.DistError:  # the store went down with rank 0
+            return default
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < deadline and not condition():
+            time.sleep(0.05)
