@@ -59,11 +59,13 @@ def _existing(run_dir: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the run's configuration: {error}\nwhere: {path}\nmend: choose --run-dir") from None
+        raise UserError(
+            f"cannot read the run's configuration: {error}\nwhere: {path}\nmend: choose --run-dir"
+        ) from None
 
 
 def _refuse_another(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    harmless = (*_HARMLESS, *_HARMLESS_RUNTIME)
+    harmless: tuple[str, ...] = (*_HARMLESS, *_HARMLESS_RUNTIME)
     if new["optimizer"]["schedule"] == "cosine":
         # The cosine stretches over all rounds: another number of rounds is another learning rate in each.
         harmless = tuple(key for key in harmless if key != "federation.rounds")

@@ -59,15 +59,15 @@ class Simulation:
         self.population = build_population(
             self.dataset.train.labels, config.federation, config.data.partition, config.seed
         )
-        self.image_shape = tuple(self.dataset.train.images.shape[1:])
-        channels, _, size = self.image_shape
+        channels, height, width = self.dataset.train.images.shape[1:]
+        self.image_shape = (channels, height, width)
         self.model = build_model(
             config.model,
             config.resolved_sap,
             norm=config.norm,
             classes=self.dataset.classes,
             channels=channels,
-            image_size=size,
+            image_size=height,
             seed=config.seed,
         ).to(group.device)
         self.space = ParameterSpace(self.model, prunable_weights(self.model))
@@ -79,6 +79,7 @@ class Simulation:
         self.costs = CostModel()
         self.store = CheckpointStore(run_dir, config.checkpoint.keep)
         self.totals = Totals()
+        self.first_metrics: Metrics = {}
         self.round = 0
         self.server.start(self.method.initial_mask(numpy_generator(config.seed, "mask")))
 
@@ -86,7 +87,8 @@ class Simulation:
         """All rounds that are left."""
         while self.round < self.config.federation.rounds:
             self.round += 1
-            metrics = self.play_round()
+            metrics = self.play_round() | self.first_metrics
+            self.first_metrics = {}
             tracker.log(metrics)
             self.save_if_due(tracker)
 
@@ -178,7 +180,7 @@ class Simulation:
         """What the round would have cost the simulated devices; ``mask`` is what they trained with."""
         federation = self.config.federation
         wire = self.wire.round(cohort, mask, plan.swap_counts)
-        steps = federation.local_epochs * int(steps_per_epoch(samples, federation.batch_size).sum())
+        steps = federation.local_epochs * sum(steps_per_epoch(int(n), federation.batch_size) for n in samples)
         gradient_samples = int(np.minimum(samples, federation.batch_size * plan.gradient_batches).sum())
         flops = self.flops.round(
             self.space.layer_counts(mask),
@@ -251,7 +253,7 @@ class Simulation:
 
 
 class CohortSum:
-    """This rank's part of a round's sums: the packed states, and in an adjusting round the top gradients."""
+    """One rank's part of a round's sums: the packed states, and in an adjusting round the top gradients."""
 
     def __init__(self, simulation: Simulation, cohort: int, weight: int, plan: RoundPlan) -> None:
         space, group = simulation.space, simulation.group

@@ -154,8 +154,8 @@ class SparseSum:
         if world > 1:
             counts = torch.tensor([int(self._touched.sum())], device=self.group.device)
             longest = int(self.group.all_gather(counts).max())
-            # A ring all-reduce moves 2 * 8 bytes an element; gathering moves 16 bytes a pair to every other rank.
-            self.exchange = "dense" if longest * (world - 1) >= self._total.numel() else "index-value"
+            # A ring all-reduce moves 16 (world - 1) / world bytes an element, gathering 16 (world - 1) bytes a pair.
+            self.exchange = "dense" if longest * world >= self._total.numel() else "index-value"
             if self.exchange == "dense":
                 self.group.all_reduce(self._total)
             else:

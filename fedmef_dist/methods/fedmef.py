@@ -2,8 +2,8 @@
 
 Huang, Zhuang, Chen, Lyu: "FedMef: Towards Memory-efficient Federated Dynamic Pruning", CVPR 2024, arXiv 2403.14737.
 A random sparse model is trained from the start. Every few rounds the weights of smallest magnitude are marked, emptied
-by the clients through budget-aware extrusion (section 3.2), pruned by the server, and replaced by the inactive weights of
-largest aggregated gradient. Scaled activation pruning (section 3.3) lives in the layers.
+by the clients through budget-aware extrusion (section 3.2), pruned by the server, and replaced by the inactive weights
+of largest aggregated gradient. Scaled activation pruning (section 3.3) lives in the layers.
 """
 
 from typing import Literal
@@ -63,7 +63,7 @@ class FedMef(Method):
         return random_mask(self.space, self.counts, generator)
 
     def plan(self, round_number: int, values: Tensor) -> RoundPlan:
-        """In an adjusting round: how many weights are swapped, which are marked, and the extrusion that empties them."""
+        """In an adjusting round: how many weights are swapped, which are marked, and what empties them."""
         if not self.schedule.adjusts(round_number):
             return RoundPlan()
         share = self.schedule.share(round_number)
@@ -114,7 +114,7 @@ class FedMef(Method):
         return Swap(pruned, grown)
 
     def grown_values(self, values: Tensor, grown: Tensor) -> Tensor:
-        """0, or with ``extrusion_target: mean`` the mean of the filter, which leaves the network's function unchanged."""
+        """0, or with ``extrusion_target: mean`` the filter's mean, which leaves the network's function unchanged."""
         return Deviation(self.space, self.settings.extrusion_target).centres(values)[grown]
 
     def metrics(self, plan: RoundPlan, before: Tensor, after: Tensor) -> dict[str, float]:

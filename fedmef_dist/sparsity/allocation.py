@@ -28,8 +28,8 @@ def allocate(shapes: Sequence[Sequence[int]], target: int, allocation: Allocatio
     """Active weights of each layer; they add up to ``target`` exactly.
 
     ``erk`` is the Erdos-Renyi-kernel rule (Evci et al. 2020, arXiv 1911.11134): density proportional to
-    ``sum(shape) / prod(shape)``; ``er`` ignores the kernel's extent; ``uniform`` gives one density to all. A layer whose
-    density would pass 1 is dense, one that would fall below its floor gets the floor, and the others are solved again.
+    ``sum(shape) / prod(shape)``; ``er`` ignores the kernel's extent; ``uniform`` gives one density to all. A layer
+    whose density would pass 1 is dense, one that would fall below its floor gets the floor, and the others are solved again.
     Fractions are settled by largest remainder, ties by layer order.
 
     Args:

@@ -39,7 +39,7 @@ class Slice:
         return min(2, prod(self.shape[1:])) if len(self.shape) == 4 and self.shape[1] == 1 else 0
 
     def view(self, flat: Tensor) -> Tensor:
-        """The tensor over its part of ``flat``; a convolution's weight is stored O,H,W,I, so that it is channels_last."""
+        """The tensor over its part of ``flat``; a convolution's weight lies there as O,H,W,I: channels_last."""
         part = flat[self.start : self.stop]
         if len(self.shape) == 4:
             out_channels, in_channels, height, width = self.shape
@@ -104,8 +104,9 @@ class ParameterSpace:
                 model.get_submodule(owner)._buffers[attribute] = view
         for layer in self.layers:
             module = model.get_submodule(layer.name.rpartition(".")[0])
-            if hasattr(module, "bind_mask"):
-                module.bind_mask(layer.view(self.mask_values))
+            bind_mask = getattr(module, "bind_mask", None)
+            if bind_mask is not None:
+                bind_mask(layer.view(self.mask_values))
 
     @property
     def n_dense(self) -> int:

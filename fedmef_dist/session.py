@@ -1,0 +1,237 @@
+"""A run from the outside: meet the other ranks, claim the directory, simulate, summarise."""
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedmef_dist import __version__
+from fedmef_dist.atomic import write_json
+from fedmef_dist.comm.environment import Environment, detect
+from fedmef_dist.comm.failure import ends_together
+from fedmef_dist.comm.group import Group, open_group
+from fedmef_dist.config import Config, load_config, to_tree
+from fedmef_dist.costs.memory import StepMemory, measure_step
+from fedmef_dist.costs.wire import VALUE_BYTES
+from fedmef_dist.data.batches import client_batches
+from fedmef_dist.errors import UserError
+from fedmef_dist.models import build_model
+from fedmef_dist.run_directory import Resume, claim
+from fedmef_dist.simulation import Simulation
+from fedmef_dist.tracking import Tracker, open_trackers
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished run: the content of its summary.json, and where it lies."""
+
+    run_dir: Path
+    values: dict[str, Any]
+
+
+def run_command(path: Path, overrides: list[str], run_dir: Path | None, resume: Resume) -> None:
+    """The command ``run``: as :func:`run`, with errors shown once and as exit status."""
+    environment = _environment()
+    with ends_together(environment):
+        config = load_config(path, overrides)
+        with open_group(environment, config.runtime) as group, ends_together(group):
+            summary = simulate(config, group, run_dir or Path("runs") / config.name, resume)
+            if group.rank == 0:
+                print(_closing_line(summary))
+
+
+def run(config: Config, run_dir: Path | None = None, resume: Resume = "auto") -> Summary:
+    """One simulation from Python, under any launcher.
+
+    Raises:
+        UserError: something in the configuration, the data or the run directory is wrong.
+    """
+    with open_group(detect(os.environ), config.runtime) as group:
+        return simulate(config, group, run_dir or Path("runs") / config.name, resume)
+
+
+def _environment() -> Environment:
+    try:
+        return detect(os.environ)
+    except UserError as error:
+        raise SystemExit(_print_error(error)) from None
+
+
+def _print_error(error: UserError) -> int:
+    import sys
+
+    print(error, file=sys.stderr)
+    return 2
+
+
+def simulate(config: Config, group: Group, run_dir: Path, resume: Resume) -> Summary:
+    """One simulation on an open group; rank 0 writes into ``run_dir``. Raises UserError."""
+    simulation = Simulation(config, group, run_dir)
+    resumed = _claim_together(simulation, config, run_dir, resume)
+    checkpoint = simulation.store.load(resumed) if resumed is not None else None
+    if checkpoint is not None:
+        simulation.restore(checkpoint)
+    reference = _Reference(simulation) if group.rank == 0 else None
+    state = checkpoint.state["tracker"] if checkpoint is not None else {}
+    with _tracking(simulation, run_dir, resumed, state) as tracker:
+        if reference is not None:
+            simulation.first_metrics = reference.metrics()
+        simulation.run(tracker)
+        summary = _summary(simulation, reference)
+        tracker.finish(summary)
+    if group.rank == 0:
+        write_json(run_dir / "summary.json", summary)
+    group.barrier()
+    return Summary(run_dir, summary)
+
+
+def _claim_together(simulation: Simulation, config: Config, run_dir: Path, resume: Resume) -> int | None:
+    """Rank 0 claims the directory; the others learn the round to resume from."""
+    group = simulation.group
+    answer = torch.zeros(1, dtype=torch.int64)
+    if group.rank == 0:
+        answer[0] = claim(run_dir, config, resume, simulation.store.rounds()) or 0
+    group.broadcast(answer)
+    return int(answer) or None
+
+
+@contextmanager
+def _tracking(simulation: Simulation, run_dir: Path, resumed: int | None, state: dict[str, str]) -> Iterator[Tracker]:
+    config = simulation.config
+    if simulation.group.rank:
+        yield _NoTracker()
+        return
+    tracker = open_trackers(config.tracking, run_dir, to_tree(config), config.federation.rounds, resumed, state)
+    try:
+        yield tracker
+    finally:
+        tracker.close()
+
+
+class _NoTracker:
+    """The tracker of every rank but 0."""
+
+    def log(self, metrics: Any) -> None:
+        """Does nothing."""
+
+    def finish(self, summary: Any) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+    def state(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+
+def _summary(simulation: Simulation, reference: "_Reference | None") -> dict[str, Any]:
+    totals, group = simulation.totals, simulation.group
+    last = totals.last
+    return {
+        "eval/accuracy_last": last.get("eval/accuracy"),
+        "eval/accuracy_best": totals.best_accuracy,
+        "eval/loss_last": last.get("eval/loss"),
+        "rounds": simulation.round,
+        "sparsity/density": simulation.space.density,
+        "wire/total_bytes": totals.wire_bytes,
+        "flops/total": totals.flops,
+        **(reference.metrics() | reference.dense() if reference is not None else {}),
+        "time/total": totals.seconds,
+        "model/digest": simulation.server.digest(),
+        "launcher": group.environment.launcher,
+        "world_size": group.world_size,
+        "threads": torch.get_num_threads(),
+        "device": str(group.device),
+        "versions": {"fedmef_dist": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+class _Reference:
+    """Measured memory of one training step, of this run's model and of dense FedAvg's on the same batch."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self.simulation = simulation
+        config = simulation.config
+        self.batch = self._full_batch()
+        channels, _, size = simulation.image_shape
+        self.dense_model = build_model(
+            config.model,
+            config.sap.model_copy(update={"enabled": False}),
+            norm="batch",
+            classes=simulation.dataset.classes,
+            channels=channels,
+            image_size=size,
+            seed=config.seed,
+        ).to(simulation.group.device)
+        simulation.space.load(simulation.server.values)
+        self.own = self._measure(simulation.model)
+        self.other = self._measure(self.dense_model)
+        simulation.space.gradient.zero_()
+
+    def _full_batch(self) -> tuple[Tensor, Tensor]:
+        simulation = self.simulation
+        config = simulation.config
+        indices = simulation.population.order[: config.federation.batch_size]
+        return next(
+            client_batches(
+                simulation.dataset,
+                indices,
+                batch_size=len(indices),
+                epochs=1,
+                seed=config.seed,
+                round=0,
+                client=0,
+                augment=False,
+                device=simulation.group.device,
+            )
+        )
+
+    def _measure(self, model: nn.Module) -> StepMemory:
+        model.train()
+        return measure_step(model, self._step(model))
+
+    def _step(self, model: nn.Module) -> Callable[[], Tensor]:
+        images, labels = self.batch
+        return lambda: nn.functional.cross_entropy(model(images), labels)
+
+    def metrics(self) -> dict[str, float | int | str]:
+        """Memory keys of the metrics."""
+        space, settings = self.simulation.space, self.simulation.config.optimizer
+        states = 1 + (settings.momentum > 0)
+        weights = VALUE_BYTES * (space.packed_size + states * (space.mask.count + space.n_dense))
+        return {
+            "memory/device_bytes": weights
+            + (0 if space.mask.is_full else space.n_prunable // 8)
+            + self.own.activation_bytes,
+            "memory/activation_bytes": self.own.activation_bytes,
+            "memory/peak_bytes": self.own.peak_bytes,
+        }
+
+    def dense(self) -> dict[str, int]:
+        """What dense FedAvg would have cost: memory measured on the same batch, wire bytes of the same cohorts."""
+        state = sum(
+            tensor.numel()
+            for tensor in (*self.dense_model.parameters(), *self.dense_model.buffers())
+            if tensor.is_floating_point()
+        )
+        uploads = self.simulation.round * self.simulation.config.federation.clients_per_round
+        return {
+            "reference/activation_bytes": self.other.activation_bytes,
+            "reference/peak_bytes": self.other.peak_bytes,
+            "reference/wire_bytes": 2 * VALUE_BYTES * state * uploads,
+        }
+
+
+def _closing_line(summary: Summary) -> str:
+    values = summary.values
+    return (
+        f"{values['rounds']} rounds, accuracy {values['eval/accuracy_last']:.4f}, "
+        f"{values['time/total']:.1f} s, digest {values['model/digest'][:16]}, results in {summary.run_dir}"
+    )

@@ -1,0 +1,127 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from fedmef_dist.comm.exact_sum import FixedPoint
+from fedmef_dist.comm.packed import RanksOutOfStepError, RoundSum, SparseSum
+
+DIGEST = bytes(range(32))
+
+
+class ThreadGroup:
+    """Ranks as threads, so that a collective's arithmetic can be tested without processes."""
+
+    def __init__(self, rank, world_size, shared):
+        self.rank, self.world_size, self.device = rank, world_size, torch.device("cpu")
+        self._tensors, self._barrier = shared
+        self.calls = []
+
+    def all_gather(self, tensor):
+        self.calls.append("all_gather")
+        self._tensors[self.rank] = tensor.clone()
+        self._barrier.wait(10)
+        gathered = torch.stack([self._tensors[rank] for rank in range(self.world_size)])
+        self._barrier.wait(10)
+        return gathered
+
+    def all_reduce(self, tensor):
+        tensor.copy_(self.all_gather(tensor).sum(0))
+        self.calls[-1] = "all_reduce"
+
+
+def on_ranks(world, work):
+    shared = ({}, threading.Barrier(world))
+    results = [None] * world
+
+    def body(rank):
+        try:
+            results[rank] = work(ThreadGroup(rank, world, shared))
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=body, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def client(slot):
+    generator = torch.Generator().manual_seed(slot)
+    return torch.randn(40, generator=generator), 10 + slot
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_the_result_is_the_same_on_any_number_of_ranks(world):
+    def work(group):
+        total = RoundSum(40, 6, sum(10 + slot for slot in range(6)), DIGEST, group)
+        for slot in range(group.rank, 6, group.world_size):
+            values, weight = client(slot)
+            total.add(slot, values, weight, loss=0.5 + slot, seconds=slot / 100)
+        return total.reduce()
+
+    alone = on_ranks(1, work)[0]
+    for result in on_ranks(world, work):
+        assert torch.equal(result.values, alone.values)
+        assert (result.trained, result.refused, result.weight) == (6, 0, 75)
+        assert result.loss == alone.loss
+        assert np.allclose(result.client_seconds, np.arange(6) / 100)
+        assert result.rank_seconds.sum() == pytest.approx(0.15)
+    weights = torch.arange(10, 16, dtype=torch.float64)
+    expected = (torch.stack([client(slot)[0] for slot in range(6)]).double() * weights[:, None]).sum(0) / 75
+    torch.testing.assert_close(alone.values, expected.float())
+
+
+def test_a_client_that_is_not_finite_is_refused_and_counted():
+    def work(group):
+        total = RoundSum(3, 3, 30, DIGEST, group)
+        assert total.add(0, torch.tensor([1.0, 2, 3]), 10, 1.0, 0.0)
+        assert not total.add(1, torch.tensor([1.0, torch.nan, 3]), 10, 1.0, 0.0)
+        assert not total.add(2, torch.tensor([1.0, 2, 3]), 10, float("inf"), 0.0)
+        return total.reduce()
+
+    result = on_ranks(1, work)[0]
+    assert result.values.tolist() == [1, 2, 3]
+    assert (result.trained, result.refused, result.weight, result.loss) == (1, 2, 10, 1.0)
+
+
+def test_a_round_in_which_everybody_is_refused_has_no_average():
+    def work(group):
+        total = RoundSum(1, 1, 10, DIGEST, group)
+        total.add(0, torch.tensor([torch.nan]), 10, 1.0, 0.0)
+        return total.reduce()
+
+    result = on_ranks(1, work)[0]
+    assert result.values is None
+    assert result.refused == 1
+
+
+def test_a_rank_out_of_step_is_noticed_by_every_rank():
+    def work(group):
+        digest = DIGEST if group.rank != 1 else b"x" + DIGEST[1:]
+        return RoundSum(2, 1, 1, digest, group).reduce()
+
+    assert all(isinstance(result, RanksOutOfStepError) for result in on_ranks(3, work))
+
+
+@pytest.mark.parametrize(("size", "exchange"), [(16, "dense"), (2000, "index-value")])
+def test_top_gradients_add_up_whatever_the_exchange(size, exchange):
+    def work(group):
+        total = SparseSum(size, FixedPoint.for_weight(60), group)
+        for slot in range(group.rank, 6, group.world_size):
+            positions = torch.tensor([slot, 7, 8, 9 + slot])
+            total.add(positions, torch.tensor([1.0, 2.0, slot, -3.0]), 10)
+        average = total.reduce(60)
+        return average, total.exchange
+
+    expected = torch.zeros(size)
+    for slot in range(6):
+        expected.index_add_(0, torch.tensor([slot, 7, 8, 9 + slot]), torch.tensor([1.0, 2.0, slot, -3.0]) / 6)
+    alone, _ = on_ranks(1, work)[0]
+    torch.testing.assert_close(alone, expected)
+    for average, chosen in on_ranks(3, work):
+        assert torch.equal(average, alone)
+        assert chosen == exchange

@@ -1,0 +1,79 @@
+from math import prod
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fedmef_dist.errors import UserError
+from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity.allocation import allocate, layer_counts, random_mask
+
+
+def test_erk_by_hand():
+    # Raw densities 20/100 and 40/400, so counts are in the ratio 20 : 40; 30 = 10 + 20.
+    assert allocate([(10, 10), (20, 20)], 30, "erk", [0, 0]) == [10, 20]
+
+
+def test_erk_counts_the_kernel_and_er_does_not():
+    shapes = [(8, 4, 3, 3), (16, 8, 1, 1)]
+    # erk: 18 : 26; er: 12 * 9 : 24.
+    assert allocate(shapes, 44, "erk", [0, 0]) == [18, 26]
+    assert allocate(shapes, 132, "er", [0, 0]) == [108, 24]
+
+
+def test_uniform_gives_one_density():
+    assert allocate([(10, 10), (20, 20)], 50, "uniform", [0, 0]) == [10, 40]
+
+
+def test_a_layer_that_would_pass_density_1_is_dense_and_the_rest_is_solved_again():
+    # Shares 5 and 60; at 20 in all the first would get 1.5 of its 4 weights; at 300 all 4, and the second the rest.
+    assert allocate([(1, 4), (30, 30)], 300, "erk", [0, 0]) == [4, 296]
+
+
+def test_floors_hold():
+    assert allocate([(4, 1, 3, 3), (100, 100)], 100, "uniform", [8, 0]) == [8, 92]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30), st.integers(1, 3)), min_size=1, max_size=8),
+    st.sampled_from(["erk", "er", "uniform"]),
+    st.floats(0, 1),
+)
+def test_counts_add_up_exactly_within_their_bounds(layers, allocation, density):
+    shapes = [(o, i, k, k) for o, i, k in layers]
+    sizes = [prod(shape) for shape in shapes]
+    floors = [min(2, prod(shape[1:])) * shape[0] if shape[1] == 1 else 0 for shape in shapes]
+    target = max(round(density * sum(sizes)), sum(floors))
+    counts = allocate(shapes, target, allocation, floors)
+    assert sum(counts) == target
+    assert all(low <= count <= high for low, count, high in zip(floors, counts, sizes, strict=True))
+
+
+def model():
+    return nn.Sequential(nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 20, 1), nn.Flatten(), nn.Linear(20, 2))
+
+
+def test_density_counts_all_parameters():
+    space = ParameterSpace(model(), ["0.weight", "1.weight"])
+    counts = layer_counts(space, 0.6, "erk")
+    assert sum(counts) + space.n_dense == round(0.6 * space.n_parameters)
+
+
+def test_unreachable_density_names_the_smallest_one():
+    space = ParameterSpace(model(), ["0.weight", "1.weight"])
+    with pytest.raises(UserError, match="at least") as error:
+        layer_counts(space, 0.1, "erk")
+    smallest = (space.n_dense + 12) / space.n_parameters
+    assert f"{smallest:.4f}" in str(error.value)
+    assert sum(layer_counts(space, smallest, "erk")) == 12
+
+
+def test_random_mask_has_exact_counts_and_spares_depthwise_filters():
+    space = ParameterSpace(model(), ["0.weight", "1.weight"])
+    mask = random_mask(space, [14, 50], np.random.default_rng(0))
+    assert space.layer_counts(mask) == [14, 50]
+    assert mask.active[:54].view(6, 9).sum(1).min() >= 2
+    other = random_mask(space, [14, 50], np.random.default_rng(1))
+    assert other.digest != mask.digest

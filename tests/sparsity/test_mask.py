@@ -1,0 +1,27 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmef_dist.sparsity import Mask
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=70))
+def test_bits_are_the_inverse_of_themselves(flags):
+    mask = Mask(torch.tensor(flags), version=3)
+    bits = mask.to_bits()
+    assert bits.numel() == -(-len(flags) // 8)
+    again = Mask.from_bits(bits, len(flags), 3)
+    assert torch.equal(again.active, mask.active)
+    assert again.digest == mask.digest
+    assert mask.index.tolist() == [i for i, flag in enumerate(flags) if flag]
+    assert mask.count == sum(flags)
+    assert mask.is_full == all(flags)
+
+
+def test_swap_makes_the_next_version_and_leaves_the_old_one():
+    mask = Mask(torch.tensor([True, True, False, False]))
+    after = mask.swap(torch.tensor([0]), torch.tensor([3]))
+    assert after.active.tolist() == [False, True, False, True]
+    assert (mask.version, after.version) == (0, 1)
+    assert mask.active.tolist() == [True, True, False, False]
+    assert after.digest != mask.digest

@@ -1,0 +1,31 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmef_dist.sparsity.selection import largest, row_largest, smallest
+
+
+def test_ties_go_to_the_lower_position():
+    scores = torch.tensor([1.0, 3.0, 3.0, 2.0, 3.0])
+    assert largest(scores, 2).tolist() == [1, 2]
+    assert largest(scores, 4).tolist() == [1, 2, 3, 4]
+    assert smallest(torch.tensor([0.0, 0.0, 5.0, 0.0]), 2).tolist() == [0, 1]
+
+
+def test_nothing_and_everything():
+    scores = torch.tensor([2.0, -torch.inf, 1.0])
+    assert largest(scores, 0).tolist() == []
+    assert largest(scores, 3).tolist() == [0, 1, 2]
+
+
+def test_rows_are_chosen_one_by_one():
+    scores = torch.tensor([[1.0, 2.0, 2.0], [9.0, 8.0, 7.0]])
+    assert sorted(row_largest(scores, 2).tolist()) == [1, 2, 3, 4]
+    assert row_largest(scores, 1).tolist() == [1, 3]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.data())
+def test_largest_is_a_stable_sort(values, data):
+    count = data.draw(st.integers(0, len(values)))
+    wanted = sorted(sorted(range(len(values)), key=lambda i: (-values[i], i))[:count])
+    assert largest(torch.tensor(values, dtype=torch.float32), count).tolist() == wanted

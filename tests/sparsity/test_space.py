@@ -1,0 +1,89 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedmef_dist.sparsity import Mask, ParameterSpace
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 3, 2, bias=False), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2))
+
+
+@pytest.fixture
+def space():
+    return ParameterSpace(network(), ["0.weight"])
+
+
+def test_prunable_weights_come_first_then_parameters_then_buffers(space):
+    assert [piece.name for piece in space.slices] == [
+        "0.weight", "1.weight", "1.bias", "3.weight", "3.bias", "1.running_mean", "1.running_var",
+    ]  # fmt: skip
+    assert (space.n_prunable, space.n_parameters, space.total) == (24, 24 + 6 + 26, 24 + 6 + 26 + 6)
+
+
+def test_moving_a_model_changes_neither_its_output_nor_its_gradients():
+    plain, moved = network(), network()
+    space = ParameterSpace(moved, ["0.weight"])
+    x, y = torch.randn(4, 2, 3, 3), torch.tensor([0, 1, 1, 0])
+    for model in (plain, moved):
+        F.cross_entropy(model(x), y).backward()
+    torch.testing.assert_close(moved(x), plain(x))
+    for (name, ours), theirs in zip(moved.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+    piece = space.slices[0]
+    torch.testing.assert_close(piece.view(space.gradient), plain[0].weight.grad)
+
+
+def test_parameters_gradients_and_buffers_are_views_of_the_flat_vectors():
+    model = network()
+    space = ParameterSpace(model, ["0.weight"])
+    space.load(torch.arange(space.total, dtype=torch.float32))
+    assert model[3].bias.tolist() == [54, 55]
+    assert model[1].running_mean.tolist() == [56, 57, 58]
+    model[1].running_mean.fill_(-1)
+    assert space.values[56:59].tolist() == [-1, -1, -1]
+    model[0].weight.grad.fill_(2)
+    assert space.gradient[:24].eq(2).all()
+
+
+def test_a_convolution_is_channels_last_in_storage_order():
+    model = network()
+    space = ParameterSpace(model, ["0.weight"])
+    space.load(torch.arange(space.total, dtype=torch.float32))
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    # Filter 0: position (0, 0) of both input channels, then (0, 1), ...
+    assert model[0].weight[0, :, 0, 0].tolist() == [0, 1]
+    assert model[0].weight[0, :, 0, 1].tolist() == [2, 3]
+
+
+def test_setting_a_mask_zeroes_weights_and_binds_layers():
+    class Bound(nn.Conv2d):
+        def bind_mask(self, mask):
+            self.mask = mask
+
+    model = nn.Sequential(Bound(1, 2, 2, bias=False), nn.Flatten(), nn.Linear(2, 2))
+    space = ParameterSpace(model, ["0.weight"])
+    active = torch.tensor([True, False, True, True, False, False, True, True])
+    space.set_mask(Mask(active))
+    assert (space.values[:8] != 0).tolist() == active.tolist()
+    assert model[0].mask.shape == model[0].weight.shape
+    assert model[0].mask.stride() == model[0].weight.stride()
+    assert torch.equal(model[0].mask != 0, model[0].weight != 0)
+    assert space.layer_counts() == [5]
+    assert space.density == (5 + 6) / 14
+
+
+def test_pack_and_unpack_are_inverse(space):
+    active = torch.rand(24, generator=torch.Generator().manual_seed(1)) < 0.3
+    space.set_mask(Mask(active))
+    packed = space.pack(space.values)
+    assert packed.numel() == space.packed_size == int(active.sum()) + space.total - 24
+    assert torch.equal(space.unpack(packed), space.values)
+
+
+def test_only_single_channel_filters_have_a_floor():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1), nn.Flatten(), nn.Linear(8, 2))
+    space = ParameterSpace(model, ["0.weight", "1.weight"])
+    assert [layer.filter_floor for layer in space.layers] == [2, 0]
