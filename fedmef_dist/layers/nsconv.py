@@ -1,32 +1,33 @@
 """Normalised sparse convolution and linear layer (FedMef, section 3.3).
 
 Scaled weight standardisation (Brock et al. 2021, arXiv 2101.08692) over the active weights A_i of each filter:
-w_ij = gamma g_i (theta_ij - mu_i) / sqrt(max(N_i var_i, eps)) on A_i, 0 elsewhere. The outputs are centred at 0 without a
-batch, so small activations are the unimportant ones. A filter with fewer than two active weights has no variance and
+w_ij = gamma g_i (theta_ij - mu_i) / sqrt(max(N_i var_i, eps)) on A_i, 0 elsewhere. The outputs are centred at 0 without
+a batch, so small activations are the unimportant ones. A filter with fewer than two active weights has no variance and
 uses g_i theta_ij. The normalised weight is not kept but computed again in the backward pass.
+
+Weights outside the mask have to be exactly 0; the sums over A_i rely on it.
 """
 
-from math import pi, sqrt
+from collections.abc import Callable, Iterable
+from math import pi, prod, sqrt
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fedmef_dist.layers.pruning import (
-    ConvGeometry,
-    Pruning,
-    convolve,
-    convolve_backward,
-    geometry_of,
-    keep,
-    linear_backward,
-    restore,
-)
+from fedmef_dist.layers.pruning import DENSE, Affine, Operation, Pruning, keep, padded_convolution, restore
 
 GAMMA_RELU = sqrt(2 / (1 - 1 / pi))
-EPSILON = 1e-6
+EPSILON = 1e-4
+_ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.ReLU6: F.relu6,
+    nn.SiLU: F.silu,
+    nn.Hardswish: F.hardswish,
+    nn.GELU: F.gelu,
+}
 
 
 class Normaliser(NamedTuple):
@@ -36,8 +37,33 @@ class Normaliser(NamedTuple):
     centre: bool = True
 
 
+def gamma_of(kinds: Iterable[type[nn.Module]]) -> float:
+    """Gamma for a network with these kinds of layers: 1 / the deviation of its activation over a standard normal input.
+
+    The first known activation decides; ReLU where there is none.
+    """
+    for kind in kinds:
+        if kind is nn.ReLU:
+            return GAMMA_RELU
+        if kind in _ACTIVATIONS:
+            z = torch.linspace(-10, 10, 20001, dtype=torch.float64)
+            weight = torch.exp(-0.5 * z * z)
+            weight /= weight.sum()
+            activation = _ACTIVATIONS[kind](z)
+            mean = (weight * activation).sum()
+            return float((weight * (activation - mean) ** 2).sum().rsqrt())
+    return GAMMA_RELU
+
+
+STANDARD = Normaliser()
+
+
 class _Parts(NamedTuple):
-    """Deviations (like theta) and, for each filter, 1 / N, the scale, and whether it is normalised."""
+    """Deviations from the filter's mean (like theta, 0 where inactive) and, (O, 1, ...), for each filter three numbers.
+
+    ``inverse_count`` is 1 / N_i where the mean is subtracted, else 0; ``scale`` multiplies g_i and the deviation;
+    ``squares`` is N_i var_i, but infinite where the scale does not depend on theta: where eps acts, or N_i < 2.
+    """
 
     deviation: Tensor
     inverse_count: Tensor
@@ -45,35 +71,52 @@ class _Parts(NamedTuple):
     squares: Tensor
 
 
-def _parts(theta: Tensor, mask: Tensor, normaliser: Normaliser) -> _Parts:
+def _counts(weight: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return weight.new_full((weight.shape[0], *[1] * (weight.dim() - 1)), prod(weight.shape[1:]))
+    return mask.sum(tuple(range(1, mask.dim())), keepdim=True)
+
+
+def _parts(theta: Tensor, mask: Tensor | None, normaliser: Normaliser) -> _Parts:
     dims = tuple(range(1, theta.dim()))
-    count = mask.sum(dims, keepdim=True)
+    count = _counts(theta, mask)
     full = count > 1
     inverse = torch.where(full, 1 / count.clamp(min=1), 0.0) if normaliser.centre else torch.zeros_like(count)
-    active = theta * mask
-    deviation = (active - active.sum(dims, keepdim=True) * inverse) * mask
+    deviation = theta - theta.sum(dims, keepdim=True) * inverse
+    if mask is not None:
+        deviation *= mask
     squares = deviation.square().sum(dims, keepdim=True)
     scale = torch.where(full, normaliser.gamma * squares.clamp(min=EPSILON).rsqrt(), 1.0)
-    # Where the floor EPSILON acts, or nothing is normalised, the scale does not depend on theta.
     squares = torch.where(full & (squares > EPSILON), squares, torch.inf)
     return _Parts(deviation, inverse, scale, squares)
 
 
-def normalise(theta: Tensor, gain: Tensor, mask: Tensor, normaliser: Normaliser) -> Tensor:
+def filter_means(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean mu_i of every filter's active weights, (O,); 0 for filters with fewer than two, which are not centred.
+
+    Args:
+        weight: (O, ...), 0 where inactive.
+        mask: like the weight, 1 where active; None: all are.
+    """
+    count = _counts(weight, mask).flatten()
+    return torch.where(count > 1, weight.flatten(1).sum(1) / count.clamp(min=1), 0.0)
+
+
+def normalise(theta: Tensor, gain: Tensor, mask: Tensor | None, normaliser: Normaliser) -> Tensor:
     """The weight that acts, like theta.
 
     Args:
-        theta: raw weight (O, ...).
+        theta: raw weight (O, ...), 0 where inactive.
         gain: (O,).
-        mask: like theta, 1 where active.
+        mask: like theta, 1 where active; None: all are.
         normaliser: constants.
     """
     parts = _parts(theta, mask, normaliser)
-    return parts.deviation * (parts.scale * gain.view_as(parts.scale))
+    return parts.deviation.mul_(parts.scale * gain.view_as(parts.scale))
 
 
 def normalise_backward(
-    grad: Tensor, theta: Tensor, gain: Tensor, mask: Tensor, normaliser: Normaliser
+    grad: Tensor, theta: Tensor, gain: Tensor, mask: Tensor | None, normaliser: Normaliser
 ) -> tuple[Tensor, Tensor]:
     """Gradients of theta and gain from that of the normalised weight.
 
@@ -84,12 +127,16 @@ def normalise_backward(
     parts = _parts(theta, mask, normaliser)
     along = (grad * parts.deviation).sum(dims, keepdim=True)
     grad_gain = (along * parts.scale).view_as(gain)
-    grad_deviation = (grad - parts.deviation * (along / parts.squares)) * (parts.scale * gain.view_as(along))
-    mean = (grad_deviation * mask).sum(dims, keepdim=True) * parts.inverse_count
-    return grad_deviation - mean, grad_gain
+    active = grad if mask is None else grad * mask
+    # The deviations sum to 0 over a centred filter, so their part of the gradient has no mean to subtract.
+    grad_theta = grad - active.sum(dims, keepdim=True) * parts.inverse_count
+    grad_theta -= parts.deviation * (along / parts.squares)
+    return grad_theta.mul_(parts.scale * gain.view_as(parts.scale)), grad_gain
 
 
-class _NSConv(Function):
+class _Normalised(Function):
+    """An operation with a normalised weight; keeps its input (pruned or whole) and references to what exists anyway."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -97,79 +144,44 @@ class _NSConv(Function):
         theta: Tensor,
         gain: Tensor,
         bias: Tensor,
-        mask: Tensor,
-        geometry: ConvGeometry,
+        mask: Tensor | None,
+        operation: Operation,
         normaliser: Normaliser,
         pruning: Pruning,
     ) -> Tensor:
-        saved, ctx.kept = keep(x, pruning)
+        output = operation.forward(x, normalise(theta, gain, mask, normaliser), bias)
+        saved, ctx.kept = keep(x.to(output.dtype), pruning)
         ctx.save_for_backward(theta, gain, mask, *saved)
-        ctx.geometry, ctx.normaliser = geometry, normaliser
-        return convolve(x, normalise(theta, gain, mask, normaliser).to(x.dtype), bias.to(x.dtype), geometry)
+        ctx.operation, ctx.normaliser = operation, normaliser
+        return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         theta, gain, mask, *saved = ctx.saved_tensors
         x = restore(tuple(saved), ctx.kept)
-        weight = normalise(theta, gain, mask, ctx.normaliser).to(x.dtype)
+        weight = normalise(theta, gain, mask, ctx.normaliser).to(grad.dtype)
         needed = (ctx.needs_input_grad[0], True, True)
-        grad_x, grad_weight, grad_bias = convolve_backward(grad, x, weight, ctx.geometry, needed)
-        assert grad_weight is not None
-        assert grad_bias is not None
+        grad_x, grad_weight, grad_bias = ctx.operation.gradients(grad, x, weight, needed)
         grad_theta, grad_gain = normalise_backward(grad_weight.to(theta.dtype), theta, gain, mask, ctx.normaliser)
-        return grad_x, grad_theta, grad_gain, grad_bias.to(theta.dtype), None, None, None, None
+        return grad_x, grad_theta, grad_gain, grad_bias, None, None, None, None
 
 
-class _NSLinear(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        theta: Tensor,
-        gain: Tensor,
-        bias: Tensor,
-        mask: Tensor,
-        normaliser: Normaliser,
-        pruning: Pruning,
-    ) -> Tensor:
-        saved, ctx.kept = keep(x, pruning)
-        ctx.save_for_backward(theta, gain, mask, *saved)
-        ctx.normaliser = normaliser
-        return F.linear(x, normalise(theta, gain, mask, normaliser).to(x.dtype), bias.to(x.dtype))
+class _NormalisedLayer(nn.Module):
+    """What the two layers share: the gain, the constants, and the mask that the parameter space binds."""
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        theta, gain, mask, *saved = ctx.saved_tensors
-        x = restore(tuple(saved), ctx.kept)
-        weight = normalise(theta, gain, mask, ctx.normaliser).to(x.dtype)
-        needed = (ctx.needs_input_grad[0], True, True)
-        grad_x, grad_weight, grad_bias = linear_backward(grad, x, weight, needed)
-        assert grad_weight is not None
-        assert grad_bias is not None
-        grad_theta, grad_gain = normalise_backward(grad_weight.to(theta.dtype), theta, gain, mask, ctx.normaliser)
-        return grad_x, grad_theta, grad_gain, grad_bias.to(theta.dtype), None, None, None
+    weight: Tensor
+    bias: Tensor
+    gain: nn.Parameter
+    normaliser: Normaliser
+    pruning: Pruning
+    mask: Tensor | None
 
-
-def _cast(x: Tensor) -> Tensor:
-    """The input in autocast's type, which an autograd function has to see to itself."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
-
-
-class NSConv2d(nn.Conv2d):
-    """Normalised sparse convolution with a gain and a bias for each filter; replaces convolution and batch norm.
-
-    Takes the arguments of ``nn.Conv2d``; it always has a bias.
-    """
-
-    pruning = Pruning()
-
-    def __init__(self, *args: Any, normaliser: Normaliser = Normaliser(), **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "bias": True})
-        self.gain = nn.Parameter(torch.ones(self.out_channels))
-        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
-        self.normaliser = normaliser
-        self.mask = torch.ones_like(self.weight, requires_grad=False)
+    def set_up(self, normaliser: Normaliser, pruning: Pruning) -> None:
+        """Adds the gain (1), sets the bias to 0."""
+        self.gain = nn.Parameter(torch.ones(self.weight.shape[0]))
+        nn.init.zeros_(self.bias)
+        self.normaliser, self.pruning, self.mask = normaliser, pruning, None
 
     @property
     def centre(self) -> bool:
@@ -177,37 +189,54 @@ class NSConv2d(nn.Conv2d):
         return self.normaliser.centre
 
     def bind_mask(self, mask: Tensor) -> None:
-        """Uses ``mask`` (like the weight, 1 where active) from now on; its content may change in place."""
+        """Uses ``mask`` (float32 like the weight, 1 where active) from now on; its content may change in place.
+
+        Weights outside of it have to be exactly 0.
+        """
         self.mask = mask
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolves (B, C, H, W)."""
-        return _NSConv.apply(
-            _cast(x), self.weight, self.gain, self.bias, self.mask, geometry_of(self), self.normaliser, self.pruning
+    def run(self, operation: Operation, x: Tensor) -> Tensor:
+        """The operation with the normalised weight."""
+        if not torch.is_grad_enabled():
+            return operation.forward(x, normalise(self.weight, self.gain, self.mask, self.normaliser), self.bias)
+        return _Normalised.apply(
+            x, self.weight, self.gain, self.bias, self.mask, operation, self.normaliser, self.pruning
         )
 
 
-class NSLinear(nn.Linear):
-    """Normalised sparse linear layer with a gain and a bias for each output; takes the arguments of ``nn.Linear``."""
+class NSConv2d(_NormalisedLayer, nn.Conv2d):  # type: ignore[misc]
+    """Normalised sparse convolution with a gain and a bias for each filter; replaces convolution and batch norm.
 
-    pruning = Pruning()
+    Args:
+        args: those of ``nn.Conv2d``; it always has a bias.
+        normaliser: constants of the normalisation.
+        pruning: what is kept of the input for the backward pass.
+        kwargs: those of ``nn.Conv2d``.
+    """
 
-    def __init__(self, *args: Any, normaliser: Normaliser = Normaliser(), **kwargs: Any) -> None:
+    def __init__(self, *args: Any, normaliser: Normaliser = STANDARD, pruning: Pruning = DENSE, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "bias": True})
-        self.gain = nn.Parameter(torch.ones(self.out_features))
-        nn.init.zeros_(self.bias)
-        self.normaliser = normaliser
-        self.mask = torch.ones_like(self.weight, requires_grad=False)
+        self.set_up(normaliser, pruning)
 
-    @property
-    def centre(self) -> bool:
-        """Whether every output's mean weight is subtracted."""
-        return self.normaliser.centre
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolves (B, C, H, W)."""
+        return self.run(*padded_convolution(self, input))
 
-    def bind_mask(self, mask: Tensor) -> None:
-        """Uses ``mask`` (like the weight, 1 where active) from now on; its content may change in place."""
-        self.mask = mask
 
-    def forward(self, x: Tensor) -> Tensor:
+class NSLinear(_NormalisedLayer, nn.Linear):  # type: ignore[misc]
+    """Normalised sparse linear layer with a gain and a bias for each output.
+
+    Args:
+        args: those of ``nn.Linear``; it always has a bias.
+        normaliser: constants of the normalisation.
+        pruning: what is kept of the input for the backward pass.
+        kwargs: those of ``nn.Linear``.
+    """
+
+    def __init__(self, *args: Any, normaliser: Normaliser = STANDARD, pruning: Pruning = DENSE, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "bias": True})
+        self.set_up(normaliser, pruning)
+
+    def forward(self, input: Tensor) -> Tensor:
         """Maps (..., in) to (..., out)."""
-        return _NSLinear.apply(_cast(x), self.weight, self.gain, self.bias, self.mask, self.normaliser, self.pruning)
+        return self.run(Affine(), input)

@@ -1,8 +1,8 @@
-"""Scaled activation pruning: convolution and linear layers that keep only the large activations for the backward pass.
+"""Scaled activation pruning: convolution and linear layers that keep only large activations for the backward pass.
 
-FedMef, section 3.3 (arXiv 2403.14737). The forward pass uses the whole input. What is kept for the weight's gradient are
-the largest entries by magnitude, stored as a bitmap and packed values: 4(1 - p) + 1/8 bytes an element in float32. The
-gradients of input and bias need only the weight and stay exact.
+FedMef, section 3.3 (arXiv 2403.14737). The forward pass uses the whole input. Kept for the weight's gradient are the
+largest entries by magnitude, as a bitmap and packed values: 4(1 - p) + 1/8 bytes an element in float32. The gradients of
+input and bias need only the weight and stay exact.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -11,11 +11,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fedmef_dist.layers import bits
 from fedmef_dist.settings import Settings
-from fedmef_dist.sparsity.selection import largest
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class SapSettings(Settings):
@@ -35,8 +37,11 @@ class Pruning(NamedTuple):
     per_sample: bool = False
 
 
+DENSE = Pruning()
+
+
 class Kept(NamedTuple):
-    """What rebuilds an input beside the saved tensors: its shape and memory order; no bitmap where nothing is dropped."""
+    """What rebuilds an input beside the saved tensors: shape, memory order, and whether it was packed at all."""
 
     shape: torch.Size
     channels_last: bool
@@ -46,123 +51,141 @@ class Kept(NamedTuple):
 def keep(x: Tensor, pruning: Pruning) -> tuple[tuple[Tensor, ...], Kept]:
     """The tensors to save for ``x`` and what rebuilds it.
 
-    With a ratio p the round((1 - p) n) entries of largest magnitude are kept (ties by position), of the whole tensor or of
-    every sample; with p = 0 the tensor itself.
+    With a ratio p the round((1 - p) n) entries of largest magnitude are kept (ties by position in memory order), of the
+    whole tensor or of every sample; with p = 0 the tensor itself.
     """
     kept = Kept(x.shape, bits.is_channels_last(x), pruning.ratio > 0)
     if not kept.packed:
         return (x,), kept
     flat = bits.flatten(x)
-    chosen = torch.zeros(flat.numel(), dtype=torch.bool, device=x.device)
     rows = flat.view(x.shape[0], -1) if pruning.per_sample else flat.view(1, -1)
-    amount = round((1 - pruning.ratio) * rows.shape[1])
-    for number, row in enumerate(rows):
-        chosen[number * rows.shape[1] + largest(row.abs(), amount)] = True
-    return (bits.pack(chosen), flat[chosen]), kept
+    count = round((1 - pruning.ratio) * rows.shape[1])
+    chosen = torch.cat([bits.choose_largest(row, count) for row in rows])
+    return bits.pack_values(flat, chosen), kept
 
 
 def restore(saved: tuple[Tensor, ...], kept: Kept) -> Tensor:
     """The input as far as it was kept, 0 elsewhere."""
     if not kept.packed:
         return saved[0]
-    bitmap, values = saved
-    flat = values.new_zeros(kept.shape.numel())
-    flat[bits.unpack(bitmap, flat.numel())] = values
-    return bits.like(flat, kept.shape, kept.channels_last)
+    return bits.like(bits.unpack_values(*saved, kept.shape.numel()), kept.shape, kept.channels_last)
 
 
-class ConvGeometry(NamedTuple):
-    """Stride, padding, dilation and groups of a two-dimensional convolution."""
+class Convolution(NamedTuple):
+    """A two-dimensional convolution with zero padding, and its gradients."""
 
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
 
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(B, C, H, W) to (B, O, H', W')."""
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry) -> Tensor:
-    """Forward convolution."""
-    return F.conv2d(x, weight, bias, *geometry)
-
-
-def convolve_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: ConvGeometry, needed: tuple[bool, bool, bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, weight and bias, as far as they are needed."""
-    stride, padding, dilation, groups = geometry
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], groups, needed
-    )
-
-
-def linear_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool, bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, weight and bias of a linear layer, as far as they are needed."""
-    rows = grad.reshape(-1, grad.shape[-1])
-    return (
-        grad @ weight if needed[0] else None,
-        rows.t() @ x.reshape(-1, x.shape[-1]) if needed[1] else None,
-        rows.sum(0) if needed[2] else None,
-    )
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool, bool]) -> Gradients:
+        """Gradients of input, weight and bias, as far as they are needed."""
+        return torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            weight,
+            [weight.shape[0]],
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            [0, 0],
+            self.groups,
+            needed,
+        )
 
 
-class _PrunedConv(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: ConvGeometry, pruning: Pruning
-    ) -> Tensor:
-        saved, ctx.kept = keep(x, pruning)
-        ctx.save_for_backward(weight, *saved)
-        ctx.geometry = geometry
-        return convolve(x, weight, bias, geometry)
+class Affine(NamedTuple):
+    """A linear map, and its gradients."""
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        weight, *saved = ctx.saved_tensors
-        x = restore(tuple(saved), ctx.kept)
-        return (*convolve_backward(grad, x, weight, ctx.geometry, ctx.needs_input_grad[:3]), None, None)
-
-
-class _PrunedLinear(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, pruning: Pruning) -> Tensor:
-        saved, ctx.kept = keep(x, pruning)
-        ctx.save_for_backward(weight, *saved)
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., in) to (..., out)."""
         return F.linear(x, weight, bias)
 
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool, bool]) -> Gradients:
+        """Gradients of input, weight and bias, as far as they are needed."""
+        rows = grad.reshape(-1, grad.shape[-1])
+        return (
+            grad @ weight if needed[0] else None,
+            rows.t() @ x.reshape(-1, x.shape[-1]) if needed[1] else None,
+            rows.sum(0) if needed[2] else None,
+        )
+
+
+Operation = Convolution | Affine
+
+
+def padded_convolution(module: nn.Conv2d, x: Tensor) -> tuple[Convolution, Tensor]:
+    """The module's convolution, and its input with whatever padding is not plain zeros on both sides already there."""
+    if module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        return Convolution(module.stride, module.padding, module.dilation, module.groups), x
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    border = F.pad(x, module._reversed_padding_repeated_twice, mode)
+    return Convolution(module.stride, (0, 0), module.dilation, module.groups), border
+
+
+class _Pruned(Function):
+    """An operation whose input is kept pruned. Autocast runs it in its own type, which is then that of what is kept."""
+
     @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, operation: Operation, pruning: Pruning
+    ) -> Tensor:
+        output = operation.forward(x, weight, bias)
+        saved, ctx.kept = keep(x.to(output.dtype), pruning)
+        ctx.save_for_backward(weight, *saved)
+        ctx.operation = operation
+        return output
+
+    @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         weight, *saved = ctx.saved_tensors
         x = restore(tuple(saved), ctx.kept)
-        return (*linear_backward(grad, x, weight, ctx.needs_input_grad[:3]), None)
-
-
-def geometry_of(module: nn.Conv2d) -> ConvGeometry:
-    """A convolution module's geometry; its padding is given in numbers and with zeros."""
-    assert not isinstance(module.padding, str)
-    return ConvGeometry(module.stride, module.padding, module.dilation, module.groups)  # type: ignore[arg-type]
+        return (*ctx.operation.gradients(grad, x, weight.to(grad.dtype), ctx.needs_input_grad[:3]), None, None)
 
 
 class PrunedConv2d(nn.Conv2d):
-    """A convolution that prunes what it keeps of its input; with ratio 0 the stock one, bit for bit."""
+    """A convolution that prunes what it keeps of its input; with ratio 0 the stock one, bit for bit.
 
-    pruning = Pruning()
+    Args:
+        args: those of ``nn.Conv2d``.
+        pruning: what is kept.
+        kwargs: those of ``nn.Conv2d``.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __init__(self, *args: Any, pruning: Pruning = DENSE, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pruning = pruning
+
+    def forward(self, input: Tensor) -> Tensor:
         """Convolves (B, C, H, W)."""
-        if not self.pruning.ratio:
-            return super().forward(x)
-        return _PrunedConv.apply(x, self.weight, self.bias, geometry_of(self), self.pruning)
+        if not self.pruning.ratio or not torch.is_grad_enabled():
+            return super().forward(input)
+        operation, x = padded_convolution(self, input)
+        return _Pruned.apply(x, self.weight, self.bias, operation, self.pruning)
 
 
 class PrunedLinear(nn.Linear):
-    """A linear layer that prunes what it keeps of its input; with ratio 0 the stock one, bit for bit."""
+    """A linear layer that prunes what it keeps of its input; with ratio 0 the stock one, bit for bit.
 
-    pruning = Pruning()
+    Args:
+        args: those of ``nn.Linear``.
+        pruning: what is kept.
+        kwargs: those of ``nn.Linear``.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __init__(self, *args: Any, pruning: Pruning = DENSE, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pruning = pruning
+
+    def forward(self, input: Tensor) -> Tensor:
         """Maps (..., in) to (..., out)."""
-        if not self.pruning.ratio:
-            return super().forward(x)
-        return _PrunedLinear.apply(x, self.weight, self.bias, self.pruning)
+        if not self.pruning.ratio or not torch.is_grad_enabled():
+            return super().forward(input)
+        return _Pruned.apply(input, self.weight, self.bias, Affine(), self.pruning)

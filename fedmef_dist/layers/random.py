@@ -1,27 +1,42 @@
 """Layers that draw random numbers, from a generator of the client's own."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from fedmef_dist.layers import bits
 
 
-class _Masked(torch.autograd.Function):
+class _Masked(Function):
     @staticmethod
-    def forward(ctx: object, x: Tensor, kept: Tensor, factor: float) -> Tensor:
-        ctx.save_for_backward(bits.pack(kept.view(-1)))  # type: ignore[attr-defined]
-        ctx.factor = factor  # type: ignore[attr-defined]
+    def forward(ctx: Any, x: Tensor, kept: Tensor, factor: float) -> Tensor:
+        ctx.save_for_backward(bits.pack(kept.flatten()))
+        ctx.factor = factor
         return x * kept * factor
 
     @staticmethod
-    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (packed,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        kept = bits.unpack(packed, grad.numel()).view(grad.shape)
-        return grad * kept * ctx.factor, None, None  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (bitmap,) = ctx.saved_tensors
+        return grad * bits.unpack(bitmap, grad.numel()).view(grad.shape) * ctx.factor, None, None
 
 
-class Dropout(nn.Module):
-    """Dropout that draws from a generator of its own and keeps one bit an element.
+def _compensation(p: float) -> float:
+    """Keeps the mean where a share p becomes 0; with p = 1 nothing is left to be scaled."""
+    return 1 / (1 - p) if p < 1 else 0.0
+
+
+class RandomLayer(nn.Module):
+    """A layer that draws on the CPU, so that every device gets the same numbers; see :func:`set_generator`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator()
+
+
+class Dropout(RandomLayer):
+    """Dropout that keeps one bit an element.
 
     Args:
         p: probability that an element becomes 0.
@@ -30,19 +45,38 @@ class Dropout(nn.Module):
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Scales what is kept by 1 / (1 - p); the identity in evaluation mode."""
         if not self.training or not self.p:
             return x
-        # Drawn on the CPU: every device drops the same elements.
         kept = torch.rand(x.shape, generator=self.generator) >= self.p
-        return _Masked.apply(x, kept.to(x.device), 1 / (1 - self.p))
+        return _Masked.apply(x, kept.to(x.device), _compensation(self.p))
+
+
+class StochasticDepth(RandomLayer):
+    """Drops a residual branch (Huang et al. 2016, arXiv 1603.09382).
+
+    Args:
+        p: probability that a branch becomes 0.
+        mode: ``batch`` draws once for the mini-batch, ``row`` for every sample.
+    """
+
+    def __init__(self, p: float, mode: str) -> None:
+        super().__init__()
+        self.p, self.mode = p, mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scales branches that stay by 1 / (1 - p); the identity in evaluation mode."""
+        if not self.training or not self.p:
+            return x
+        draws = torch.rand(x.shape[0] if self.mode == "row" else 1, generator=self.generator)
+        scale = (draws >= self.p) * _compensation(self.p)
+        return x * scale.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))
 
 
 def set_generator(model: nn.Module, generator: torch.Generator) -> None:
     """Lets every layer of the model that draws random numbers draw from ``generator``, a CPU one."""
     for module in model.modules():
-        if isinstance(module, Dropout):
+        if isinstance(module, RandomLayer):
             module.generator = generator

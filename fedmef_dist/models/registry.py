@@ -75,7 +75,9 @@ def build_model(
 
 def _own(settings: ModelSettings, classes: int, channels: int, image_size: int) -> nn.Module:
     if image_size < 4:
-        raise UserError(f"images of {image_size} pixels are too small\nwhere: model.name={settings.name}\nmend: 4 or more")
+        raise UserError(
+            f"images of {image_size} pixels are too small\nwhere: model.name={settings.name}\nmend: 4 or more"
+        )
     if settings.name == "cnn":
         return small.cnn(classes, channels, image_size, settings.width, settings.hidden)
     return small.SmallResNet({"resnet8": 1, "resnet20": 3}[settings.name], classes, channels, settings.width)
@@ -123,7 +125,12 @@ def _fit_stem(model: nn.Module, settings: ModelSettings, channels: int) -> None:
             kernel, padding = (3, 3), (1, 1)
             replace_module(model, "maxpool", nn.Identity())
     stem = nn.Conv2d(
-        channels, first.out_channels, kernel, stride, padding, bias=first.bias is not None  # type: ignore[arg-type]
+        channels,
+        first.out_channels,
+        kernel,
+        stride,
+        padding,
+        bias=first.bias is not None,  # type: ignore[arg-type]
     )
     small.initialise(stem)
     replace_module(model, name, stem)

@@ -102,7 +102,7 @@ class SmallResNet(nn.Module):
 
 
 def initialise(model: nn.Module) -> None:
-    """Draws the weights as He et al. (2015, arXiv 1502.01852) for ReLU, from torch's current generator; biases are 0."""
+    """Draws weights from torch's current generator as He et al. (2015, arXiv 1502.01852) do for ReLU; biases are 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
