@@ -29,8 +29,8 @@ def allocate(shapes: Sequence[Sequence[int]], target: int, allocation: Allocatio
 
     ``erk`` is the Erdos-Renyi-kernel rule (Evci et al. 2020, arXiv 1911.11134): density proportional to
     ``sum(shape) / prod(shape)``; ``er`` ignores the kernel's extent; ``uniform`` gives one density to all. A layer
-    whose density would pass 1 is dense, one that would fall below its floor gets the floor, and the others are solved again.
-    Fractions are settled by largest remainder, ties by layer order.
+    whose density would pass 1 is dense, one that would fall below its floor gets the floor, and the others are solved
+    again. Fractions are settled by largest remainder, ties by layer order.
 
     Args:
         shapes: the layers' weight shapes.

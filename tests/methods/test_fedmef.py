@@ -1,0 +1,202 @@
+"""One adjustment of twelve weights, worked out by hand, and what must hold for any adjustment.
+
+Active weights:   position  0    2     3    6    9     11
+                  value     0.5 -0.1   0.9  0.2 -0.7   0.05
+Share in round 1: 0.8 / 2 * (1 + cos(pi / 2)) = 0.4, so floor(0.4 * 6) = 2 weights are marked: positions 2 and 11.
+Their norm is sqrt(0.01 + 0.0025) = 0.111803, and 2 sigmoid(0.111803) - 1 = 0.055844.
+Gradients of inactive weights: 1: 0.3, 4: -0.9, 5: 0.2, 7: 0.8, 8: 0, 10: 0.1; the two largest are at 4 and 7.
+"""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from fedmef_dist.comm.environment import Environment
+from fedmef_dist.comm.group import Group
+from fedmef_dist.layers.nsconv import NSConv2d
+from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
+from fedmef_dist.optim import MaskedSGD, OptimizerSettings
+from fedmef_dist.server import Server
+from fedmef_dist.sparsity import Mask, ParameterSpace
+
+WEIGHTS = {0: 0.5, 2: -0.1, 3: 0.9, 6: 0.2, 9: -0.7, 11: 0.05}
+GRADIENT = {0: 5.0, 1: 0.3, 4: -0.9, 5: 0.2, 7: 0.8, 10: 0.1, 11: -5.0}
+
+
+def alone():
+    environment = Environment("single", 0, 1, 0, 1, None, None)
+    return Group(environment, torch.device("cpu"), "gloo")
+
+
+def vector(entries, size=12):
+    values = torch.zeros(size)
+    for position, value in entries.items():
+        values[position] = value
+    return values
+
+
+@pytest.fixture
+def example():
+    space = ParameterSpace(nn.Sequential(nn.Linear(6, 2, bias=False), nn.Linear(2, 2)), ["0.weight"])
+    settings = FedMefSettings(density=2 / 3, adjust_every=1, adjust_until=2, adjust_rate=0.8, extrusion_lambda=1.0)
+    method = FedMef(settings, space, base_rate=0.1)
+    space.values[:12] = vector(WEIGHTS)
+    server = Server(space, method, alone())
+    server.start(Mask(vector(WEIGHTS) != 0))
+    return space, method, server
+
+
+def test_mark(example):
+    _, method, server = example
+    plan = method.plan(1, server.values)
+    assert method.counts == [6]
+    assert plan.swap_counts == [2]
+    assert plan.marked.tolist() == [2, 11]
+
+
+def test_no_adjustment_outside_the_schedule(example):
+    _, method, server = example
+    assert not method.plan(2, server.values).adjusts
+
+
+def test_extrude(example):
+    space, method, server = example
+    plan = method.plan(1, server.values)
+    space.gradient.zero_()
+    rate = plan.objective.prepare_step(0, 4, 0.1)
+    # The penalty's gradient is 2 * lambda * theta on the marked weights only; the ordinary rate is the larger one.
+    torch.testing.assert_close(space.gradient[:12], vector({2: -0.2, 11: 0.1}))
+    assert rate.item() == pytest.approx(0.1)
+    MaskedSGD(space, OptimizerSettings()).step(rate)
+    torch.testing.assert_close(space.values[:12], vector(WEIGHTS | {2: -0.08, 11: 0.045 - 0.005}))
+
+
+def test_the_extrusion_rate_follows_rex(example):
+    space, method, server = example
+    objective = method.plan(1, server.values).objective
+    assert objective.prepare_step(0, 4, 0.001).item() == pytest.approx(0.1 * 0.055844, rel=1e-4)
+    # Step 2 of 4: (8 - 4) / (8 - 2) = 2 / 3.
+    assert objective.prepare_step(2, 4, 0.001).item() == pytest.approx(0.1 * 0.055844 * 2 / 3, rel=1e-4)
+    space.values[[2, 11]] = 0.0
+    assert objective.prepare_step(0, 4, 0.001).item() == pytest.approx(0.001)
+
+
+def test_prune_and_grow(example):
+    space, method, server = example
+    plan = method.plan(1, server.values)
+    seen = {}
+    changed = server.adjust(plan, vector(GRADIENT), lambda step: seen.update({step: server.values[:12].clone()}))
+    assert changed == 2
+    assert space.mask.index.tolist() == [0, 3, 4, 6, 7, 9]
+    assert space.mask.version == 1
+    torch.testing.assert_close(server.values[:12], vector({0: 0.5, 3: 0.9, 6: 0.2, 9: -0.7}))
+    torch.testing.assert_close(seen["after_prune"], seen["after_grow"])
+
+
+def test_marking_on_the_aggregate_ranks_again(example):
+    space, method, server = example
+    method.settings = method.settings.model_copy(update={"marking": "aggregate"})
+    plan = method.plan(1, server.values)
+    server.values[11] = 0.6
+    server.adjust(plan, vector(GRADIENT), lambda step: None)
+    # Position 11 has grown; now 2 and 6 are the smallest.
+    assert space.mask.index.tolist() == [0, 3, 4, 7, 9, 11]
+
+
+def test_shrinkage_is_the_ratio_of_the_marked_norms(example):
+    _, method, server = example
+    plan = method.plan(1, server.values)
+    after = server.values.clone()
+    after[[2, 11]] /= 4
+    assert method.metrics(plan, server.values, after) == {"extrusion/shrinkage": pytest.approx(0.25)}
+
+
+def normalised(target, seed=0, **settings):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        NSConv2d(3, 8, 3, padding=1), nn.ReLU(), NSConv2d(8, 8, 3, groups=8), nn.Flatten(), nn.Linear(8 * 36, 4)
+    )
+    space = ParameterSpace(model, ["0.weight", "2.weight"])
+    options = {"density": 0.95, "adjust_every": 1, "adjust_until": 100, "extrusion_target": target} | settings
+    method = FedMef(FedMefSettings(**options), space, base_rate=0.1)
+    server = Server(space, method, alone())
+    server.start(method.initial_mask(np.random.default_rng(seed)))
+    return model, space, method, server
+
+
+def outputs(model, space, server):
+    space.load(server.values)
+    return model(torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(9))).detach()
+
+
+def test_with_target_mean_growing_leaves_the_function_unchanged():
+    model, space, method, server = normalised("mean")
+    plan = method.plan(1, server.values)
+    seen = {}
+    gradient = torch.randn(space.n_prunable)
+    changed = server.adjust(plan, gradient, lambda step: seen.update({step: outputs(model, space, server)}))
+    assert changed > 20
+    torch.testing.assert_close(seen["after_grow"], seen["after_prune"], rtol=1e-4, atol=1e-5)
+
+
+def test_with_target_zero_growing_does_change_the_function():
+    model, space, method, server = normalised("zero")
+    seen = {}
+    plan = method.plan(1, server.values)
+    server.adjust(plan, torch.randn(space.n_prunable), lambda step: seen.update({step: outputs(model, space, server)}))
+    assert (seen["after_grow"] - seen["after_prune"]).abs().max() > 0.01
+
+
+def test_with_target_mean_pruning_what_is_fully_extruded_leaves_the_function_unchanged():
+    model, space, method, server = normalised("mean")
+    plan = method.plan(1, server.values)
+    # Moving a weight to its filter's mean moves the mean; a few repetitions settle it.
+    for _ in range(200):
+        centres = method.grown_values(server.values, plan.marked)
+        server.values[plan.marked] = centres
+    before = outputs(model, space, server)
+    seen = {}
+    server.adjust(plan, torch.randn(space.n_prunable), lambda step: seen.update({step: outputs(model, space, server)}))
+    torch.testing.assert_close(seen["after_prune"], before, rtol=1e-4, atol=1e-4)
+
+
+def test_the_penalty_towards_the_mean_has_the_gradient_of_autograd():
+    _, space, method, server = normalised("mean")
+    plan = method.plan(1, server.values)
+    space.load(server.values)
+    space.gradient.zero_()
+    plan.objective.prepare_step(0, 10, 0.1)
+    theta = space.values[: space.n_prunable].clone().requires_grad_()
+    penalty = 0.0
+    for layer in space.layers:
+        active = space.mask_values[layer.start : layer.stop].view(layer.rows, -1)
+        rows = theta[layer.start : layer.stop].view(layer.rows, -1)
+        deviation = rows - (rows * active).sum(1, keepdim=True) / active.sum(1, keepdim=True)
+        chosen = plan.marked[(plan.marked >= layer.start) & (plan.marked < layer.stop)] - layer.start
+        penalty = penalty + deviation.flatten()[chosen].square().sum()
+    (expected,) = torch.autograd.grad(penalty, theta)
+    ours = space.gradient[: space.n_prunable] * space.mask_values
+    torch.testing.assert_close(ours, expected * space.mask_values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["zero", "mean"])
+def test_every_adjustment_keeps_every_layers_count_and_every_filters_floor(target):
+    _, space, method, server = normalised(target)
+    counts = space.layer_counts()
+    for round_number in range(1, 40):
+        plan = method.plan(round_number, server.values)
+        space.load(server.values)
+        server.values = server.values + torch.randn(space.total) * 0.1
+        server.values[: space.n_prunable] *= space.mask_values
+        server.adjust(plan, torch.randn(space.n_prunable), lambda step: None)
+        assert space.layer_counts() == counts
+        assert space.mask.active[space.layers[1].start :].view(8, 9).sum(1).min() >= 2
+        assert not server.values[: space.n_prunable][~space.mask.active].any()
+    assert space.mask.version == 39
+
+
+def test_contradicting_settings_are_refused():
+    with pytest.raises(ValidationError, match="extrusion is off"):
+        FedMefSettings(extrusion=False, extrusion_lambda=3.0)
