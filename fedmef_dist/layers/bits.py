@@ -49,7 +49,7 @@ def unpack(bitmap: Tensor, count: int) -> Tensor:
 
 
 def pack_values(flat: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """The ``chosen`` (bool (n,)) elements of ``flat`` (n,): the bitmap, uint8 (ceil(n / 8),), and the values in order."""
+    """The ``chosen`` (bool (n,)) elements of ``flat`` (n,): bitmap, uint8 (ceil(n / 8),), and values in order."""
     return pack(chosen), flat.masked_select(chosen)
 
 

@@ -26,7 +26,7 @@ class _Gate(Function):
         return function(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (bitmap,) = ctx.saved_tensors
         passes = bits.like(bits.unpack(bitmap, grad.numel()), grad.shape, ctx.channels_last)
         return torch.where(passes, grad, 0.0), None, None
@@ -69,7 +69,7 @@ class _Smooth(Function):
         return curve.function(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (levels,) = ctx.saved_tensors
         return grad * (levels.to(grad.dtype) * ctx.step + ctx.low), None
 
@@ -140,7 +140,7 @@ class Window(NamedTuple):
 class _MaxPool(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
-        output, index = F.max_pool2d(x, *window, return_indices=True)  # type: ignore[call-overload]
+        output, index = F.max_pool2d(x, *window, return_indices=True)
         top, left = window.corners(output)
         row = (index // x.shape[3] - top) // window.dilation[0]
         column = (index % x.shape[3] - left) // window.dilation[1]
@@ -149,7 +149,7 @@ class _MaxPool(Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (offset,) = ctx.saved_tensors
         window, width = ctx.window, ctx.shape[3]
         top, left = window.corners(grad)
@@ -193,7 +193,7 @@ class LeanMaxPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pools (B, C, H, W)."""
         if not torch.is_grad_enabled():
-            return F.max_pool2d(x, *self.window)  # type: ignore[arg-type]
+            return F.max_pool2d(x, *self.window)
         return _MaxPool.apply(x, self.window)
 
 
@@ -209,7 +209,7 @@ class _AvgPool(Function):
         return F.avg_pool2d(x, *options)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x = _shape_only(grad, ctx.shape)
         return torch.ops.aten.avg_pool2d_backward(grad.contiguous(), x, *ctx.options), None
 
@@ -242,7 +242,7 @@ class _AdaptiveAvgPool(Function):
         return F.adaptive_avg_pool2d(x, size)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return torch.ops.aten._adaptive_avg_pool2d_backward(grad.contiguous(), _shape_only(grad, ctx.shape)), None
 
 

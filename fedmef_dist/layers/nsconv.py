@@ -157,7 +157,7 @@ class _Normalised(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         theta, gain, mask, *saved = ctx.saved_tensors
         x = restore(tuple(saved), ctx.kept)
         weight = normalise(theta, gain, mask, ctx.normaliser).to(grad.dtype)

@@ -1,8 +1,8 @@
 """Scaled activation pruning: convolution and linear layers that keep only large activations for the backward pass.
 
 FedMef, section 3.3 (arXiv 2403.14737). The forward pass uses the whole input. Kept for the weight's gradient are the
-largest entries by magnitude, as a bitmap and packed values: 4(1 - p) + 1/8 bytes an element in float32. The gradients of
-input and bias need only the weight and stay exact.
+largest entries by magnitude, as a bitmap and packed values: 4(1 - p) + 1/8 bytes an element in float32. The gradients
+of input and bias need only the weight and stay exact.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -68,7 +68,8 @@ def restore(saved: tuple[Tensor, ...], kept: Kept) -> Tensor:
     """The input as far as it was kept, 0 elsewhere."""
     if not kept.packed:
         return saved[0]
-    return bits.like(bits.unpack_values(*saved, kept.shape.numel()), kept.shape, kept.channels_last)
+    bitmap, values = saved
+    return bits.like(bits.unpack_values(bitmap, values, kept.shape.numel()), kept.shape, kept.channels_last)
 
 
 class Convolution(NamedTuple):
@@ -144,7 +145,7 @@ class _Pruned(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, *saved = ctx.saved_tensors
         x = restore(tuple(saved), ctx.kept)
         return (*ctx.operation.gradients(grad, x, weight.to(grad.dtype), ctx.needs_input_grad[:3]), None, None)

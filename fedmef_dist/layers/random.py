@@ -17,7 +17,7 @@ class _Masked(Function):
         return x * kept * factor
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (bitmap,) = ctx.saved_tensors
         return grad * bits.unpack(bitmap, grad.numel()).view(grad.shape) * ctx.factor, None, None
 

@@ -107,13 +107,14 @@ def _convert_weighted(
 ) -> nn.Module:
     new: _Weighted
     if isinstance(module, nn.Conv2d):
-        unnormalised = norm in ("nsconv", "none") and not is_output
+        # Without a normalisation behind it a convolution needs a bias of its own.
+        bias = module.bias is not None or (norm == "none" and not is_output)
         if norm == "nsconv" and not is_output:
-            new = NSConv2d(*_conv_arguments(module), normaliser=normaliser, pruning=pruning)
+            new = NSConv2d(**_arguments(module), normaliser=normaliser, pruning=pruning)
         elif pruning.ratio:
-            new = PrunedConv2d(*_conv_arguments(module), bias=unnormalised or module.bias is not None, pruning=pruning)
-        elif unnormalised and module.bias is None:
-            new = nn.Conv2d(*_conv_arguments(module), bias=True)
+            new = PrunedConv2d(**_arguments(module), bias=bias, pruning=pruning)
+        elif bias and module.bias is None:
+            new = nn.Conv2d(**_arguments(module))
         else:
             return module
     # Attention's output projection is a subclass that its owner never calls.
@@ -125,17 +126,10 @@ def _convert_weighted(
     return new
 
 
-def _conv_arguments(module: nn.Conv2d) -> tuple[Any, ...]:
-    """Arguments of ``nn.Conv2d`` up to groups."""
-    return (
-        module.in_channels,
-        module.out_channels,
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.dilation,
-        module.groups,
-    )
+def _arguments(module: nn.Conv2d) -> dict[str, Any]:
+    """Arguments of ``nn.Conv2d`` but the bias."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return {name: getattr(module, name) for name in names}
 
 
 def _carry_over(old: _Weighted, new: _Weighted) -> None:

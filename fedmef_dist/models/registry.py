@@ -1,7 +1,7 @@
 """Models by name: our own small networks and any torchvision classifier."""
 
 import difflib
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -118,7 +118,9 @@ def _fit_stem(model: nn.Module, settings: ModelSettings, channels: int) -> None:
     small_images = settings.stem == "cifar" and first.stride == (2, 2)
     if not small_images and first.in_channels == channels:
         return
-    kernel, stride, padding = first.kernel_size, first.stride, first.padding
+    kernel: Any = first.kernel_size
+    stride: Any = first.stride
+    padding: Any = first.padding
     if small_images:
         stride = (1, 1)
         if kernel == (7, 7) and isinstance(getattr(model, "maxpool", None), nn.MaxPool2d):
@@ -130,7 +132,7 @@ def _fit_stem(model: nn.Module, settings: ModelSettings, channels: int) -> None:
         kernel,
         stride,
         padding,
-        bias=first.bias is not None,  # type: ignore[arg-type]
+        bias=first.bias is not None,
     )
     small.initialise(stem)
     replace_module(model, name, stem)
