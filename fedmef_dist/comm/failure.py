@@ -4,6 +4,7 @@ The launchers stop the other ranks when one exits with an error, and broken conn
 collective. What is left to do here is to agree on who speaks, and to keep quiet where somebody has spoken.
 """
 
+import signal
 import socket
 import sys
 import time
@@ -31,7 +32,7 @@ def ends_together(place: Environment | Group) -> Iterator[None]:
 
     UserError: its message, exit status 2. Any other exception: its traceback with rank and host in front, status 1. A
     rank that lost its peers: one line, status 1. KeyboardInterrupt: status 130. Give the Group where there is one: its
-    store lets the ranks agree on who speaks. Leaves by SystemExit, or under mpirun by MPI's Abort.
+    store lets the ranks agree on who speaks. Leaves by SystemExit, or under mpirun by MPI's Abort. For the main thread.
     """
     environment, store = (place.environment, place.store) if isinstance(place, Group) else (place, None)
     voice = _Voice(environment, store)
@@ -40,18 +41,26 @@ def ends_together(place: Environment | Group) -> Iterator[None]:
     except KeyboardInterrupt:
         voice.end(INTERRUPTED)
     except UserError as error:
+        _leave_quietly_on_sigterm(USER_ERROR)
         voice.wait_for_server()
         voice.say(str(error))
         voice.end(USER_ERROR)
     except PeerLostError as error:
+        _leave_quietly_on_sigterm(FAULT)
         voice.claim()
         voice.say_always(f"{voice.name}: stopped, a peer is gone: {error}")
         voice.end(FAULT)
     except Exception as error:
+        _leave_quietly_on_sigterm(FAULT)
         report = "".join(f"{voice.name}: {line}\n" for line in traceback.format_exc().splitlines())
         if not voice.say(report.rstrip()):
             voice.say_always(f"{voice.name}: stopped as well: {type(error).__name__}")
         voice.end(FAULT)
+
+
+def _leave_quietly_on_sigterm(status: int) -> None:
+    """From here on SIGTERM means that a rank which has spoken is gone; srun reports the highest status it collects."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(status))
 
 
 class _Voice:

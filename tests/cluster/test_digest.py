@@ -1,0 +1,129 @@
+"""The same configuration and seed give the same bits, whoever starts the ranks and however many there are."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+CONFIG = """
+name: digest
+seed: 3
+data: {dataset: digits, partition: {scheme: dirichlet, alpha: 0.5, min_samples: 10}}
+model: {name: cnn, width: 0.25, hidden: 32}
+federation: {clients: 20, clients_per_round: 5, rounds: 8, local_epochs: 1, batch_size: 32}
+optimizer: {lr: 0.1, momentum: 0.5}
+method: {name: fedmef, density: 0.4, adjust_every: 2, adjust_until: 8}
+evaluation: {every: 4}
+checkpoint: {every: 1}
+tracking: {wandb: {mode: disabled}}
+"""
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("digest") / "config.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def summary(run_dir):
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def undisturbed(config, launch, tmp_path_factory):
+    """The digest of the run on one rank, for each method."""
+    digests = {}
+    for method in ("fedmef", "fedavg"):
+        run_dir = tmp_path_factory.mktemp("alone") / method
+        done = launch("single", 1, "-m", "fedmef_dist", "run", config, f"method.name={method}", "--run-dir", run_dir)
+        assert done.returncode == 0, done.stderr
+        digests[method] = summary(run_dir)["model/digest"]
+    assert digests["fedmef"] != digests["fedavg"]
+    return digests
+
+
+@pytest.mark.parametrize(
+    ("launcher", "ranks", "method", "extra"),
+    [
+        ("torchrun", 2, "fedmef", []),
+        ("torchrun", 3, "fedmef", []),
+        ("torchrun", 4, "fedmef", []),
+        ("mpirun", 2, "fedmef", []),
+        ("mpirun", 3, "fedmef", ["runtime.backend=mpi"]),
+        ("torchrun", 2, "fedavg", []),
+        ("mpirun", 3, "fedavg", []),
+    ],
+)
+def test_any_launcher_any_number_of_ranks(config, undisturbed, launch, tmp_path, launcher, ranks, method, extra):
+    run_dir = tmp_path / "run"
+    arguments = ["run", config, f"method.name={method}", *extra, "--run-dir", run_dir]
+    done = launch(launcher, ranks, "-m", "fedmef_dist", *arguments, timeout=120)
+    assert done.returncode == 0, done.stderr
+    result = summary(run_dir)
+    assert result["world_size"] == ranks
+    assert result["launcher"] == {"torchrun": "torchrun", "mpirun": "mpich"}[launcher]
+    assert result["model/digest"] == undisturbed[method]
+
+
+@pytest.mark.parametrize("method", ["fedmef", "fedavg"])
+def test_srun_on_two_nodes(config, undisturbed, slurm, tmp_path, method):
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "fedmef_dist", "run", config, f"method.name={method}", "--run-dir", run_dir]
+    done = slurm.srun(command, ntasks=2, nodes=2, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert summary(run_dir)["launcher"] == "srun"
+    assert summary(run_dir)["model/digest"] == undisturbed[method]
+
+
+def rank_processes(parent):
+    """Pids of the ranks below a launcher, from its process tree."""
+    children = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, _, rest = status.read_text().partition(" (")
+            children.setdefault(int(rest.rpartition(")")[2].split()[1]), []).append(int(pid))
+        except OSError:
+            continue  # it ended meanwhile
+    found, waiting = [], [parent]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def test_a_killed_run_resumes_on_another_number_of_ranks_to_the_same_bits(config, undisturbed, launch, tmp_path):
+    run_dir = tmp_path / "run"
+    arguments = ["-m", "fedmef_dist", "run", str(config), "--run-dir", str(run_dir)]
+    command = [str(Path(sys.prefix) / "bin" / "torchrun"), "--standalone", "--nproc-per-node", "2", *arguments]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while not (run_dir / "checkpoints" / "round-000003").is_dir():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(rank_processes(process.pid)[-1], signal.SIGKILL)
+    killed = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert time.monotonic() - killed < 30
+    assert not (run_dir / "summary.json").exists()
+    done = launch("torchrun", 3, *arguments, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert summary(run_dir)["model/digest"] == undisturbed["fedmef"]
+    rounds = [json.loads(line)["round"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert rounds == list(range(1, 9))

@@ -1,0 +1,79 @@
+import socket
+
+import pytest
+
+from fedmef_dist.comm import rendezvous
+from fedmef_dist.comm.environment import Environment
+from fedmef_dist.comm.rendezvous import choose_interface, interface_of, meeting_host, prepare_gloo, resolve
+from fedmef_dist.errors import UserError
+
+UNKNOWN = "no-such-host.invalid"
+
+
+def place(launcher="srun", local=1, host=UNKNOWN):
+    return Environment(launcher, 0, 2, 0, local, host, 15000)
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """Host names that resolve, in place of the machine's own; this machine is called "here"."""
+    known = {"localhost": "127.0.0.1"}
+    monkeypatch.setattr(rendezvous, "resolve", known.get)
+    monkeypatch.setattr(socket, "gethostname", lambda: "here")
+    return known
+
+
+def test_numbers_resolve_to_themselves_and_unknown_names_to_nothing():
+    assert resolve("127.0.0.1") == "127.0.0.1"
+    assert resolve(UNKNOWN) is None
+
+
+def test_a_name_that_resolves_is_kept(names):
+    names["head"] = "10.0.0.1"
+    assert meeting_host(place(host="head")) == "head"
+
+
+def test_ranks_on_one_machine_need_no_name(names):
+    assert meeting_host(place(launcher="torchrun", local=2)) == "127.0.0.1"
+
+
+def test_slurm_knows_the_address_of_a_node_whose_name_does_not_resolve(names, monkeypatch):
+    monkeypatch.setattr(rendezvous, "node_address", {UNKNOWN: "10.0.0.7"}.get)
+    names["10.0.0.7"] = "10.0.0.7"
+    assert meeting_host(place()) == "10.0.0.7"
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+def test_an_unknown_host_is_the_users_error(names, monkeypatch, launcher):
+    monkeypatch.setattr(rendezvous, "node_address", lambda node: None)
+    with pytest.raises(UserError, match=f"{UNKNOWN} does not resolve"):
+        meeting_host(place(launcher=launcher))
+
+
+def test_the_loopback_interface_is_found_by_its_address():
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.254") is None
+
+
+def test_gloo_chooses_for_itself_where_that_works(names):
+    assert choose_interface(place(local=2), "localhost") is None  # all ranks here
+    names["here"] = "10.0.0.5"
+    assert choose_interface(place(), "localhost") is None  # our own name leads to a real address
+
+
+@pytest.mark.parametrize("own", ["127.0.1.1", None])
+def test_gloo_is_pointed_at_the_interface_that_leads_to_the_meeting_point(names, monkeypatch, own):
+    names.update({"head": "10.0.0.1"} if own is None else {"head": "10.0.0.1", "here": own})
+    monkeypatch.setattr(rendezvous, "_source_address", {"10.0.0.1": "10.0.0.5"}.get)
+    monkeypatch.setattr(rendezvous, "interface_of", {"10.0.0.5": "ib0"}.get)
+    assert choose_interface(place(), "head") == "ib0"
+
+
+def test_the_users_interface_is_not_overwritten(monkeypatch):
+    monkeypatch.setattr(rendezvous, "choose_interface", lambda environment, host: "ib0")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth9")
+    prepare_gloo(place(), "head")
+    assert rendezvous.os.environ["GLOO_SOCKET_IFNAME"] == "eth9"
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    prepare_gloo(place(), "head")
+    assert rendezvous.os.environ["GLOO_SOCKET_IFNAME"] == "ib0"

@@ -1,0 +1,49 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# A busy machine makes single examples slow, which says nothing about the code.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
+
+BIN = Path(sys.prefix) / "bin"
+LAUNCHERS = {
+    "torchrun": lambda ranks: [str(BIN / "torchrun"), "--standalone", "--nproc-per-node", str(ranks)],
+    "mpirun": lambda ranks: [str(BIN / "mpirun"), "-n", str(ranks), sys.executable],
+    "single": lambda ranks: [sys.executable],
+}
+
+
+@pytest.fixture(scope="session")
+def launch():
+    """`launch("torchrun", ranks, *arguments, env={}, timeout=60)` gives the exit status and what the ranks printed.
+
+    The launcher is torchrun, mpirun or single; the arguments are python's ("script.py", or "-m", "fedmef_dist", ...).
+    """
+
+    def start(launcher, ranks, *arguments, env=None, timeout=60, cwd=None):
+        command = [*LAUNCHERS[launcher](ranks), *map(str, arguments)]
+        # A session of its own, so that a time-out ends the ranks too and not only their launcher.
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    return start
