@@ -49,7 +49,7 @@ def measure_step(model: nn.Module, step: Callable[[], Tensor]) -> StepMemory:
     with held.watching():
         loss = step()
     loss.backward()
-    return StepMemory(held.total, _peak(model, step), held.by_module())
+    return StepMemory(held.total, _peak(step, loss.device), held.by_module())
 
 
 class _SavedTensors:
@@ -106,8 +106,7 @@ class _SavedTensors:
         return tensor
 
 
-def _peak(model: nn.Module, step: Callable[[], Tensor]) -> int:
-    device = next(model.parameters()).device
+def _peak(step: Callable[[], Tensor], device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

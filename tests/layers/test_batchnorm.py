@@ -1,0 +1,20 @@
+import torch
+from torch import nn
+
+from fedmef_dist.layers.batchnorm import BatchNorm2d
+
+
+def test_one_value_a_channel_uses_the_running_statistics():
+    layer = BatchNorm2d(2, eps=0.0)
+    layer.running_mean.copy_(torch.tensor([1.0, 2.0]))
+    layer.running_var.copy_(torch.tensor([4.0, 1.0]))
+    assert layer(torch.tensor([5.0, 5.0]).view(1, 2, 1, 1)).flatten().tolist() == [2, 3]
+    assert layer.running_mean.tolist() == [1, 2]
+
+
+def test_otherwise_it_is_the_stock_layer():
+    stock, ours = nn.BatchNorm2d(3), BatchNorm2d(3)
+    x = torch.randn(2, 3, 1, 1)
+    assert torch.equal(ours(x), stock(x))
+    assert torch.equal(ours.running_var, stock.running_var)
+    assert torch.equal(ours.eval()(x), stock.eval()(x))

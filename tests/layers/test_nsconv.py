@@ -1,0 +1,232 @@
+from math import pi, sqrt
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck
+from torch.nn import functional as F
+
+from fedmef_dist.layers.nsconv import (
+    EPSILON,
+    GAMMA_RELU,
+    Normaliser,
+    NSConv2d,
+    NSLinear,
+    filter_means,
+    gamma_of,
+    normalise,
+    normalise_backward,
+)
+from fedmef_dist.layers.pruning import Pruning, keep, restore
+
+# Active weights of each filter: none, one, two, three, all.
+COUNTS = [0, 1, 2, 3, None]
+
+
+def ragged_mask(shape):
+    mask = torch.zeros(shape, dtype=torch.float64)
+    for number, row in enumerate(mask.view(shape[0], -1)):
+        count = COUNTS[number % len(COUNTS)]
+        row[torch.randperm(row.numel())[:count]] = 1
+    return mask
+
+
+def double(module, mask=None):
+    """The module in double precision, with uneven gains, and the mask bound."""
+    module.double()
+    with torch.no_grad():
+        module.gain.uniform_(0.5, 2)
+        module.bias.normal_()
+        if mask is not None:
+            module.weight.mul_(mask)
+            module.bind_mask(mask)
+    return module
+
+
+def check_module(module, x):
+    """Gradcheck over input, gain, bias and the ACTIVE weights; inactive ones stay 0, as they have to."""
+    mask = torch.ones_like(module.weight) if module.mask is None else module.mask
+    where = mask.bool()
+
+    def function(x, active, gain, bias):
+        weight = torch.zeros_like(mask).masked_scatter(where, active)
+        return torch.func.functional_call(module, {"weight": weight, "gain": gain, "bias": bias}, (x,))
+
+    active = module.weight.detach()[where].requires_grad_()
+    inputs = (x, active, module.gain.detach().requires_grad_(), module.bias.detach().requires_grad_())
+    return gradcheck(function, inputs)
+
+
+def test_by_hand():
+    weight = torch.tensor([[1.0, 3.0, 0.0, 5.0]])
+    mask = torch.tensor([[1.0, 1.0, 0.0, 1.0]])
+    # mu = 3, deviations -2, 0, 2, N var = 8.
+    expected = torch.tensor([[-2.0, 0.0, 0.0, 2.0]]) * (0.5 * GAMMA_RELU / sqrt(8))
+    torch.testing.assert_close(normalise(weight, torch.tensor([0.5]), mask, Normaliser()), expected)
+
+
+def test_by_hand_without_centring():
+    weight = torch.tensor([[1.0, 3.0, 0.0, 5.0]])
+    mask = torch.tensor([[1.0, 1.0, 0.0, 1.0]])
+    acting = normalise(weight, torch.ones(1), mask, Normaliser(gamma=2.0, centre=False))
+    torch.testing.assert_close(acting, weight * 2 / sqrt(35))
+
+
+def test_filters_are_centred_and_have_norm_gamma():
+    torch.manual_seed(0)
+    weight = torch.randn(5, 3, 3, 3).double()
+    mask = ragged_mask(weight.shape)
+    acting = normalise(weight * mask, torch.ones(5).double(), mask, Normaliser()).flatten(1)
+    assert (acting[mask.flatten(1) == 0] == 0).all()
+    torch.testing.assert_close(acting[2:].sum(1), torch.zeros(3).double())
+    torch.testing.assert_close(acting[2:].square().sum(1), torch.full((3,), GAMMA_RELU**2).double())
+
+
+def test_fewer_than_two_active_weights_are_taken_as_they_are():
+    weight = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.3, 0.0]])
+    mask = (weight != 0).float()
+    assert torch.equal(normalise(weight, torch.ones(2), mask, Normaliser()), weight)
+    assert filter_means(weight, mask).tolist() == [0, 0]
+
+
+def test_equal_weights_do_not_divide_by_zero():
+    weight = torch.full((1, 4), 0.7)
+    gain = torch.ones(1)
+    grad_theta, grad_gain = normalise_backward(torch.tensor([[1.0, 0, 0, 0]]), weight, gain, None, Normaliser())
+    expected = torch.tensor([[0.75, -0.25, -0.25, -0.25]]) * (GAMMA_RELU / sqrt(EPSILON))
+    torch.testing.assert_close(grad_theta, expected)
+    assert grad_gain.item() == pytest.approx(0, abs=1e-4)
+
+
+def test_filter_means():
+    weight = torch.tensor([[1.0, 3.0, 0.0], [2.0, 4.0, 9.0]])
+    assert filter_means(weight, torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])).tolist() == [2, 5]
+    torch.testing.assert_close(filter_means(weight, None), torch.tensor([4 / 3, 5.0]))
+
+
+def test_gamma_gives_the_activation_unit_variance():
+    assert gamma_of([nn.Linear, nn.ReLU]) == pytest.approx(sqrt(2 / (1 - 1 / pi)))
+    assert gamma_of([]) == GAMMA_RELU
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1_000_000, generator=generator)
+    for kind, function in (
+        (nn.ReLU, F.relu),
+        (nn.SiLU, F.silu),
+        (nn.GELU, F.gelu),
+        (nn.Hardswish, F.hardswish),
+        (nn.ReLU6, F.relu6),
+    ):
+        assert (function(z) * gamma_of([kind])).std() == pytest.approx(1, abs=5e-3)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "stride": 2},
+        {"kernel_size": 3, "groups": 2},
+        {"kernel_size": 3, "groups": 4, "dilation": 2, "padding": 2},
+        {"kernel_size": 2, "padding": "same"},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_gradcheck_of_the_convolution(geometry, centre, masked):
+    torch.manual_seed(0)
+    module = NSConv2d(4, 8, normaliser=Normaliser(centre=centre), **geometry)
+    double(module, ragged_mask(module.weight.shape) if masked else None)
+    assert check_module(module, torch.randn(1, 4, 5, 5, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradcheck_of_the_linear_layer(masked):
+    torch.manual_seed(0)
+    module = NSLinear(6, 5)
+    double(module, ragged_mask(module.weight.shape) if masked else None)
+    assert check_module(module, torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True))
+
+
+def test_inactive_weights_get_the_gradient_of_a_weight_without_effect():
+    torch.manual_seed(0)
+    weight, mask = torch.randn(1, 6).double(), torch.tensor([[1.0, 1, 1, 1, 0, 0]]).double()
+    grad = torch.randn(1, 6).double()
+    gain = torch.tensor([0.7]).double()
+    mine, _ = normalise_backward(grad, weight * mask, gain, mask, Normaliser())
+    # The same filter with position 4 active at the others' mean: neither mu nor the scale changes.
+    grown, grown_mask = (weight * mask).clone(), mask.clone()
+    grown[0, 4], grown_mask[0, 4] = weight[0, :4].mean(), 1
+    torch.testing.assert_close(
+        normalise(grown, gain, grown_mask, Normaliser()), normalise(weight * mask, gain, mask, Normaliser())
+    )
+    scale = 0.7 * GAMMA_RELU / (weight[0, :4] - weight[0, :4].mean()).square().sum().sqrt()
+    torch.testing.assert_close(mine[0, 4], scale * (grad[0, 4] - grad[0, :4].mean()))
+
+
+def test_a_mask_changes_in_place():
+    module = NSConv2d(2, 2, 3)
+    mask = torch.ones_like(module.weight)
+    module.bind_mask(mask)
+    x = torch.randn(1, 2, 3, 3)
+    before = module(x)
+    with torch.no_grad():
+        mask[0, 0] = 0
+        module.weight.mul_(mask)
+    after = module(x)
+    assert not torch.equal(before[0, 0], after[0, 0])
+    assert torch.equal(before[0, 1], after[0, 1])
+    torch.testing.assert_close(after, F.conv2d(x, normalise(module.weight, module.gain, mask, Normaliser())))
+
+
+def test_mean_of_the_output_does_not_depend_on_the_mean_of_the_input():
+    torch.manual_seed(0)
+    module = NSConv2d(8, 16, 3)
+    x = torch.randn(2, 8, 8, 8)
+    torch.testing.assert_close(module(x), module(x + 5), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 0.9])
+def test_with_activation_pruning_only_the_weights_gradients_change(ratio):
+    torch.manual_seed(0)
+    pruned = double(NSConv2d(4, 8, 3, padding=1, pruning=Pruning(ratio)))
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64, requires_grad=True)
+    output = pruned(x)
+    grad = torch.randn_like(output)
+    output.backward(grad)
+
+    acting = normalise(pruned.weight.detach(), pruned.gain.detach(), None, Normaliser()).requires_grad_()
+    exact_x = x.detach().clone().requires_grad_()
+    F.conv2d(exact_x, acting, padding=1).backward(grad)
+    torch.testing.assert_close(x.grad, exact_x.grad)
+    torch.testing.assert_close(pruned.bias.grad, grad.sum((0, 2, 3)))
+
+    acting.grad = None
+    F.conv2d(restore(*keep(x.detach(), Pruning(ratio))), acting, padding=1).backward(grad)
+    expected = normalise_backward(acting.grad, pruned.weight.detach(), pruned.gain.detach(), None, Normaliser())
+    torch.testing.assert_close((pruned.weight.grad, pruned.gain.grad), expected)
+
+
+def test_keeps_the_pruned_input_and_what_exists_anyway():
+    module = NSConv2d(4, 8, 3, pruning=Pruning(0.75))
+    mask = torch.ones_like(module.weight)
+    module.bind_mask(mask)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        module(torch.randn(2, 4, 8, 8))
+    known = {tensor.data_ptr() for tensor in (*module.parameters(), mask)}
+    assert sum(tensor.nbytes for tensor in saved if tensor.data_ptr() not in known) == 512 // 8 + 128 * 4
+
+
+def test_nothing_is_kept_without_gradients(monkeypatch):
+    monkeypatch.setattr("fedmef_dist.layers.nsconv.keep", lambda *_: pytest.fail("kept its input"))
+    with torch.no_grad():
+        NSConv2d(4, 8, 3, pruning=Pruning(0.5))(torch.randn(1, 4, 5, 5))
+
+
+def test_autocast():
+    module = NSConv2d(4, 8, 3, pruning=Pruning(0.5))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = module(torch.randn(2, 4, 6, 6, requires_grad=True))
+    assert output.dtype == torch.bfloat16
+    output.float().sum().backward()
+    assert module.weight.grad.dtype == torch.float32
