@@ -1,16 +1,17 @@
 """One run's configuration: composed from the settings that stand next to the code they configure."""
 
 import difflib
-import re
+import os
+import reprlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from fedmef_dist.checkpoint import CheckpointSettings
+from fedmef_dist.comm.environment import detect
 from fedmef_dist.comm.group import RuntimeSettings
 from fedmef_dist.costs.wire import WireSettings
 from fedmef_dist.data.population import FederationSettings
@@ -22,6 +23,7 @@ from fedmef_dist.methods import FedAvgSettings, FedMefSettings, MethodSettings
 from fedmef_dist.models import ModelSettings
 from fedmef_dist.optim import OptimizerSettings
 from fedmef_dist.settings import Settings
+from fedmef_dist.strict_yaml import parse_yaml
 from fedmef_dist.tracking.settings import TrackingSettings
 
 
@@ -56,30 +58,21 @@ class Config(Settings):
         return self.sap.model_copy(update={"enabled": enabled})
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as YAML 1.2 has it."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$"),
-    list("-+0123456789."),
-)
 _METHODS: dict[str, type[Settings]] = {"fedavg": FedAvgSettings, "fedmef": FedMefSettings}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file and applies ``section.key=value`` overrides.
+    """Reads a YAML file and applies ``section.key=value`` overrides, the last one of a key winning.
 
     Raises:
         UserError: the file cannot be read, or a key or value in it or in an override does not fit.
     """
     tree = _read(Path(path))
     given = [_parse_override(text) for text in overrides]
-    _switch_method(tree, given)
+    _settle_method(tree, given)
     for keys, value in given:
         _assign(tree, keys, value)
-    return parse_config(tree, str(path))
+    return parse_config(tree, " with ".join([str(path), *overrides]))
 
 
 def parse_config(tree: dict[str, Any], where: str) -> Config:
@@ -87,7 +80,7 @@ def parse_config(tree: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_explain(error, where)) from None
+        raise UserError(_explain(error, tree, where)) from None
 
 
 def to_tree(config: Config) -> dict[str, Any]:
@@ -98,22 +91,18 @@ def to_tree(config: Config) -> dict[str, Any]:
 def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys whose values differ between two trees."""
     keys = []
-    for key in sorted({*one, *other}):
+    for key in sorted({*one, *other}, key=str):
         left, right = one.get(key), other.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
             keys += differing_keys(left, right, f"{prefix}{key}.")
         elif left != right:
-            keys.append(prefix + key)
+            keys.append(f"{prefix}{key}")
     return keys
 
 
 def read_tree(text: str, where: str) -> dict[str, Any]:
-    """A YAML mapping. Raises UserError where the text is none."""
-    try:
-        tree = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"not valid YAML: {reason}\nwhere: {where}\nmend: correct the file") from None
+    """A YAML mapping; empty text is an empty one. Raises UserError where the text is none."""
+    tree = parse_yaml(text, where)
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -134,47 +123,74 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     keys, equals, value = text.partition("=")
     if not equals or not all(keys.split(".")):
         raise UserError(f"{text!r} is not an override\nwhere: command line\nmend: write section.key=value")
-    try:
-        return keys.split("."), yaml.load(value, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise UserError(f"the value is not valid YAML\nwhere: {text!r}\nmend: quote it") from None
+    return keys.split("."), parse_yaml(value, f"{text!r} on the command line")
 
 
-def _switch_method(tree: dict[str, Any], given: list[tuple[list[str], Any]]) -> None:
-    """Where the command line names another method, drops the file's keys that it does not have, with a notice."""
-    name = next((value for keys, value in given if keys == ["method", "name"]), None)
-    section = tree.get("method")
-    if not isinstance(section, dict) or name not in _METHODS or section.get("name") == name:
+def _settle_method(tree: dict[str, Any], given: list[tuple[list[str], Any]]) -> None:
+    """Names the default method where the file names none.
+
+    Where the command line names another one, drops the file's keys that it does not have, with a notice.
+    """
+    section = tree.setdefault("method", {})
+    if not isinstance(section, dict):
         return
-    dropped = [key for key in section if key not in _METHODS[name].model_fields]
+    old = section.setdefault("name", FedMefSettings().name)
+    names = [value for keys, value in given if keys == ["method", "name"]]
+    if not names or names[-1] == old or names[-1] not in list(_METHODS):
+        return
+    dropped = [key for key in section if key not in _METHODS[names[-1]].model_fields]
     for key in dropped:
         del section[key]
-    if dropped:
-        print(f"note: method {name} has no {', '.join(map(str, dropped))}; left out", file=sys.stderr)
+    if dropped and detect(os.environ).rank == 0:
+        print(f"note: method {names[-1]} has no {', '.join(map(str, dropped))}; left out", file=sys.stderr)
 
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
+    for depth, key in enumerate(keys[:-1], start=1):
         child = tree.setdefault(key, {})
         if not isinstance(child, dict):
-            raise UserError(f"{key} is a value, not a section\nwhere: {'.'.join(keys)}\nmend: shorten the key")
+            raise UserError(
+                f"{'.'.join(keys[:depth])} is a value, not a section\nwhere: {'.'.join(keys)} on the command line\n"
+                "mend: shorten the key, or make it a section in the file"
+            )
         tree = child
     tree[keys[-1]] = value
 
 
-def _explain(error: ValidationError, where: str) -> str:
-    problems = error.errors(include_url=False, include_input=True)
-    first = problems[0]
-    keys = [str(part) for part in first["loc"] if part not in _METHODS]
-    dotted = ".".join(keys)
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(dotted, list(known_keys(Config)), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "`fedmef-dist schema` lists all keys"
-        return f"unknown key {dotted}{more}\nwhere: {where}\nmend: {hint}"
-    shown = repr(first["input"])[:80]
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{dotted or 'configuration'}: {message}, got {shown}{more}\nwhere: {where}\nmend: correct {dotted or 'it'}"
+def _explain(error: ValidationError, tree: dict[str, Any], where: str) -> str:
+    """What is wrong with the first key that does not fit."""
+    problems: dict[str, list[Any]] = {}
+    for problem in error.errors(include_url=False):
+        problems.setdefault(_dotted(problem["loc"], tree), []).append(problem)
+    dotted, found = next(iter(problems.items()))
+    more = f" (and {len(problems) - 1} more keys)" if len(problems) > 1 else ""
+    if found[0]["type"] == "extra_forbidden":
+        return f"unknown key {dotted}{more}\nwhere: {where}\nmend: {_hint(dotted, tree)}"
+    # A value of several possible types fails once for each.
+    message = " or ".join(problem["msg"].removeprefix("Value error, ") for problem in found)
+    if found[0]["type"] != "value_error":
+        message += f", got {reprlib.repr(found[0]['input'])}"
+    return f"{dotted}: {message}{more}\nwhere: {where}\nmend: correct {dotted}"
+
+
+def _dotted(location: Sequence[str | int], tree: Any) -> str:
+    """A problem's key as the user wrote it; pydantic's location also holds names of methods and types."""
+    keys = []
+    for part in location:
+        if (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int)):
+            keys.append(str(part))
+            tree = tree[part]  # type: ignore[index]
+    return ".".join(keys)
+
+
+def _hint(unknown: str, tree: dict[str, Any]) -> str:
+    known = list(known_keys(Config))
+    if unknown in known:
+        return f"leave it out; method {tree['method']['name']} does not have it"
+    last = unknown.rpartition(".")[2]
+    elsewhere = [key for key in known if key.rpartition(".")[2] == last]
+    near = elsewhere or difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else "`fedmef-dist schema` lists all keys"
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
