@@ -72,7 +72,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     _settle_method(tree, given)
     for keys, value in given:
         _assign(tree, keys, value)
-    return parse_config(tree, " with ".join([str(path), *overrides]))
+    return parse_config(tree, f"{path} with {' '.join(overrides)}" if overrides else str(path))
 
 
 def parse_config(tree: dict[str, Any], where: str) -> Config:
