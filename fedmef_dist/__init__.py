@@ -1,3 +1,22 @@
 """Federated learning with sparse training, simulated on torch.distributed."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedmef_dist.config import Config, load_config
+    from fedmef_dist.errors import UserError
+    from fedmef_dist.session import Summary, run
+
 __version__ = "0.1.0"
+__all__ = ["Config", "Summary", "UserError", "load_config", "run"]
+
+_HOMES = {"Config": "config", "load_config": "config", "UserError": "errors", "Summary": "session", "run": "session"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what the package offers when it is asked for: `import fedmef_dist` alone loads nothing heavy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -53,16 +53,15 @@ class CheckpointStore:
 
         final = self._path(checkpoint.state["round"])
         partial = final.with_name(f".{final.name}.partial")
-        for leftover in (partial, final):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         data = save(checkpoint.tensors)
         with (partial / _TENSORS).open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        digest = hashlib.sha256(data).hexdigest()
-        write_json(partial / _STATE, {**checkpoint.state, "sha256": digest})
+        write_json(partial / _STATE, {**checkpoint.state, "sha256": _digest(data, checkpoint.state)})
+        shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         sync_directory(self.directory)
         for round_number in self.rounds()[: -self.keep]:
@@ -74,21 +73,27 @@ class CheckpointStore:
         Raises:
             UserError: a file is missing or its content is not what was written.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import load
 
         path = self._path(round_number)
         try:
             data = (path / _TENSORS).read_bytes()
-            state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-            if hashlib.sha256(data).hexdigest() != state.pop("sha256"):
+            state = json.loads((path / _STATE).read_bytes())
+            if not isinstance(state, dict) or state.pop("sha256", None) != _digest(data, state):
                 raise ValueError("its content is not what was written")
-            return Checkpoint(load(data), state)
-        except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"the checkpoint is broken: {' '.join(str(error).split())[:200]}\nwhere: {path}\n"
-                "mend: delete that directory; the run then resumes from the checkpoint before it"
+                "mend: delete that directory; the run then goes on from the one before it, or from the start"
             ) from None
+        return Checkpoint(load(data), state)
 
     def _path(self, round_number: int) -> Path:
         return self.directory / f"round-{round_number:06d}"
+
+
+def _digest(data: bytes, state: dict[str, Any]) -> str:
+    """SHA-256, hexadecimal, over both files' content."""
+    digest = hashlib.sha256(data)
+    digest.update(json.dumps(state, sort_keys=True).encode())
+    return digest.hexdigest()

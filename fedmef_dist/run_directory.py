@@ -17,50 +17,64 @@ _HARMLESS = ("name", "evaluation", "checkpoint", "tracking", "wire", "data.root"
 _HARMLESS_RUNTIME = ("runtime.backend", "runtime.timeout")
 
 
-def claim(run_dir: Path, config: Config, resume: Resume, rounds: list[int]) -> int | None:
-    """Makes sure that ``run_dir`` is this run's, writes config.yaml, and returns the round to resume from, if any.
+def round_to_resume(run_dir: Path, config: Config, resume: Resume, saved: list[int]) -> int | None:
+    """Makes sure that ``run_dir`` may be this run's and returns the round to resume from, if any. Changes nothing.
 
     Args:
-        run_dir: the directory; made where it is missing.
+        run_dir: the directory, there or not.
         config: what is about to run.
         resume: what to do about an earlier part of the run.
-        rounds: rounds with a checkpoint, oldest first.
+        saved: rounds with a checkpoint, oldest first.
 
     Raises:
-        UserError: the directory holds something else, or cannot be written, or ``resume`` does not fit what is there.
+        UserError: the directory holds something else, or ``resume`` does not fit what is there.
     """
-    tree = to_tree(config)
     old = _existing(run_dir)
-    if old is None and run_dir.exists() and any(run_dir.iterdir()):
-        raise UserError(f"the directory holds something that is not a run\nwhere: {run_dir}\nmend: choose --run-dir")
     if old is not None:
-        _refuse_another(run_dir, old, tree)
+        _refuse_another(run_dir, old, to_tree(config))
         if resume == "never":
             raise UserError(
                 f"the directory holds a run already\nwhere: {run_dir}\n"
                 "mend: choose another --run-dir, delete it, or continue it with --resume auto"
             )
-    if resume == "must" and not rounds:
-        raise UserError(f"there is no checkpoint to resume from\nwhere: {run_dir}\nmend: leave out --resume must")
+    if not saved:
+        if resume == "must":
+            raise UserError(f"there is no checkpoint to resume from\nwhere: {run_dir}\nmend: leave out --resume must")
+        return None
+    if saved[-1] > config.federation.rounds:
+        raise UserError(
+            f"the run has done {saved[-1]} rounds already, more than federation.rounds={config.federation.rounds}\n"
+            f"where: {run_dir}\nmend: raise federation.rounds, or choose another --run-dir"
+        )
+    return saved[-1]
+
+
+def claim(run_dir: Path, config: Config) -> None:
+    """Makes the directory where it is missing and writes config.yaml. Raises UserError where that cannot be done."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_text(run_dir / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
+        write_text(run_dir / "config.yaml", yaml.safe_dump(to_tree(config), sort_keys=False))
     except OSError as error:
         raise UserError(
             f"the run directory cannot be written: {error.strerror}\nwhere: {run_dir}\nmend: choose --run-dir"
         ) from None
-    return rounds[-1] if rounds else None
 
 
 def _existing(run_dir: Path) -> dict[str, Any] | None:
+    """The configuration of the run that the directory holds; None where it is missing or empty."""
     path = run_dir / "config.yaml"
     try:
         return read_tree(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
+        if run_dir.is_dir() and any(run_dir.iterdir()):
+            raise UserError(
+                f"the directory holds something that is not a run\nwhere: {run_dir}\nmend: choose --run-dir"
+            ) from None
         return None
     except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(
-            f"cannot read the run's configuration: {error}\nwhere: {path}\nmend: choose --run-dir"
+            f"cannot read the run's configuration: {reason}\nwhere: {path}\nmend: choose --run-dir"
         ) from None
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedmef_dist import __version__
 from fedmef_dist.atomic import write_json
-from fedmef_dist.comm.environment import Environment, detect
+from fedmef_dist.comm.environment import detect
 from fedmef_dist.comm.failure import ends_together
 from fedmef_dist.comm.group import Group, open_group
 from fedmef_dist.config import Config, load_config, to_tree
@@ -22,7 +22,7 @@ from fedmef_dist.costs.wire import VALUE_BYTES
 from fedmef_dist.data.batches import client_batches
 from fedmef_dist.errors import UserError
 from fedmef_dist.models import build_model
-from fedmef_dist.run_directory import Resume, claim
+from fedmef_dist.run_directory import Resume, claim, round_to_resume
 from fedmef_dist.simulation import Simulation
 from fedmef_dist.tracking import Tracker, open_trackers
 
@@ -37,7 +37,7 @@ class Summary:
 
 def run_command(path: Path, overrides: list[str], run_dir: Path | None, resume: Resume) -> None:
     """The command ``run``: as :func:`run`, with errors shown once and as exit status."""
-    environment = _environment()
+    environment = detect(os.environ)
     with ends_together(environment):
         config = load_config(path, overrides)
         with open_group(environment, config.runtime) as group, ends_together(group):
@@ -46,37 +46,30 @@ def run_command(path: Path, overrides: list[str], run_dir: Path | None, resume: 
                 print(_closing_line(summary))
 
 
-def run(config: Config, run_dir: Path | None = None, resume: Resume = "auto") -> Summary:
+def run(config: Config, run_dir: str | Path | None = None, resume: Resume = "auto") -> Summary:
     """One simulation from Python, under any launcher.
+
+    Args:
+        config: the run.
+        run_dir: where rank 0 writes; default: ``runs/<name>``.
+        resume: ``auto`` goes on from a checkpoint where there is one, ``must`` needs one, ``never`` an empty directory.
 
     Raises:
         UserError: something in the configuration, the data or the run directory is wrong.
     """
     with open_group(detect(os.environ), config.runtime) as group:
-        return simulate(config, group, run_dir or Path("runs") / config.name, resume)
-
-
-def _environment() -> Environment:
-    try:
-        return detect(os.environ)
-    except UserError as error:
-        raise SystemExit(_print_error(error)) from None
-
-
-def _print_error(error: UserError) -> int:
-    import sys
-
-    print(error, file=sys.stderr)
-    return 2
+        return simulate(config, group, Path(run_dir or Path("runs") / config.name), resume)
 
 
 def simulate(config: Config, group: Group, run_dir: Path, resume: Resume) -> Summary:
     """One simulation on an open group; rank 0 writes into ``run_dir``. Raises UserError."""
     simulation = Simulation(config, group, run_dir)
-    resumed = _claim_together(simulation, config, run_dir, resume)
+    resumed = _agree_on_start(simulation, run_dir, resume)
     checkpoint = simulation.store.load(resumed) if resumed is not None else None
     if checkpoint is not None:
         simulation.restore(checkpoint)
+    if group.rank == 0:
+        claim(run_dir, config)
     reference = _Reference(simulation) if group.rank == 0 else None
     state = checkpoint.state["tracker"] if checkpoint is not None else {}
     with _tracking(simulation, run_dir, resumed, state) as tracker:
@@ -91,12 +84,12 @@ def simulate(config: Config, group: Group, run_dir: Path, resume: Resume) -> Sum
     return Summary(run_dir, summary)
 
 
-def _claim_together(simulation: Simulation, config: Config, run_dir: Path, resume: Resume) -> int | None:
-    """Rank 0 claims the directory; the others learn the round to resume from."""
+def _agree_on_start(simulation: Simulation, run_dir: Path, resume: Resume) -> int | None:
+    """Rank 0 looks at the directory; the others learn the round to resume from."""
     group = simulation.group
     answer = torch.zeros(1, dtype=torch.int64)
     if group.rank == 0:
-        answer[0] = claim(run_dir, config, resume, simulation.store.rounds()) or 0
+        answer[0] = round_to_resume(run_dir, simulation.config, resume, simulation.store.rounds()) or 0
     group.broadcast(answer)
     return int(answer) or None
 

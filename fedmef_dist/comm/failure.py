@@ -22,7 +22,7 @@ from fedmef_dist.errors import UserError
 
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
 
-_CLAIMED, _SHOWN = "failure/claimed", "failure/shown"
+_CLAIMED, _SHOWN, _ARRIVED = "failure/claimed", "failure/shown", "failure/arrived"
 _PATIENCE_SECONDS = 2.0
 
 
@@ -44,6 +44,7 @@ def ends_together(place: Environment | Group) -> Iterator[None]:
         _leave_quietly_on_sigterm(USER_ERROR)
         voice.wait_for_server()
         voice.say(str(error))
+        voice.wait_for_all()
         voice.end(USER_ERROR)
     except PeerLostError as error:
         _leave_quietly_on_sigterm(FAULT)
@@ -92,15 +93,22 @@ class _Voice:
 
     def wait_for_server(self) -> None:
         """Give rank 0 the first word: wrong input is most often wrong on every rank."""
+        self._ask(self._arrive, default=True)
         if self._environment.rank != 0:
             self._mpi()  # MPI starts on all ranks or on none, and rank 0 needs it to end them all
             self._wait(self._shown)
+
+    def wait_for_all(self) -> None:
+        """Let the others come here before the first exit makes the launcher end them with a status of its own."""
+        if self._store is not None:
+            self._wait(lambda: self._ask(self._all_arrived, default=True))
 
     def end(self, status: int) -> None:
         """Leave; under mpirun take the others along, which may be waiting for this rank inside MPI."""
         world = self._mpi() if self._first else None
         if world is not None:
             world.Abort(status)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing but the interpreter's own end is left
         sys.exit(status)
 
     def _mpi(self) -> Any:
@@ -119,6 +127,12 @@ class _Voice:
     def _mark_shown(self, store: dist.Store) -> bool:
         store.set(_SHOWN, "1")
         return True
+
+    def _arrive(self, store: dist.Store) -> bool:
+        return store.add(_ARRIVED, 1) > 0
+
+    def _all_arrived(self, store: dist.Store) -> bool:
+        return store.add(_ARRIVED, 0) >= self._environment.world_size
 
     def _shown(self) -> bool:
         return self._ask(lambda store: store.check([_SHOWN]), default=False)

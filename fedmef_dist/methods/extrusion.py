@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedmef_dist.layers.nsconv import filter_means
 from fedmef_dist.methods.base import LocalObjective
 from fedmef_dist.sparsity import ParameterSpace
 
@@ -35,9 +36,9 @@ class Deviation:
         """What each prunable weight is measured from, float32 (n_prunable,)."""
         centres = torch.zeros_like(values[: self._active.numel()])
         for layer in self._layers:
-            count = self._counts[layer.name]
-            mean = values[layer.start : layer.stop].view(layer.rows, -1).sum(1, keepdim=True) / count.clamp(min=1)
-            centres[layer.start : layer.stop].view(layer.rows, -1).copy_(mean * (count > 1))
+            rows = slice(layer.start, layer.stop)
+            means = filter_means(values[rows].view(layer.rows, -1), self._active[rows].view(layer.rows, -1))
+            centres[rows].view(layer.rows, -1).copy_(means.unsqueeze(1))
         return centres
 
     def of(self, values: Tensor) -> Tensor:

@@ -67,5 +67,5 @@ def _round_of(path: Path, number: int, line: str) -> int:
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"this is not a line of metrics\nin {path}, line {number}\n"
-            "remove the line, or start over with --resume never or another --run-dir"
+            "remove the line, or start over with another --run-dir"
         ) from error

@@ -121,7 +121,7 @@ def test_the_loss_of_a_peer_takes_one_line(capsys):
     assert line.endswith("stopped, a peer is gone: all_reduce: Connection closed by peer")
 
 
-def test_one_rank_speaks_for_all_that_share_its_store(capsys):
+def test_one_rank_speaks_for_all_that_share_its_store(capsys, impatient):
     store = dist.HashStore()
     assert end(rank(0, store), UserError(WRONG)) == 2
     assert end(rank(1, store), UserError(WRONG)) == 2
