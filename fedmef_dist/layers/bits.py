@@ -50,7 +50,11 @@ def unpack(bitmap: Tensor, count: int) -> Tensor:
 
 def pack_values(flat: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """The ``chosen`` (bool (n,)) elements of ``flat`` (n,): bitmap, uint8 (ceil(n / 8),), and values in order."""
-    return pack(chosen), flat.masked_select(chosen)
+    if flat.device.type != "cpu":
+        return pack(chosen), flat.masked_select(chosen)
+    # A quarter of masked_select's time. As integers, since NumPy knows no bfloat16.
+    integers = flat.view(_SAME_SIZE_INTEGER[flat.element_size()]).numpy()
+    return pack(chosen), torch.from_numpy(np.compress(chosen.numpy(), integers)).view(flat.dtype)
 
 
 def unpack_values(bitmap: Tensor, values: Tensor, count: int) -> Tensor:
@@ -75,7 +79,7 @@ def choose_largest(flat: Tensor, count: int) -> Tensor:
     magnitude = flat.view(kind) & torch.iinfo(kind).max
     threshold = _nth_smallest(magnitude, flat.numel() - count)
     chosen = magnitude >= threshold
-    surplus = int(chosen.sum()) - count
+    surplus = int(chosen.count_nonzero()) - count
     if surplus:
         tied = (magnitude == threshold).nonzero().flatten()
         chosen[tied[len(tied) - surplus :]] = False
