@@ -7,6 +7,7 @@ from typing import Any, Literal
 import yaml
 
 from fedmef_dist.atomic import write_text
+from fedmef_dist.checkpoint import CheckpointStore
 from fedmef_dist.config import Config, differing_keys, read_tree, to_tree
 from fedmef_dist.errors import UserError
 
@@ -15,16 +16,16 @@ Resume = Literal["auto", "never", "must"]
 # What may change between the parts of one run: none of it changes the weights.
 _HARMLESS = ("name", "evaluation", "checkpoint", "tracking", "wire", "data.root", "data.download", "federation.rounds")
 _HARMLESS_RUNTIME = ("runtime.backend", "runtime.timeout")
+_SHOWN = 8
 
 
-def round_to_resume(run_dir: Path, config: Config, resume: Resume, saved: list[int]) -> int | None:
+def round_to_resume(run_dir: Path, config: Config, resume: Resume) -> int | None:
     """Makes sure that ``run_dir`` may be this run's and returns the round to resume from, if any. Changes nothing.
 
     Args:
         run_dir: the directory, there or not.
         config: what is about to run.
         resume: what to do about an earlier part of the run.
-        saved: rounds with a checkpoint, oldest first.
 
     Raises:
         UserError: the directory holds something else, or ``resume`` does not fit what is there.
@@ -37,6 +38,7 @@ def round_to_resume(run_dir: Path, config: Config, resume: Resume, saved: list[i
                 f"the directory holds a run already\nwhere: {run_dir}\n"
                 "mend: choose another --run-dir, delete it, or continue it with --resume auto"
             )
+    saved = CheckpointStore(run_dir, config.checkpoint.keep).rounds()
     if not saved:
         if resume == "must":
             raise UserError(f"there is no checkpoint to resume from\nwhere: {run_dir}\nmend: leave out --resume must")
@@ -89,7 +91,8 @@ def _refuse_another(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any
         if not any(key == known or key.startswith(f"{known}.") for known in harmless)
     ]
     if keys:
+        more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
         raise UserError(
-            f"the directory holds another configuration's run; different: {', '.join(keys[:8])}\nwhere: {run_dir}\n"
-            "mend: choose another --run-dir, or undo the change"
+            f"the directory holds another configuration's run; different: {', '.join(keys[:_SHOWN])}{more}\n"
+            f"where: {run_dir}\nmend: choose another --run-dir, or undo the change"
         )

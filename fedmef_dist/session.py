@@ -20,7 +20,6 @@ from fedmef_dist.config import Config, load_config, to_tree
 from fedmef_dist.costs.memory import StepMemory, measure_step
 from fedmef_dist.costs.wire import VALUE_BYTES
 from fedmef_dist.data.batches import client_batches
-from fedmef_dist.errors import UserError
 from fedmef_dist.models import build_model
 from fedmef_dist.run_directory import Resume, claim, round_to_resume
 from fedmef_dist.simulation import Simulation
@@ -89,7 +88,7 @@ def _agree_on_start(simulation: Simulation, run_dir: Path, resume: Resume) -> in
     group = simulation.group
     answer = torch.zeros(1, dtype=torch.int64)
     if group.rank == 0:
-        answer[0] = round_to_resume(run_dir, simulation.config, resume, simulation.store.rounds()) or 0
+        answer[0] = round_to_resume(run_dir, simulation.config, resume) or 0
     group.broadcast(answer)
     return int(answer) or None
 

@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
+FirstJobId={first_job}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -84,7 +86,15 @@ class SlurmCluster:
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} State=UNKNOWN"
             for name, port in zip(self.names, ports, strict=True)
         )
-        values = {"host": host, "controller_port": controller_port, "user": getpass.getuser(), "folder": self.folder}
+        # The ranks' port follows from the job's number: two test runs on one machine must not start with the same.
+        first_job = random.randrange(1, 100_000)
+        values = {
+            "host": host,
+            "controller_port": controller_port,
+            "first_job": first_job,
+            "user": getpass.getuser(),
+            "folder": self.folder,
+        }
         (self.folder / "slurm.conf").write_text(CONF.format(nodes=nodes, **values))
 
     def _start(self):

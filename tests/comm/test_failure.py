@@ -158,9 +158,8 @@ def test_wrong_input_is_shown_once_and_ends_all_ranks(launch, script, launcher, 
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
-def test_a_fault_of_one_rank_is_shown_once_and_ends_all_ranks(launch, script, launcher):
-    done = launch(launcher, 2, script, "fault of 1", "auto", 30)
+def test_a_fault_of_one_rank_is_shown_once_and_ends_all_ranks(launch, script):
+    done = launch("mpirun", 2, script, "fault of 1", "auto", 30)
     assert done.returncode == 1
     assert done.stderr.count("ValueError: broken") == 1
     assert done.stderr.count("rank 1 of 2 on") == done.stderr.count("rank 1 of 2") > 3
