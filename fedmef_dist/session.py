@@ -1,5 +1,6 @@
 """A run from the outside: meet the other ranks, claim the directory, simulate, summarise."""
 
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fedmef_dist import __version__
 from fedmef_dist.atomic import write_json
+from fedmef_dist.checkpoint import Checkpoint
 from fedmef_dist.comm.environment import detect
 from fedmef_dist.comm.failure import ends_together
 from fedmef_dist.comm.group import Group, open_group
@@ -24,6 +26,9 @@ from fedmef_dist.models import build_model
 from fedmef_dist.run_directory import Resume, claim, round_to_resume
 from fedmef_dist.simulation import Simulation
 from fedmef_dist.tracking import Tracker, open_trackers
+from fedmef_dist.tracking.logs import rank_log
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,18 +74,29 @@ def simulate(config: Config, group: Group, run_dir: Path, resume: Resume) -> Sum
         simulation.restore(checkpoint)
     if group.rank == 0:
         claim(run_dir, config)
-    reference = _Reference(simulation) if group.rank == 0 else None
-    state = checkpoint.state["tracker"] if checkpoint is not None else {}
+    group.barrier()  # the logs of all ranks lie in the directory that rank 0 claims
+    with rank_log(run_dir, group):
+        summary = _play(simulation, run_dir, checkpoint)
+    return Summary(run_dir, summary)
+
+
+def _play(simulation: Simulation, run_dir: Path, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """The rounds that are left, and the summary; ``checkpoint`` is what the simulation goes on from."""
+    rank = simulation.group.rank
+    resumed, state = (checkpoint.state["round"], checkpoint.state["tracker"]) if checkpoint is not None else (None, {})
+    if resumed is not None:
+        _LOG.info("goes on from the checkpoint of round %d", resumed)
+    reference = _Reference(simulation) if rank == 0 else None
     with _tracking(simulation, run_dir, resumed, state) as tracker:
         if reference is not None:
             simulation.first_metrics = reference.metrics()
         simulation.run(tracker)
         summary = _summary(simulation, reference)
         tracker.finish(summary)
-    if group.rank == 0:
+    if rank == 0:
         write_json(run_dir / "summary.json", summary)
-    group.barrier()
-    return Summary(run_dir, summary)
+    simulation.group.barrier()
+    return summary
 
 
 def _agree_on_start(simulation: Simulation, run_dir: Path, resume: Resume) -> int | None:

@@ -1,5 +1,6 @@
 """The loop: sample a cohort, train it, add up, adjust the mask, evaluate, write down, save."""
 
+import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from fedmef_dist.server import Server
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.tracking import Tracker
 
+_LOG = logging.getLogger(__name__)
 Metrics = dict[str, float | int | str]
 
 
@@ -133,8 +135,14 @@ class Simulation:
         """Trains this rank's share of the cohort, longest job first."""
         total = CohortSum(self, len(cohort), int(samples.sum()), plan)
         rate = self.config.optimizer.rate(self.round, self.config.federation.rounds)
-        for slot in assign(self.costs.predict(samples), self.group.world_size)[self.group.rank]:
-            total.add(slot, int(samples[slot]), self.train_client(int(cohort[slot]), plan, rate))
+        slots = assign(self.costs.predict(samples), self.group.world_size)[self.group.rank]
+        start = time.perf_counter()
+        for slot in slots:
+            client = int(cohort[slot])
+            if not total.add(slot, int(samples[slot]), self.train_client(client, plan, rate)):
+                _LOG.warning("round %d: client %d refused, its update is not finite or too large", self.round, client)
+        seconds = time.perf_counter() - start
+        _LOG.info("round %d: trained clients %s in %.3f s", self.round, cohort[slots].tolist(), seconds)
         return total
 
     def train_client(self, client: int, plan: RoundPlan, rate: float) -> ClientReport:
@@ -222,6 +230,7 @@ class Simulation:
         due = self.round % self.config.checkpoint.every == 0 or self.round == self.config.federation.rounds
         if due and self.group.rank == 0:
             self.store.save(self.checkpoint(tracker.state()))
+            _LOG.info("round %d: checkpoint written", self.round)
 
     def checkpoint(self, tracker_state: dict[str, str]) -> Checkpoint:
         """Everything that the next round depends on."""
@@ -260,13 +269,14 @@ class CohortSum:
         self.states = RoundSum(space.packed_size, cohort, weight, space.mask.digest, group)
         self.gradient = SparseSum(space.n_prunable, self.states.fixed_point, group) if plan.adjusts else None
 
-    def add(self, slot: int, weight: int, report: ClientReport) -> None:
-        """Adds a client, wholly or not at all."""
+    def add(self, slot: int, weight: int, report: ClientReport) -> bool:
+        """Adds a client, wholly or not at all; returns False where its update is refused."""
         sane = report.gradient is None or is_summable(report.gradient.values)
         loss = report.loss if sane else float("nan")
         accepted = self.states.add(slot, report.values, weight, loss, report.seconds)
         if accepted and report.gradient is not None and self.gradient is not None:
             self.gradient.add(report.gradient.positions, report.gradient.values, weight)
+        return accepted
 
     def reduce(self) -> RoundResult:
         """The packed states of all ranks."""
