@@ -49,7 +49,7 @@ def build_model(
     image_size: int,
     seed: int,
 ) -> nn.Module:
-    """A network with weights drawn from ``seed``, the same on every rank; leaves the global generator as it was.
+    """The network that a run trains: :func:`stock_model`, converted.
 
     Args:
         settings: section ``model``.
@@ -63,14 +63,25 @@ def build_model(
     Raises:
         UserError: the name is not known, or the model cannot be had with this width or image size.
     """
+    model = stock_model(settings, classes=classes, channels=channels, image_size=image_size, seed=seed)
+    # Layers that take another's place draw weights, which those of the stock model overwrite.
+    with torch.random.fork_rng(devices=[]):
+        return convert(model, sap, norm, centre=settings.nsconv.centre)
+
+
+def stock_model(settings: ModelSettings, *, classes: int, channels: int, image_size: int, seed: int) -> nn.Module:
+    """A network of torch's own layers with weights drawn from ``seed``, the same on every rank.
+
+    A torchvision classifier, its first convolution fitted to the images (and with stem cifar without downsampling), or
+    one of our own networks. Leaves the global generator as it was. Arguments and errors: see :func:`build_model`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "model"))
-        if settings.name in OWN_MODELS:
-            model = _own(settings, classes, channels, image_size)
-            small.initialise(model)
-        else:
-            model = _from_torchvision(settings, classes, channels)
-        return convert(model, sap, norm, centre=settings.nsconv.centre)
+        if settings.name not in OWN_MODELS:
+            return _from_torchvision(settings, classes, channels)
+        model = _own(settings, classes, channels, image_size)
+        small.initialise(model)
+        return model
 
 
 def _own(settings: ModelSettings, classes: int, channels: int, image_size: int) -> nn.Module:
