@@ -2,11 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from fedmef_dist.errors import UserError
+
+_INTERRUPTED = 130
+# Typer shows mistakes on the command line in a box of many lines and does not export their class.
+_UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     add_completion=False,
@@ -81,7 +85,14 @@ def export(
 def main() -> None:
     """Entry point; wrong input ends with exit status 2 and its message."""
     try:
-        app(standalone_mode=True)
+        sys.exit(app(standalone_mode=False))
     except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
+    except _UsageError as error:
+        # Without arguments the help has been shown, and the message is empty.
+        message = f"{error.format_message()}\nwhere: command line\nmend: see --help" if error.format_message() else ""
+    except typer.Abort:
+        sys.exit(_INTERRUPTED)
+    if message:
+        print(message, file=sys.stderr)
+    sys.exit(2)

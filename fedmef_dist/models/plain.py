@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fedmef_dist.layers.nsconv import NSConv2d, NSLinear, normalise
 from fedmef_dist.models.convert import weighted_layers
 
-_TOLERANCE = 1e-3
+_TOLERANCE = 1e-2
 
 
 @torch.no_grad()
@@ -63,5 +63,5 @@ def _move_biases(model: nn.Module, stock: nn.Module) -> bool:
 
 def _agree(ours: Tensor, plain: Tensor) -> bool:
     # Biases are placed by the order in which layers are registered. Where a network calls them in another order the
-    # outputs are far apart.
+    # outputs are far apart; rounding alone, amplified by a deep network, stays well below the tolerance.
     return bool((ours - plain).abs().max() <= _TOLERANCE * ours.abs().max())

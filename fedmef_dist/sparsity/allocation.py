@@ -1,7 +1,7 @@
 """How many weights each layer may keep, and a first random choice of them."""
 
 from collections.abc import Sequence
-from math import prod
+from math import ceil, prod
 from typing import Literal
 
 import numpy as np
@@ -69,7 +69,8 @@ def layer_counts(space: ParameterSpace, density: float, allocation: Allocation) 
     target = round(density * space.n_parameters) - space.n_dense
     least = max(sum(floors), len(space.layers))
     if target < least:
-        smallest = (least + space.n_dense) / space.n_parameters
+        # Rounded up: what the message names can be reached.
+        smallest = ceil(1e4 * (least + space.n_dense) / space.n_parameters) / 1e4
         raise UserError(
             f"density {density:g} cannot be reached: {space.n_dense:,} of {space.n_parameters:,} parameters are never "
             "pruned\n"
