@@ -1,0 +1,121 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from tiny import alone
+from torch import nn
+
+from fedmef_dist.methods.base import Method, RoundPlan, Swap
+from fedmef_dist.server import Server
+from fedmef_dist.sparsity import Mask, ParameterSpace
+
+
+class Chosen(Method):
+    """Prunes position 0, grows position 5 at 0.25."""
+
+    def initial_mask(self, generator):
+        raise AssertionError("the tests start the server themselves")
+
+    def swap(self, plan, values, gradient):
+        return Swap(torch.tensor([0]), torch.tensor([5]))
+
+    def grown_values(self, values, grown):
+        assert values[0] == 0
+        return torch.full((grown.numel(),), 0.25)
+
+
+def network():
+    """Six prunable weights, two biases, two running statistics of each kind."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, affine=False))
+    return ParameterSpace(model, ["0.weight"])
+
+
+ACTIVE = torch.tensor([True, True, False, True, False, False])
+VALUES = torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
+
+
+@pytest.fixture
+def server():
+    space = network()
+    space.values.copy_(VALUES)
+    server = Server(space, Chosen(space), alone())
+    server.start(Mask(ACTIVE))
+    return server
+
+
+def test_the_first_mask_empties_what_it_leaves_out(server):
+    assert server.values.tolist() == [1, 2, 0, 4, 0, 0, 7, 8, 9, 10, 11, 12]
+    assert server.space.mask.active.tolist() == ACTIVE.tolist()
+
+
+def test_training_does_not_touch_the_servers_state(server):
+    server.space.values.fill_(100)
+    assert server.values.tolist() == [1, 2, 0, 4, 0, 0, 7, 8, 9, 10, 11, 12]
+
+
+def test_the_average_is_unpacked_around_the_mask(server):
+    packed = torch.arange(9.0) + 20
+    server.average(packed)
+    assert server.values.tolist() == [20, 21, 0, 22, 0, 0, 23, 24, 25, 26, 27, 28]
+    packed.zero_()
+    assert server.values[0] == 20
+
+
+def test_without_inactive_weights_the_average_is_the_state():
+    space = network()
+    server = Server(space, Chosen(space), alone())
+    server.start(Mask(torch.ones(6, dtype=torch.bool)))
+    packed = VALUES.clone()
+    server.average(packed)
+    packed.zero_()
+    assert torch.equal(server.values, VALUES)
+
+
+def test_an_adjustment_step_by_step(server):
+    seen = []
+    changed = server.adjust(RoundPlan(), torch.zeros(6), lambda step: seen.append((step, server.values[:6].tolist())))
+    assert changed == 1
+    assert seen == [("after_prune", [0, 2, 0, 4, 0, 0]), ("after_grow", [0, 2, 0, 4, 0, 0.25])]
+    assert server.values[6:].tolist() == [7, 8, 9, 10, 11, 12]
+    assert server.space.mask.index.tolist() == [1, 3, 5]
+    assert server.space.mask.version == 1
+    assert server.space.mask_values.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+class SecondRank:
+    """A group of two ranks seen from the second; what rank 0 broadcasts is given."""
+
+    rank, world_size = 1, 2
+
+    def __init__(self, sent):
+        self.sent = sent
+
+    def broadcast(self, tensor):
+        tensor.copy_(self.sent)
+
+
+def test_the_other_ranks_take_the_mask_of_rank_0(server):
+    server.method.swap = None  # they do not choose
+    bits = np.packbits([False, True, True, True, False, False], bitorder="little")
+    server.group = SecondRank(torch.from_numpy(bits))
+    assert server.adjust(RoundPlan(), torch.zeros(6), lambda step: None) == 1
+    assert server.space.mask.index.tolist() == [1, 2, 3]
+    assert server.space.mask.version == 1
+    assert server.values[:6].tolist() == [0, 2, 0.25, 4, 0, 0]
+
+
+def test_the_digest_by_hand(server):
+    state = np.array([1, 2, 0, 4, 0, 0, 7, 8, 9, 10, 11, 12], dtype="<f4").tobytes()
+    mask = hashlib.sha256(bytes([0b001011])).digest()
+    assert server.digest() == hashlib.sha256(state + mask).hexdigest()
+
+
+def test_the_digest_tells_states_and_masks_apart(server):
+    digests = {server.digest()}
+    server.values[11] = torch.nextafter(server.values[11], torch.tensor(100.0))
+    digests.add(server.digest())
+    # An active weight of exactly 0 is another state than an inactive one.
+    server.set_state(server.values.clone(), Mask(ACTIVE | torch.tensor([False] * 5 + [True])))
+    digests.add(server.digest())
+    assert len(digests) == 3

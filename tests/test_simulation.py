@@ -1,0 +1,350 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import Recorder, alone, tiny
+
+from fedmef_dist.session import simulate
+from fedmef_dist.simulation import Simulation
+
+EVERY_ROUND = {
+    "round",
+    "train/loss",
+    "train/samples",
+    "sparsity/density",
+    "sparsity/changed",
+    "wire/up_bytes",
+    "wire/down_bytes",
+    "wire/total_bytes",
+    "flops/train",
+    "flops/total",
+    "time/round",
+    "time/train",
+    "time/reduce",
+    "time/eval",
+    "time/imbalance",
+    "cluster/reduce_bytes",
+    "clients/trained",
+    "clients/refused",
+    "clients/dropped",
+    "model/digest",
+}
+EVALUATED = {"eval/loss", "eval/accuracy"}
+ADJUSTED = {"extrusion/shrinkage", "cluster/gradient_exchange"}
+AROUND = {f"adjust/accuracy_{step}" for step in ("before_extrusion", "after_extrusion", "after_prune", "after_grow")}
+MEASURED_ONCE = {"memory/device_bytes", "memory/activation_bytes", "memory/peak_bytes"}
+SUMMARY = {
+    "eval/accuracy_last",
+    "eval/accuracy_best",
+    "eval/loss_last",
+    "rounds",
+    "wire/total_bytes",
+    "flops/total",
+    "memory/activation_bytes",
+    "memory/peak_bytes",
+    "time/total",
+    "model/digest",
+    "launcher",
+    "world_size",
+    "versions",
+}
+MORE_IN_SUMMARY = {
+    "sparsity/density",
+    "memory/device_bytes",
+    "reference/activation_bytes",
+    "reference/peak_bytes",
+    "reference/wire_bytes",
+    "threads",
+    "device",
+}
+
+
+@pytest.fixture
+def simulation(tmp_path):
+    """`simulation(federation={"rounds": 2})` is a tiny one with these keys changed."""
+
+    def make(**changes):
+        return Simulation(tiny(**changes), alone(), tmp_path / "run")
+
+    return make
+
+
+def play(simulation):
+    """Plays all rounds that are left; returns their metrics."""
+    recorder = Recorder()
+    simulation.run(recorder)
+    return recorder.rounds
+
+
+def untimed(rounds):
+    return [{key: value for key, value in metrics.items() if not key.startswith("time/")} for metrics in rounds]
+
+
+# --- the mask
+
+
+def test_sixty_rounds_keep_every_layers_count_and_nothing_outside_the_mask(simulation):
+    run = simulation(
+        model={"name": "resnet8", "width": 0.25},
+        federation={"rounds": 60, "clients_per_round": 2},
+        method={"density": 0.3, "adjust_until": 60},
+        optimizer={"momentum": 0.5, "weight_decay": 0.001},
+        evaluation={"every": 60},
+        checkpoint={"every": 60},
+    )
+    counts, uploads = run.space.layer_counts(), []
+    train = run.client.train
+
+    def watch(*arguments):
+        report = train(*arguments)
+        inactive = ~run.space.mask.active
+        assert not run.space.values[: run.space.n_prunable][inactive].any()
+        uploads.append(report.values.numel())
+        return report
+
+    run.client.train = watch
+    changed, masks = [], {run.space.mask.digest}
+    for _ in range(60):
+        run.round += 1
+        metrics = run.play_round()
+        assert run.space.layer_counts() == counts
+        assert not run.server.values[: run.space.n_prunable][~run.space.mask.active].any()
+        assert metrics["sparsity/density"] == pytest.approx(0.3, abs=0.5 / run.space.n_parameters)
+        changed.append(metrics["sparsity/changed"])
+        masks.add(run.space.mask.digest)
+    assert set(uploads) == {sum(counts) + run.space.total - run.space.n_prunable}
+    # Every second round adjusts, but for the last one, in which the share has reached 0.
+    assert [number for number, count in enumerate(changed, start=1) if count] == list(range(2, 60, 2))[: len(masks) - 1]
+    assert len(masks) > 20
+
+
+def test_fedavg_has_no_mask(simulation):
+    run = simulation(method={"name": "fedavg"})
+    metrics = play(run)
+    assert run.space.mask.is_full
+    assert {row["sparsity/density"] for row in metrics} == {1.0}
+    assert run.config.norm == "batch"
+
+
+# --- the average
+
+
+def test_a_round_is_the_weighted_average_of_its_clients(simulation):
+    run = simulation(method={"name": "fedavg"})
+    reports, train = [], run.client.train
+    run.client.train = lambda *arguments: reports.append(train(*arguments)) or reports[-1]
+    samples = []
+    train_client = run.train_client
+    run.train_client = lambda client, *rest: samples.append(run.population.sizes[client]) or train_client(client, *rest)
+    run.round = 1
+    metrics = run.play_round()
+    weights = np.array(samples) / sum(samples)
+    expected = sum(weight * report.values.double() for weight, report in zip(weights, reports, strict=True))
+    torch.testing.assert_close(run.server.values, expected.float(), rtol=0, atol=1e-7)
+    assert metrics["train/samples"] == sum(samples)
+    losses = np.array([report.loss for report in reports])
+    assert metrics["train/loss"] == pytest.approx((weights * losses).sum(), abs=1e-6)
+
+
+def test_the_clients_start_is_the_servers_state(simulation):
+    run = simulation()
+    starts, train = [], run.client.train
+    run.client.train = lambda values, *rest: starts.append(values.clone()) or train(values, *rest)
+    run.round = 1
+    before = run.server.values.clone()
+    run.play_round()
+    assert len(starts) == 3
+    assert all(torch.equal(start, before) for start in starts)
+
+
+def test_the_data_may_give_clients_less_than_a_batch(simulation):
+    run = simulation(data={"partition": {"scheme": "dirichlet", "alpha": 0.3, "min_samples": 1}})
+    assert run.population.sizes.min() < run.config.federation.batch_size
+    assert all(metrics["clients/trained"] == 3 for metrics in play(run))
+
+
+# --- refused clients
+
+
+def spoil(run, slots, spoiled):
+    """Lets `spoiled` change the reports of every round's clients number `slots`, in the order of their training."""
+    train, calls = run.client.train, []
+
+    def train_and_spoil(*arguments):
+        report = train(*arguments)
+        calls.append(report)
+        if (len(calls) - 1) % run.config.federation.clients_per_round in slots:
+            spoiled(report)
+        return report
+
+    run.client.train = train_and_spoil
+    return calls
+
+
+def break_a_value(report):
+    report.values[3] = float("nan")
+
+
+def overflow_a_value(report):
+    report.values[-1] = 1e20
+
+
+def break_the_gradient(report):
+    if report.gradient is not None:
+        report.gradient.values[0] = float("inf")
+
+
+@pytest.mark.parametrize("spoiled", [break_a_value, overflow_a_value])
+def test_an_update_that_is_not_sane_is_refused_and_the_others_average(simulation, spoiled):
+    run = simulation(method={"name": "fedavg"})
+    reports = spoil(run, {1}, spoiled)
+    samples, train_client = [], run.train_client
+    run.train_client = lambda client, *rest: samples.append(run.population.sizes[client]) or train_client(client, *rest)
+    run.round = 1
+    metrics = run.play_round()
+    assert (metrics["clients/trained"], metrics["clients/refused"]) == (2, 1)
+    assert metrics["train/samples"] == samples[0] + samples[2]
+    one, other = (samples[slot] * reports[slot].values.double() for slot in (0, 2))
+    expected = (one + other) / (samples[0] + samples[2])
+    torch.testing.assert_close(run.server.values, expected.float(), rtol=0, atol=1e-7)
+
+
+def test_the_run_goes_on_with_the_others(simulation):
+    run = simulation()
+    spoil(run, {0}, break_a_value)
+    rounds = play(run)
+    assert len(rounds) == 6
+    assert {(row["clients/trained"], row["clients/refused"]) for row in rounds} == {(2, 1)}
+    assert run.server.values.isfinite().all()
+    assert rounds[1]["sparsity/changed"] > 0
+
+
+def test_a_gradient_that_is_not_finite_refuses_the_client_in_the_adjusting_round(simulation):
+    run = simulation()
+    spoil(run, {2}, break_the_gradient)
+    rounds = play(run)
+    assert [row["clients/refused"] for row in rounds] == [0, 1, 0, 1, 0, 0]
+    assert rounds[1]["sparsity/changed"] > 0
+    assert run.server.values.isfinite().all()
+
+
+def test_a_round_whose_clients_are_all_refused_leaves_the_state_as_it_was(simulation):
+    run = simulation()
+    run.round = 1
+    before = run.play_round()
+    values, mask = run.server.values.clone(), run.space.mask
+    spoil(run, {0, 1, 2}, break_a_value)
+    for run.round in (2, 3):  # an adjusting and an ordinary round
+        metrics = run.play_round()
+        assert (metrics["clients/trained"], metrics["clients/refused"], metrics["train/samples"]) == (0, 3, 0)
+        assert metrics["model/digest"] == before["model/digest"]
+        assert metrics["sparsity/changed"] == 0
+        assert not {"train/loss", "extrusion/shrinkage"} & metrics.keys()
+        assert metrics["time/imbalance"] == 1.0
+    assert torch.equal(run.server.values, values)
+    assert run.space.mask is mask
+
+
+# --- what is measured
+
+
+def test_metrics_and_summary_have_the_documented_keys_where_they_are_due(tmp_path):
+    config = tiny(evaluation={"every": 4, "around_adjustment": True}, federation={"rounds": 7})
+    simulate(config, alone(), tmp_path, "auto")
+    rounds = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rounds] == list(range(1, 8))
+    for row in rounds:
+        due = EVERY_ROUND
+        due = due | (EVALUATED if row["round"] in (4, 7) else set())
+        due = due | (ADJUSTED | AROUND if row["round"] in (2, 4) else set())
+        due = due | (MEASURED_ONCE if row["round"] == 1 else set())
+        assert row.keys() == due, row["round"]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary.keys() == SUMMARY | MORE_IN_SUMMARY
+    last = rounds[-1]
+    assert summary["eval/accuracy_last"] == last["eval/accuracy"]
+    assert summary["eval/accuracy_best"] == max(row["eval/accuracy"] for row in rounds if "eval/accuracy" in row)
+    assert summary["eval/loss_last"] == last["eval/loss"]
+    assert summary["wire/total_bytes"] == sum(row["wire/up_bytes"] + row["wire/down_bytes"] for row in rounds)
+    assert summary["flops/total"] == sum(row["flops/train"] for row in rounds)
+    assert summary["memory/activation_bytes"] == rounds[0]["memory/activation_bytes"] > 0
+    assert summary["time/total"] == pytest.approx(sum(row["time/round"] for row in rounds))
+    assert (summary["rounds"], summary["launcher"], summary["world_size"]) == (7, "single", 1)
+    assert summary["model/digest"] == last["model/digest"]
+    assert summary["versions"].keys() == {"fedmef_dist", "torch", "python"}
+
+
+def test_watching_an_adjustment_changes_nothing_but_its_keys(simulation):
+    plain, watched = (play(simulation(evaluation={"around_adjustment": around})) for around in (False, True))
+    added = [watched_row.keys() - row.keys() for row, watched_row in zip(plain, watched, strict=True)]
+    assert added == [set(), AROUND, set(), AROUND, set(), set()]
+    rest = [{key: value for key, value in row.items() if key not in AROUND} for row in watched]
+    assert untimed(rest) == untimed(plain)
+    assert all(0 <= row[key] <= 1 for row in watched for key in AROUND & row.keys())
+
+
+def test_the_times_add_up(simulation):
+    for row in play(simulation()):
+        parts = row["time/train"] + row["time/reduce"] + row["time/eval"]
+        assert 0 < parts <= row["time/round"]
+        assert row["time/imbalance"] == 1.0
+
+
+# --- going on
+
+
+@pytest.mark.parametrize("method", [{}, {"name": "fedavg"}])
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_a_restored_run_ends_like_an_undisturbed_one(simulation, method, after):
+    undisturbed = simulation(method=method, checkpoint={"every": 1, "keep": 9})
+    rounds = play(undisturbed)
+    resumed = simulation(method=method, checkpoint={"every": 1, "keep": 9})
+    resumed.restore(undisturbed.store.load(after))
+    assert resumed.round == after
+    assert resumed.server.digest() == rounds[after - 1]["model/digest"]
+    assert untimed(play(resumed)) == untimed(rounds[after:])
+    assert resumed.totals.best_accuracy == undisturbed.totals.best_accuracy
+    assert resumed.totals.seconds > 0
+
+
+def test_a_resumed_run_has_the_same_files_as_an_undisturbed_one(tmp_path):
+    config = tiny(checkpoint={"every": 2})
+    calm = simulate(config, alone(), tmp_path / "calm", "auto")
+    simulate(tiny(checkpoint={"every": 2}, federation={"rounds": 4}), alone(), tmp_path / "two parts", "auto")
+    parts = simulate(config, alone(), tmp_path / "two parts", "must")
+    keys = [key for key in calm.values if not key.startswith(("time/", "memory/", "reference/"))]
+    assert [parts.values[key] for key in keys] == [calm.values[key] for key in keys]
+    digests = [
+        [json.loads(line)["model/digest"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("calm", "two parts")
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_a_finished_run_resumed_gives_the_same_summary(tmp_path):
+    first = simulate(tiny(), alone(), tmp_path, "auto")
+    again = simulate(tiny(), alone(), tmp_path, "auto")
+    assert again.values["model/digest"] == first.values["model/digest"]
+    assert again.values["eval/accuracy_last"] == first.values["eval/accuracy_last"]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+def test_checkpoints_come_when_due_and_at_the_end(simulation):
+    run = simulation(federation={"rounds": 5}, checkpoint={"every": 2, "keep": 9})
+    play(run)
+    assert run.store.rounds() == [2, 4, 5]
+
+
+def test_only_rank_0_saves(simulation):
+    run = simulation(federation={"rounds": 1})
+    run.group.rank = 1
+    run.round = 1
+    run.save_if_due(Recorder())
+    assert run.store.rounds() == []
+
+
+def test_the_seed_decides_everything(simulation):
+    runs = [play(simulation(seed=seed, federation={"rounds": 2})) for seed in (0, 0, 1)]
+    assert untimed(runs[0]) == untimed(runs[1])
+    assert runs[0][-1]["model/digest"] != runs[2][-1]["model/digest"]

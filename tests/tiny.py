@@ -1,0 +1,51 @@
+"""A run so small that one of its rounds takes some hundredths of a second."""
+
+import torch
+
+from fedmef_dist.comm.environment import Environment
+from fedmef_dist.comm.group import Group
+from fedmef_dist.config import parse_config
+
+TREE = {
+    "name": "tiny",
+    "data": {
+        "dataset": "synthetic",
+        "augment": False,
+        "synthetic": {"samples": 160, "test_samples": 50, "classes": 4, "channels": 1, "image_size": 8},
+    },
+    "model": {"name": "cnn", "width": 0.125, "hidden": 8},
+    "federation": {"clients": 8, "clients_per_round": 3, "rounds": 6, "local_epochs": 1, "batch_size": 16},
+    "optimizer": {"lr": 0.1},
+    "method": {"name": "fedmef", "density": 0.5, "adjust_every": 2, "adjust_until": 6},
+    "tracking": {"console": False, "wandb": {"mode": "disabled"}},
+}
+
+
+def tiny(**changes):
+    """`tiny(seed=1, federation={"rounds": 2})` is the configuration with these keys changed.
+
+    Another method takes none of the keys of the one here.
+    """
+    sections = {
+        key: {**TREE.get(key, {}), **value} if isinstance(value, dict) and "name" not in value else value
+        for key, value in changes.items()
+    }
+    return parse_config({**TREE, **sections}, "here")
+
+
+def alone():
+    """A group of one rank."""
+    return Group(Environment("single", 0, 1, 0, 1, None, None), torch.device("cpu"), "gloo")
+
+
+class Recorder:
+    """A tracker that keeps what it is told."""
+
+    def __init__(self):
+        self.rounds = []
+
+    def log(self, metrics):
+        self.rounds.append(dict(metrics))
+
+    def state(self):
+        return {}
