@@ -72,17 +72,22 @@ class PlainLoop:
 
     The images lie ready in memory as normalised floats, so that a batch is one indexing; a DataLoader over the same
     tensors takes longer. The model is loaded, not copied, for each client; a deep copy takes longer.
+
+    ``memory_format`` is torch's default one, or channels_last, with which torch's own layers are quicker too.
     """
 
-    def __init__(self, simulation: Simulation) -> None:
+    def __init__(self, simulation: Simulation, memory_format: torch.memory_format) -> None:
         self.config, self.population = simulation.config, simulation.population
         self.rank, self.world_size = simulation.group.rank, simulation.group.world_size
         dataset = simulation.dataset
-        self.images = normalise(dataset, dataset.train.images.permute(0, 2, 3, 1)).contiguous()
+        images = normalise(dataset, dataset.train.images.permute(0, 2, 3, 1))
+        # Grey images count as contiguous in either order; a new tensor has the strides of the one that is meant.
+        self.images = torch.empty(images.shape, memory_format=memory_format).copy_(images)
         self.labels = dataset.train.labels
         channels, size, _ = simulation.image_shape
         settings = self.config.model
         self.model = cnn(dataset.classes, channels, size, settings.width, settings.hidden)
+        self.model.to(memory_format=memory_format)
         self.model.load_state_dict(simulation.model.state_dict())
         self.state = {name: value.clone() for name, value in self.model.state_dict().items()}
 
@@ -140,25 +145,31 @@ def timed(action: Callable[[], object]) -> Timing:
     return Timing(walls.item(), processors.item())
 
 
-def compare(name: str, group: Group, warm_up: int, rounds: int) -> None:
+def compare(name: str, group: Group, warm_up: int, rounds: int, memory_format: torch.memory_format) -> None:
     """Plays both programs' rounds in turn and prints what they took."""
     simulation = Simulation(parse_config(COMMON | WORKLOADS[name], name), group, Path(tempfile.gettempdir()))
-    plain = PlainLoop(simulation)
-    pairs = []
+    plain = PlainLoop(simulation, memory_format)
+    pairs, start = [], simulation.server.values
     for number in range(1, warm_up + rounds + 1):
         simulation.round = number
         pairs.append((timed(simulation.play_round), timed(lambda number=number: plain.play_round(number))))
         if number == 1:
-            check_agreement(simulation, plain)
+            check_agreement(simulation, plain, start)
     if group.rank == 0:
         print(report(name, simulation, pairs[warm_up:]), flush=True)
 
 
-def check_agreement(simulation: Simulation, plain: PlainLoop) -> None:
-    """The same clients on the same batches: the first rounds end in the same model up to rounding."""
+def check_agreement(simulation: Simulation, plain: PlainLoop, start: Tensor) -> None:
+    """The same clients on the same batches: the first round changes both models alike.
+
+    Kernels of different memory formats round differently, and hundreds of steps carry that on: a few percent of the
+    change. Other batches or another order of the samples differ by about as much as the change itself.
+    """
+    ours, difference = simulation.server.values - start, 0.0
     simulation.space.load(simulation.server.values)
     for name, value in simulation.model.state_dict().items():
-        torch.testing.assert_close(value, plain.state[name], rtol=1e-3, atol=1e-4)
+        difference += (value - plain.state[name]).square().sum().item()
+    assert difference**0.5 < 0.1 * ours.norm().item(), "the two programs do not train alike"
 
 
 def report(name: str, simulation: Simulation, pairs: list[tuple[Timing, Timing]]) -> str:
@@ -180,10 +191,12 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", default=list(WORKLOADS), help="W1, W2; default: both")
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each program")
     parser.add_argument("--warm-up", type=int, default=3, help="rounds before them")
+    parser.add_argument("--channels-last", action="store_true", help="the plain loop in channels_last")
     options = parser.parse_args()
+    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
     with open_group(detect(os.environ), RuntimeSettings(device="cpu", threads=1)) as group:
         for name in options.workloads:
-            compare(name, group, options.warm_up, options.rounds)
+            compare(name, group, options.warm_up, options.rounds, memory_format)
 
 
 if __name__ == "__main__":
