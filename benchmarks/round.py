@@ -26,7 +26,7 @@ from fedmef_dist.comm.environment import detect
 from fedmef_dist.comm.group import Group, RuntimeSettings, open_group
 from fedmef_dist.config import parse_config
 from fedmef_dist.data.batches import normalise
-from fedmef_dist.data.population import sample_cohort
+from fedmef_dist.data.federation import draw_cohort
 from fedmef_dist.models.small import cnn
 from fedmef_dist.randomness import torch_generator
 from fedmef_dist.simulation import Simulation
@@ -94,16 +94,16 @@ class PlainLoop:
     def play_round(self, number: int) -> float:
         """Trains every client of the round on the rank that its place gives it; returns the mean training loss."""
         federation, seed = self.config.federation, self.config.seed
-        cohort = sample_cohort(self.population, federation.clients_per_round, seed, number)
+        cohort = draw_cohort(self.population, federation, seed, number)
         total = {name: torch.zeros_like(value) for name, value in self.state.items()}
         loss = 0.0
-        for client in cohort[self.rank :: self.world_size]:
+        for client in cohort.clients[self.rank :: self.world_size]:
             self.model.load_state_dict(self.state)
             indices = torch.from_numpy(self.population.samples(client))
             loss += self.train(indices, torch_generator(seed, "order", number, int(client)))
             for name, value in self.model.state_dict().items():
                 total[name] += len(indices) * value
-        samples = int(self.population.sizes[cohort].sum())
+        samples = int(cohort.samples.sum())
         for name, value in total.items():
             dist.all_reduce(value)
             self.state[name] = value / samples

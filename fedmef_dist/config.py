@@ -14,7 +14,7 @@ from fedmef_dist.checkpoint import CheckpointSettings
 from fedmef_dist.comm.environment import detect
 from fedmef_dist.comm.group import RuntimeSettings
 from fedmef_dist.costs.wire import WireSettings
-from fedmef_dist.data.population import FederationSettings
+from fedmef_dist.data.federation import FederationSettings
 from fedmef_dist.data.sources import DataSettings
 from fedmef_dist.errors import UserError
 from fedmef_dist.evaluation import EvaluationSettings

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -186,7 +187,8 @@ class _Reference:
     def _full_batch(self) -> tuple[Tensor, Tensor]:
         simulation = self.simulation
         config = simulation.config
-        indices = simulation.population.order[: config.federation.batch_size]
+        samples = len(simulation.dataset.train)
+        indices = np.arange(min(config.federation.batch_size, samples))
         return next(
             client_batches(
                 simulation.dataset,
@@ -229,11 +231,10 @@ class _Reference:
             for tensor in (*self.dense_model.parameters(), *self.dense_model.buffers())
             if tensor.is_floating_point()
         )
-        uploads = self.simulation.round * self.simulation.config.federation.clients_per_round
         return {
             "reference/activation_bytes": self.other.activation_bytes,
             "reference/peak_bytes": self.other.peak_bytes,
-            "reference/wire_bytes": 2 * VALUE_BYTES * state * uploads,
+            "reference/wire_bytes": VALUE_BYTES * state * self.simulation.totals.models_sent,
         }
 
 

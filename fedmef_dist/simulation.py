@@ -19,7 +19,8 @@ from fedmef_dist.config import Config
 from fedmef_dist.costs.flops import FlopsLedger
 from fedmef_dist.costs.wire import WireLedger
 from fedmef_dist.data.batches import client_batches, steps_per_epoch
-from fedmef_dist.data.population import build_population, sample_cohort
+from fedmef_dist.data.federation import Cohort, draw_cohort
+from fedmef_dist.data.population import build_population
 from fedmef_dist.data.sources import load_dataset
 from fedmef_dist.evaluation import evaluate
 from fedmef_dist.layers.random import set_generator
@@ -40,6 +41,7 @@ class Totals:
     """What adds up over the rounds of a run, and survives in its checkpoints."""
 
     wire_bytes: int = 0
+    models_sent: int = 0  # to clients and back
     flops: float = 0.0
     seconds: float = 0.0
     best_accuracy: float = 0.0
@@ -59,7 +61,11 @@ class Simulation:
         self.config, self.group = config, group
         self.dataset = load_dataset(config.data, config.seed).to(group.device)
         self.population = build_population(
-            self.dataset.train.labels, config.federation, config.data.partition, config.seed
+            self.dataset.train.labels,
+            self.dataset.owners,
+            config.federation.clients,
+            config.data.partition,
+            config.seed,
         )
         channels, height, width = self.dataset.train.images.shape[1:]
         self.image_shape = (channels, height, width)
@@ -98,19 +104,18 @@ class Simulation:
         """One round; returns its metrics."""
         start = time.perf_counter()
         moved = self.group.bytes_moved
-        cohort = sample_cohort(self.population, self.config.federation.clients_per_round, self.config.seed, self.round)
-        samples = self.population.sizes[cohort]
+        cohort = draw_cohort(self.population, self.config.federation, self.config.seed, self.round)
         plan = self.method.plan(self.round, self.server.values)
         before, mask = self.server.values, self.space.mask
         accuracies = self.observe_adjustment(plan, "before_extrusion")
 
-        total = self.train_cohort(cohort, samples, plan)
+        total = self.train_cohort(cohort, plan)
         trained = time.perf_counter()
         result = total.reduce()
-        self.costs.observe(samples, result.client_seconds)
+        self.costs.observe(cohort.samples, result.client_seconds)
         reduced = time.perf_counter()
         metrics = self.update_server(plan, total, result, before, accuracies)
-        metrics |= self.account(cohort, samples, plan, mask)
+        metrics |= self.account(cohort, plan, mask)
 
         evaluated = time.perf_counter()
         metrics |= self.evaluate_if_due()
@@ -124,25 +129,27 @@ class Simulation:
             "cluster/reduce_bytes": self.group.bytes_moved - moved,
             "clients/trained": result.trained,
             "clients/refused": result.refused,
-            "clients/dropped": 0,
+            "clients/dropped": cohort.dropped,
+            "clients/late": cohort.late,
+            "clients/surplus": cohort.surplus,
             "model/digest": self.server.digest(),
         }
         self.totals.seconds += end - start
         self.totals.last |= metrics
         return {"round": self.round, **metrics}
 
-    def train_cohort(self, cohort: np.ndarray, samples: np.ndarray, plan: RoundPlan) -> "CohortSum":
+    def train_cohort(self, cohort: Cohort, plan: RoundPlan) -> "CohortSum":
         """Trains this rank's share of the cohort, longest job first."""
-        total = CohortSum(self, len(cohort), int(samples.sum()), plan)
+        total = CohortSum(self, cohort, plan)
         rate = self.config.optimizer.rate(self.round, self.config.federation.rounds)
-        slots = assign(self.costs.predict(samples), self.group.world_size)[self.group.rank]
+        slots = assign(self.costs.predict(cohort.samples), self.group.world_size)[self.group.rank]
         start = time.perf_counter()
         for slot in slots:
-            client = int(cohort[slot])
-            if not total.add(slot, int(samples[slot]), self.train_client(client, plan, rate)):
+            client = int(cohort.clients[slot])
+            if not total.add(slot, self.train_client(client, plan, rate)):
                 _LOG.warning("round %d: client %d refused, its update is not finite or too large", self.round, client)
         seconds = time.perf_counter() - start
-        _LOG.info("round %d: trained clients %s in %.3f s", self.round, cohort[slots].tolist(), seconds)
+        _LOG.info("round %d: trained clients %s in %.3f s", self.round, cohort.clients[slots].tolist(), seconds)
         return total
 
     def train_client(self, client: int, plan: RoundPlan, rate: float) -> ClientReport:
@@ -169,7 +176,7 @@ class Simulation:
         self, plan: RoundPlan, total: "CohortSum", result: RoundResult, before: torch.Tensor, accuracies: Metrics
     ) -> Metrics:
         """The average becomes the global state; an adjusting round swaps weights."""
-        metrics: Metrics = {"train/samples": result.weight, "sparsity/changed": 0, **accuracies}
+        metrics: Metrics = {"train/samples": result.samples, "sparsity/changed": 0, **accuracies}
         if result.values is not None:
             metrics["train/loss"] = result.loss
             self.server.average(result.values)
@@ -184,10 +191,13 @@ class Simulation:
         metrics["sparsity/density"] = self.space.density
         return metrics
 
-    def account(self, cohort: np.ndarray, samples: np.ndarray, plan: RoundPlan, mask: Mask) -> Metrics:
-        """What the round would have cost the simulated devices; ``mask`` is what they trained with."""
-        federation = self.config.federation
-        wire = self.wire.round(cohort, mask, plan.swap_counts)
+    def account(self, cohort: Cohort, plan: RoundPlan, mask: Mask) -> Metrics:
+        """What the round would have cost the simulated devices; ``mask`` is what they trained with.
+
+        Whoever was asked has received the model; of those whose update does not count nothing else is counted.
+        """
+        federation, samples = self.config.federation, cohort.samples
+        wire = self.wire.round(cohort.asked, len(cohort.clients), mask, plan.swap_counts)
         steps = federation.local_epochs * sum(steps_per_epoch(int(n), federation.batch_size) for n in samples)
         gradient_samples = int(np.minimum(samples, federation.batch_size * plan.gradient_batches).sum())
         flops = self.flops.round(
@@ -197,6 +207,7 @@ class Simulation:
             gradient_samples if plan.adjusts else 0,
         )
         self.totals.wire_bytes += wire.up + wire.down
+        self.totals.models_sent += len(cohort.asked) + len(cohort.clients)
         self.totals.flops += flops
         return {
             "wire/up_bytes": wire.up,
@@ -237,7 +248,7 @@ class Simulation:
         tensors = {
             "values": self.server.values.cpu(),
             "mask": self.space.mask.to_bits(),
-            "known_version": torch.from_numpy(self.wire.known_version),
+            "known_version": torch.from_numpy(self.wire.known()),
         }
         state: dict[str, Any] = {
             "round": self.round,
@@ -255,7 +266,7 @@ class Simulation:
         device = self.group.device
         mask = Mask.from_bits(tensors["mask"], self.space.n_prunable, state["mask_version"], device)
         self.server.set_state(tensors["values"].to(device), mask)
-        self.wire.known_version = tensors["known_version"].numpy().copy()
+        self.wire.restore(tensors["known_version"].numpy())
         self.costs.sums = np.array(state["costs"])
         self.totals = Totals(**state["totals"])
         self.round = state["round"]
@@ -264,16 +275,19 @@ class Simulation:
 class CohortSum:
     """One rank's part of a round's sums: the packed states, and in an adjusting round the top gradients."""
 
-    def __init__(self, simulation: Simulation, cohort: int, weight: int, plan: RoundPlan) -> None:
+    def __init__(self, simulation: Simulation, cohort: Cohort, plan: RoundPlan) -> None:
         space, group = simulation.space, simulation.group
-        self.states = RoundSum(space.packed_size, cohort, weight, space.mask.digest, group)
+        self.cohort = cohort
+        weight = int(cohort.weights.sum())
+        self.states = RoundSum(space.packed_size, len(cohort.clients), weight, space.mask.digest, group)
         self.gradient = SparseSum(space.n_prunable, self.states.fixed_point, group) if plan.adjusts else None
 
-    def add(self, slot: int, weight: int, report: ClientReport) -> bool:
+    def add(self, slot: int, report: ClientReport) -> bool:
         """Adds a client, wholly or not at all; returns False where its update is refused."""
+        weight, samples = int(self.cohort.weights[slot]), int(self.cohort.samples[slot])
         sane = report.gradient is None or is_summable(report.gradient.values)
         loss = report.loss if sane else float("nan")
-        accepted = self.states.add(slot, report.values, weight, loss, report.seconds)
+        accepted = self.states.add(slot, report.values, weight, loss, report.seconds, samples)
         if accepted and report.gradient is not None and self.gradient is not None:
             self.gradient.add(report.gradient.positions, report.gradient.values, weight)
         return accepted

@@ -29,7 +29,7 @@ class FixedPoint:
 
         Args:
             values: float32; what :func:`is_summable` accepts.
-            weight: a client's samples.
+            weight: how often a client counts, as its samples.
         """
         return values.double().mul_(float(weight) * 2.0**self.bits).round_().long()
 

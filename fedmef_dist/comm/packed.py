@@ -12,7 +12,7 @@ from fedmef_dist.comm.group import Group
 MICROSECOND = 1e-6
 _LOSS_BITS = 24
 _DIGEST_WORDS = 2
-_COUNTERS = ("weight", "trained", "refused", "loss")
+_COUNTERS = ("weight", "samples", "trained", "refused", "loss")
 
 
 class RanksOutOfStepError(RuntimeError):
@@ -25,16 +25,18 @@ class RoundResult:
 
     Attributes:
         values: float32 (packed_size,), the weighted average of the accepted clients; None if all were refused.
-        weight: samples of the accepted clients.
+        weight: weight of the accepted clients.
+        samples: samples of the accepted clients.
         trained: accepted clients.
         refused: clients whose update was not finite or too large.
-        loss: mean training loss over samples, epochs and accepted clients.
+        loss: the accepted clients' mean training loss, weighted as their updates are.
         client_seconds: float64 (cohort,), seconds each client took, in cohort order.
         rank_seconds: float64 (world,), seconds each rank was busy training.
     """
 
     values: Tensor | None
     weight: int
+    samples: int
     trained: int
     refused: int
     loss: float
@@ -52,7 +54,7 @@ class RoundSum:
     Args:
         size: elements of a client's packed state.
         cohort: clients of the round, over all ranks.
-        total_weight: samples of the whole cohort; sets the fixed-point format.
+        total_weight: weight of the whole cohort; sets the fixed-point format.
         digest: SHA-256 of the mask.
         group: the ranks.
     """
@@ -68,20 +70,22 @@ class RoundSum:
         self._header = np.zeros(self._values, dtype=np.int64)
         self._words = [int.from_bytes(digest[3 * i : 3 * i + 3], "little") for i in range(_DIGEST_WORDS)]
 
-    def add(self, slot: int, values: Tensor, weight: int, loss: float, seconds: float) -> bool:
+    def add(self, slot: int, values: Tensor, weight: int, loss: float, seconds: float, samples: int) -> bool:
         """Adds one client; returns False where its update is refused (not finite, or beyond the format's limit).
 
         Args:
             slot: the client's place in the cohort.
             values: float32 (size,), the client's packed state.
-            weight: the client's samples.
+            weight: how often the client counts.
             loss: its mean training loss.
             seconds: how long it trained.
+            samples: how many samples it has.
         """
         accepted = np.isfinite(loss) and is_summable(values)
         if accepted:
             self._buffer[self._values :] += self.fixed_point.encode(values, weight)
-            self._count(weight=weight, trained=1, loss=round(min(loss, 2.0**12) * weight * 2**_LOSS_BITS))
+            summed = round(min(loss, 2.0**12) * weight * 2**_LOSS_BITS)
+            self._count(weight=weight, samples=samples, trained=1, loss=summed)
         else:
             self._count(refused=1)
         microseconds = round(seconds / MICROSECOND)
@@ -105,10 +109,11 @@ class RoundSum:
         self.group.all_reduce(self._buffer)
         header = self._buffer[: self._values].cpu().numpy()
         self._check_digest(header)
-        weight, trained, refused, loss = (int(number) for number in header[self._counters : self._clients])
+        weight, samples, trained, refused, loss = (int(number) for number in header[self._counters : self._clients])
         return RoundResult(
             values=self.fixed_point.average(self._buffer[self._values :], weight) if trained else None,
             weight=weight,
+            samples=samples,
             trained=trained,
             refused=refused,
             loss=loss / (weight * 2**_LOSS_BITS) if trained else float("nan"),

@@ -143,13 +143,24 @@ class WireLedger:
     def __init__(self, space: ParameterSpace, clients: int, settings: WireSettings) -> None:
         self.space = space
         self.settings = settings
-        self.known_version = np.full(clients, -1, dtype=np.int64)
+        self.known_version = np.full(clients, -1, dtype=np.int32)
 
-    def round(self, cohort: np.ndarray, mask: Mask, gradient_counts: list[int]) -> WireBytes:
+    def known(self) -> np.ndarray:
+        """Who knows a mask, and which: int32 (2, n), a client and a version a column. Small while few took part."""
+        clients = np.flatnonzero(self.known_version >= 0).astype(np.int32)
+        return np.stack([clients, self.known_version[clients]])
+
+    def restore(self, known: np.ndarray) -> None:
+        """Takes over what :meth:`known` gave."""
+        self.known_version[:] = -1
+        self.known_version[known[0]] = known[1]
+
+    def round(self, cohort: np.ndarray, uploads: int, mask: Mask, gradient_counts: list[int]) -> WireBytes:
         """Bytes of one round; remembers which mask the clients now know.
 
         Args:
-            cohort: int64 (K,), the clients.
+            cohort: int64 (K,), the clients that received the model.
+            uploads: how many of them sent their update.
             mask: what the round was trained with.
             gradient_counts: top gradients sent for each layer; empty in an ordinary round.
         """
@@ -170,4 +181,4 @@ class WireLedger:
         if mask.is_full:
             with_mask = values
         down = new * with_mask + (len(cohort) - new) * values
-        return WireBytes(up=len(cohort) * (values + gradients), down=down)
+        return WireBytes(up=uploads * (values + gradients), down=down)

@@ -16,6 +16,10 @@ class Split:
     def __len__(self) -> int:
         return self.labels.numel()
 
+    def take(self, rows: Tensor) -> "Split":
+        """Some of the samples: ``rows``, int64 (n,), copied."""
+        return Split(self.images.index_select(0, rows), self.labels[rows])
+
     def to(self, device: torch.device | str) -> "Split":
         """The same split on another device; no copy where it is there already."""
         return Split(self.images.to(device), self.labels.to(device))
@@ -26,7 +30,8 @@ class Dataset:
     """A training and a test split with what is needed to normalise and to augment them.
 
     ``mean`` and ``std`` have one entry a channel, for pixels scaled to [0, 1]. ``pad`` is the border in pixels of the
-    pad-and-crop augmentation (0: none), ``flip`` whether a mirrored image is still an image of its class.
+    pad-and-crop augmentation (0: none), ``flip`` whether a mirrored image is still an image of its class. ``owners``
+    and ``test_owners``, int64 (N,), say whose each sample of a split is, where the data set knows clients by nature.
     """
 
     name: str
@@ -37,6 +42,8 @@ class Dataset:
     std: tuple[float, ...]
     pad: int
     flip: bool
+    owners: Tensor | None = None
+    test_owners: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Dataset":
         """The same data set on another device; no copy where it is there already."""

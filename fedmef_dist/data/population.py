@@ -1,42 +1,34 @@
-"""Who owns which samples, and who takes part in a round. A million clients cost integers, not objects."""
+"""Who owns which samples. A million clients cost integers, or nothing before they are sampled; never objects."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedmef_dist.data.partitions import PartitionSettings, partition_samples
+from fedmef_dist.errors import UserError
 from fedmef_dist.randomness import numpy_generator
-from fedmef_dist.settings import Settings
 
 
-class FederationSettings(Settings):
-    """How many clients there are, how many train in a round, and for how long."""
+class Population(Protocol):
+    """The clients of a federation, numbered from 0; the same on every rank."""
 
-    clients: int = Field(default=100, ge=1, description="clients of the population")
-    clients_per_round: int = Field(
-        default=10, ge=1, description="clients that train in a round, drawn without replacement"
-    )
-    rounds: int = Field(default=500, ge=1, description="rounds of the run")
-    local_epochs: int = Field(default=5, ge=1, description="passes of a client over its samples in a round")
-    batch_size: int = Field(
-        default=64, ge=1, description="samples of a local step; the last batch of a pass may be smaller"
-    )
+    @property
+    def clients(self) -> int:
+        """The number of clients."""
 
-    @model_validator(mode="after")
-    def _cohort_fits_the_population(self) -> "FederationSettings":
-        if self.clients_per_round > self.clients:
-            raise ValueError(
-                f"clients_per_round is {self.clients_per_round} but there are only {self.clients} clients; "
-                "lower clients_per_round or raise clients"
-            )
-        return self
+    def sizes(self, clients: np.ndarray) -> np.ndarray:
+        """Samples of each of these clients, int64 (n,)."""
+
+    def samples(self, client: int) -> np.ndarray:
+        """One client's indices into the training split, int64 (n_k,)."""
 
 
 @dataclass(frozen=True)
-class Population:
-    """Client ``k`` owns ``order[offsets[k]:offsets[k + 1]]``; both int64, ``order`` a permutation of the samples."""
+class FixedPopulation:
+    """Client ``k`` owns ``order[offsets[k]:offsets[k + 1]]``; both int64, ``order`` holds a sample at most once."""
 
     order: np.ndarray
     offsets: np.ndarray
@@ -46,28 +38,82 @@ class Population:
         """The number of clients."""
         return len(self.offsets) - 1
 
-    @property
-    def sizes(self) -> np.ndarray:
-        """Samples of each client, int64 (clients,)."""
-        return np.diff(self.offsets)
+    def sizes(self, clients: np.ndarray) -> np.ndarray:
+        """Samples of each of these clients, int64 (n,)."""
+        return self.offsets[clients + 1] - self.offsets[clients]
 
     def samples(self, client: int) -> np.ndarray:
-        """The client's indices into the training split, a view, int64 (n_k,)."""
+        """One client's indices into the training split, a view, int64 (n_k,)."""
         return self.order[self.offsets[client] : self.offsets[client + 1]]
 
 
+@dataclass(frozen=True)
+class LazyPopulation:
+    """Clients that exist when they are asked for: number, label mix and samples of one depend on (seed, client) alone.
+
+    A client's number of samples is lognormal around ``client_samples``, its label mix Dirichlet(alpha) over the
+    classes, its samples are drawn with replacement; so clients overlap, as they must when they are many.
+
+    Attributes:
+        labels: int64 (n,), of the training split.
+        clients: how many there are.
+        settings: the partition.
+        seed: the run's seed.
+    """
+
+    labels: np.ndarray
+    clients: int
+    settings: PartitionSettings
+    seed: int
+
+    @cached_property
+    def classes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The samples sorted by label, and of each class that has any the first place and the size; int64."""
+        sizes = np.bincount(self.labels)
+        starts = np.cumsum(sizes) - sizes
+        return np.argsort(self.labels, kind="stable"), starts[sizes > 0], sizes[sizes > 0]
+
+    def sizes(self, clients: np.ndarray) -> np.ndarray:
+        """Samples of each of these clients, int64 (n,)."""
+        return np.array([self._size(self._generator(client)) for client in clients.tolist()], dtype=np.int64)
+
+    def samples(self, client: int) -> np.ndarray:
+        """One client's indices into the training split, int64 (n_k,); a sample may stand there twice."""
+        order, starts, sizes = self.classes
+        generator = self._generator(client)
+        count = self._size(generator)
+        mix = generator.multinomial(count, generator.dirichlet(np.full(len(sizes), self.settings.alpha)))
+        places = np.repeat(starts, mix) + (generator.random(count) * np.repeat(sizes, mix)).astype(np.int64)
+        return order[places]
+
+    def _generator(self, client: int) -> np.random.Generator:
+        return numpy_generator(self.seed, "client", client)
+
+    def _size(self, generator: np.random.Generator) -> int:
+        sigma = self.settings.sigma
+        drawn = self.settings.client_samples * np.exp(sigma * generator.standard_normal() - sigma**2 / 2)
+        return max(self.settings.min_samples, round(drawn))
+
+
 def build_population(
-    labels: Tensor, federation: FederationSettings, partition: PartitionSettings, seed: int
+    labels: Tensor, owners: Tensor | None, clients: int, partition: PartitionSettings, seed: int
 ) -> Population:
-    """Divide the samples with these labels, int64 (n,), among the clients; the same on every rank.
+    """Divide the training samples with these labels among the clients; the same on every rank.
+
+    Args:
+        labels: int64 (n,).
+        owners: int64 (n,), whose each sample is by nature; None where the data set does not say.
+        clients: how many there are.
+        partition: how.
+        seed: the run's seed.
 
     Raises:
-        UserError: the samples do not suffice for the clients.
+        UserError: the samples, or the natural clients, do not suffice.
     """
-    generator = numpy_generator(seed, "partition")
-    return Population(*partition_samples(labels.cpu().numpy(), federation.clients, partition, generator))
-
-
-def sample_cohort(population: Population, per_round: int, seed: int, round: int) -> np.ndarray:
-    """The round's clients, drawn uniformly without replacement, int64 (per_round,); the same on every rank."""
-    return numpy_generator(seed, "cohort", round).choice(population.clients, per_round, replace=False)
+    known = labels.cpu().numpy()
+    if partition.scheme == "lazy_dirichlet":
+        if not len(known):
+            raise UserError("the data set has no training samples\ndata.dataset\nchoose another")
+        return LazyPopulation(known, clients, partition, seed)
+    natural = None if owners is None else owners.cpu().numpy()
+    return FixedPopulation(*partition_samples(known, clients, partition, numpy_generator(seed, "partition"), natural))

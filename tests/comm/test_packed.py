@@ -60,13 +60,13 @@ def test_the_result_is_the_same_on_any_number_of_ranks(world):
         total = RoundSum(40, 6, sum(10 + slot for slot in range(6)), DIGEST, group)
         for slot in range(group.rank, 6, group.world_size):
             values, weight = client(slot)
-            total.add(slot, values, weight, loss=0.5 + slot, seconds=slot / 100)
+            total.add(slot, values, weight, loss=0.5 + slot, seconds=slot / 100, samples=100 + slot)
         return total.reduce()
 
     alone = on_ranks(1, work)[0]
     for result in on_ranks(world, work):
         assert torch.equal(result.values, alone.values)
-        assert (result.trained, result.refused, result.weight) == (6, 0, 75)
+        assert (result.trained, result.refused, result.weight, result.samples) == (6, 0, 75, 615)
         assert result.loss == alone.loss
         assert np.allclose(result.client_seconds, np.arange(6) / 100)
         assert result.rank_seconds.sum() == pytest.approx(0.15)
@@ -78,20 +78,20 @@ def test_the_result_is_the_same_on_any_number_of_ranks(world):
 def test_a_client_that_is_not_finite_is_refused_and_counted():
     def work(group):
         total = RoundSum(3, 3, 30, DIGEST, group)
-        assert total.add(0, torch.tensor([1.0, 2, 3]), 10, 1.0, 0.0)
-        assert not total.add(1, torch.tensor([1.0, torch.nan, 3]), 10, 1.0, 0.0)
-        assert not total.add(2, torch.tensor([1.0, 2, 3]), 10, float("inf"), 0.0)
+        assert total.add(0, torch.tensor([1.0, 2, 3]), 10, 1.0, 0.0, 7)
+        assert not total.add(1, torch.tensor([1.0, torch.nan, 3]), 10, 1.0, 0.0, 7)
+        assert not total.add(2, torch.tensor([1.0, 2, 3]), 10, float("inf"), 0.0, 7)
         return total.reduce()
 
     result = on_ranks(1, work)[0]
     assert result.values.tolist() == [1, 2, 3]
-    assert (result.trained, result.refused, result.weight, result.loss) == (1, 2, 10, 1.0)
+    assert (result.trained, result.refused, result.weight, result.samples, result.loss) == (1, 2, 10, 7, 1.0)
 
 
 def test_a_round_in_which_everybody_is_refused_has_no_average():
     def work(group):
         total = RoundSum(1, 1, 10, DIGEST, group)
-        total.add(0, torch.tensor([torch.nan]), 10, 1.0, 0.0)
+        total.add(0, torch.tensor([torch.nan]), 10, 1.0, 0.0, 7)
         return total.reduce()
 
     result = on_ranks(1, work)[0]

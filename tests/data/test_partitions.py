@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmef_dist.data.partitions import PartitionSettings, draw_counts, partition_samples
+from fedmef_dist.data.dirichlet import draw_counts
+from fedmef_dist.data.partitions import PartitionSettings, partition_samples
 from fedmef_dist.errors import UserError
 
 
@@ -15,7 +16,7 @@ def rng(seed=0):
 @given(
     labels=st.lists(st.integers(0, 6), min_size=40, max_size=200),
     clients=st.integers(1, 8),
-    scheme=st.sampled_from(["iid", "dirichlet"]),
+    scheme=st.sampled_from(["iid", "dirichlet", "shards", "quantity"]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_every_sample_belongs_to_exactly_one_client(labels, clients, scheme, seed):
@@ -100,3 +101,107 @@ def test_draws_that_never_succeed_end_with_a_message():
     labels = np.repeat(np.arange(2), 100)
     with pytest.raises(UserError, match=r"none of 1000 Dirichlet draws .*alpha 0\.01.* each of 20 clients 10 samples"):
         partition_samples(labels, 20, PartitionSettings(alpha=0.01, min_samples=10), rng())
+
+
+# --- the plain Dirichlet
+
+
+def test_plain_counts_worked_out_by_hand():
+    # As above, but nobody is ever full. Class 1 (4): floor(0.5 * 4) = 2; class 2 (4): floor(0.9 * 4) = 3.
+    shares = FixedShares([0.75, 0.25], [0.5, 0.5], [0.9, 0.1])
+    counts = draw_counts(np.array([12, 4, 4]), 2, 0.5, shares, balanced=False)
+    assert counts.tolist() == [[9, 3], [2, 2], [3, 1]]
+
+
+def test_the_plain_form_varies_sizes_more():
+    def spread(balanced):
+        counts = (draw_counts(np.full(10, 600), 20, 0.5, rng(seed), balanced) for seed in range(20))
+        return np.std([count.sum(axis=0) for count in counts])
+
+    assert spread(balanced=False) > 1.3 * spread(balanced=True)
+
+
+def test_the_setting_chooses_the_form():
+    labels = np.repeat(np.arange(10), 600)
+    sizes = [
+        np.diff(partition_samples(labels, 20, PartitionSettings(balanced=balanced, min_samples=1), rng(7))[1])
+        for balanced in (True, False)
+    ]
+    assert not np.array_equal(*sizes)
+
+
+# --- shards
+
+
+def test_shards_give_a_client_few_labels():
+    labels = rng(1).permutation(np.repeat(np.arange(10), 20))
+    order, offsets = partition_samples(labels, 10, PartitionSettings(scheme="shards"), rng(2))
+    held = [np.unique(labels[order[offsets[k] : offsets[k + 1]]]) for k in range(10)]
+    # 20 shards of 10 samples and 20 samples a class: each shard has one label.
+    assert np.diff(offsets).tolist() == [20] * 10
+    assert max(map(len, held)) == 2
+
+
+def test_shards_too_small():
+    # 100 samples in 30 shards of 3 or 4: three of the short ones make 9.
+    settings = PartitionSettings(scheme="shards", shards=3)
+    with pytest.raises(UserError, match="10 clients with 3 shards each would hold as few as 9 samples"):
+        partition_samples(np.zeros(100, int), 10, settings, rng(3))
+    with pytest.raises(UserError, match="lower one of them"):
+        partition_samples(np.zeros(100, int), 10, PartitionSettings(scheme="shards", shards=11, min_samples=1), rng())
+
+
+# --- quantity
+
+
+@pytest.mark.parametrize("quantity", ["lognormal", "power_law"])
+def test_sizes_differ_and_labels_do_not(quantity):
+    labels = np.arange(60_000) % 10
+    settings = PartitionSettings(scheme="quantity", quantity=quantity, sigma=1.0, min_samples=5)
+    order, offsets = partition_samples(labels, 100, settings, rng(4))
+    sizes = np.diff(offsets)
+    assert sizes.min() >= 5
+    assert sizes.max() > 5 * np.median(sizes)
+    largest = sizes.argmax()
+    shares = np.bincount(labels[order[offsets[largest] : offsets[largest + 1]]]) / sizes[largest]
+    assert np.abs(shares - 0.1).max() < 0.03
+
+
+def test_the_logarithms_of_lognormal_sizes_have_the_deviation_asked_for():
+    settings = PartitionSettings(scheme="quantity", sigma=0.4, min_samples=1)
+    _, offsets = partition_samples(np.zeros(10_000_000, np.int8), 10_000, settings, rng(5))
+    # 10,000 draws: the deviation is known to about 0.4 / sqrt(20,000) = 0.003.
+    assert np.log(np.diff(offsets) - 1).std() == pytest.approx(0.4, abs=0.015)
+
+
+# --- natural
+
+
+OWNERS = np.array([2, 0, 2, 0, 2, 5, 0, 2])  # 0 has 3 samples, 2 has 4, 5 has 1
+
+
+def test_natural_clients_keep_their_samples():
+    settings = PartitionSettings(scheme="natural", min_samples=2)
+    order, offsets = partition_samples(np.zeros(8, int), 2, settings, rng(), OWNERS)
+    assert [order[offsets[k] : offsets[k + 1]].tolist() for k in range(2)] == [[1, 3, 6], [0, 2, 4, 7]]
+
+
+def test_fewer_clients_than_there_are_by_nature_are_a_random_choice():
+    settings = PartitionSettings(scheme="natural", min_samples=1)
+    chosen = set()
+    for seed in range(20):
+        order, offsets = partition_samples(np.zeros(8, int), 1, settings, rng(seed), OWNERS)
+        assert len(order) == offsets[1]
+        chosen |= set(OWNERS[order].tolist())
+    assert chosen == {0, 2, 5}
+
+
+def test_more_clients_than_there_are_by_nature():
+    settings = PartitionSettings(scheme="natural", min_samples=2)
+    with pytest.raises(UserError, match="has 2 clients with 2 samples or more, not 3"):
+        partition_samples(np.zeros(8, int), 3, settings, rng(), OWNERS)
+
+
+def test_natural_clients_of_a_data_set_that_has_none():
+    with pytest.raises(UserError, match="does not say whose its samples are"):
+        partition_samples(np.zeros(100, int), 3, PartitionSettings(scheme="natural"), rng())
