@@ -28,6 +28,8 @@ EVERY_ROUND = {
     "clients/trained",
     "clients/refused",
     "clients/dropped",
+    "clients/late",
+    "clients/surplus",
     "model/digest",
 }
 EVALUATED = {"eval/loss", "eval/accuracy"}
@@ -130,13 +132,23 @@ def test_fedavg_has_no_mask(simulation):
 # --- the average
 
 
+def count_samples(run):
+    """A list that gets the number of samples of each client that is trained from now on."""
+    samples, train_client = [], run.train_client
+
+    def train_and_count(client, *rest):
+        samples.append(len(run.population.samples(client)))
+        return train_client(client, *rest)
+
+    run.train_client = train_and_count
+    return samples
+
+
 def test_a_round_is_the_weighted_average_of_its_clients(simulation):
     run = simulation(method={"name": "fedavg"})
     reports, train = [], run.client.train
     run.client.train = lambda *arguments: reports.append(train(*arguments)) or reports[-1]
-    samples = []
-    train_client = run.train_client
-    run.train_client = lambda client, *rest: samples.append(run.population.sizes[client]) or train_client(client, *rest)
+    samples = count_samples(run)
     run.round = 1
     metrics = run.play_round()
     weights = np.array(samples) / sum(samples)
@@ -160,7 +172,7 @@ def test_the_clients_start_is_the_servers_state(simulation):
 
 def test_the_data_may_give_clients_less_than_a_batch(simulation):
     run = simulation(data={"partition": {"scheme": "dirichlet", "alpha": 0.3, "min_samples": 1}})
-    assert run.population.sizes.min() < run.config.federation.batch_size
+    assert run.population.sizes(np.arange(8)).min() < run.config.federation.batch_size
     assert all(metrics["clients/trained"] == 3 for metrics in play(run))
 
 
@@ -199,8 +211,7 @@ def break_the_gradient(report):
 def test_an_update_that_is_not_sane_is_refused_and_the_others_average(simulation, spoiled):
     run = simulation(method={"name": "fedavg"})
     reports = spoil(run, {1}, spoiled)
-    samples, train_client = [], run.train_client
-    run.train_client = lambda client, *rest: samples.append(run.population.sizes[client]) or train_client(client, *rest)
+    samples = count_samples(run)
     run.round = 1
     metrics = run.play_round()
     assert (metrics["clients/trained"], metrics["clients/refused"]) == (2, 1)
