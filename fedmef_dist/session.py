@@ -15,15 +15,17 @@ from torch import Tensor, nn
 
 from fedmef_dist import __version__
 from fedmef_dist.atomic import write_json
-from fedmef_dist.checkpoint import Checkpoint
+from fedmef_dist.checkpoint import Checkpoint, broadcast
 from fedmef_dist.comm.environment import detect
 from fedmef_dist.comm.failure import ends_together
-from fedmef_dist.comm.group import Group, open_group
+from fedmef_dist.comm.group import STOPPED_EARLY, Group, open_group
 from fedmef_dist.config import Config, load_config, to_tree
 from fedmef_dist.costs.memory import StepMemory, measure_step
 from fedmef_dist.costs.wire import VALUE_BYTES
 from fedmef_dist.data.batches import client_batches
+from fedmef_dist.interruption import Interruption, listening
 from fedmef_dist.models import build_model
+from fedmef_dist.notices import tell
 from fedmef_dist.run_directory import Resume, claim, round_to_resume
 from fedmef_dist.simulation import Simulation
 from fedmef_dist.tracking import Tracker, open_trackers
@@ -43,10 +45,10 @@ class Summary:
 def run_command(path: Path, overrides: list[str], run_dir: Path | None, resume: Resume) -> None:
     """The command ``run``: as :func:`run`, with errors shown once and as exit status."""
     environment = detect(os.environ)
-    with ends_together(environment):
+    with listening(ends_process=True) as interruption, ends_together(environment):
         config = load_config(path, overrides)
         with open_group(environment, config.runtime) as group, ends_together(group):
-            summary = simulate(config, group, run_dir or Path("runs") / config.name, resume)
+            summary = simulate(config, group, run_dir or Path("runs") / config.name, resume, interruption)
             if group.rank == 0:
                 print(_closing_line(summary))
 
@@ -61,16 +63,21 @@ def run(config: Config, run_dir: str | Path | None = None, resume: Resume = "aut
 
     Raises:
         UserError: something in the configuration, the data or the run directory is wrong.
+        SystemExit: USR1, USR2, TERM or INT stopped the run early, with status 75 and a checkpoint.
     """
-    with open_group(detect(os.environ), config.runtime) as group:
-        return simulate(config, group, Path(run_dir or Path("runs") / config.name), resume)
+    with listening() as interruption, open_group(detect(os.environ), config.runtime) as group:
+        return simulate(config, group, Path(run_dir or Path("runs") / config.name), resume, interruption)
 
 
-def simulate(config: Config, group: Group, run_dir: Path, resume: Resume) -> Summary:
-    """One simulation on an open group; rank 0 writes into ``run_dir``. Raises UserError."""
-    simulation = Simulation(config, group, run_dir)
-    resumed = _agree_on_start(simulation, run_dir, resume)
-    checkpoint = simulation.store.load(resumed) if resumed is not None else None
+def simulate(
+    config: Config, group: Group, run_dir: Path, resume: Resume, interruption: Interruption | None = None
+) -> Summary:
+    """One simulation on an open group; rank 0 alone reads and writes ``run_dir``, but for the logs.
+
+    Raises UserError, or SystemExit with status 75 where a signal stopped it early.
+    """
+    simulation = Simulation(config, group, run_dir, interruption)
+    checkpoint = _agree_on_start(simulation, run_dir, resume)
     if checkpoint is not None:
         simulation.restore(checkpoint)
     if group.rank == 0:
@@ -93,21 +100,32 @@ def _play(simulation: Simulation, run_dir: Path, checkpoint: Checkpoint | None) 
             simulation.first_metrics = reference.metrics()
         simulation.run(tracker)
         summary = _summary(simulation, reference)
-        tracker.finish(summary)
+        if not simulation.stopped_early:
+            tracker.finish(summary)
+    if simulation.stopped_early:
+        _stop_early(simulation)
     if rank == 0:
         write_json(run_dir / "summary.json", summary)
     simulation.group.barrier()
     return summary
 
 
-def _agree_on_start(simulation: Simulation, run_dir: Path, resume: Resume) -> int | None:
-    """Rank 0 looks at the directory; the others learn the round to resume from."""
-    group = simulation.group
-    answer = torch.zeros(1, dtype=torch.int64)
-    if group.rank == 0:
-        answer[0] = round_to_resume(run_dir, simulation.config, resume) or 0
-    group.broadcast(answer)
-    return int(answer) or None
+def _stop_early(simulation: Simulation) -> None:
+    """All ranks leave together: the first to go would make the launcher end one that is still writing."""
+    config, done = simulation.config, simulation.round
+    simulation.group.barrier()
+    if simulation.group.rank == 0:
+        rounds = config.federation.rounds
+        tell(f"stopped by a signal after {done} of {rounds} rounds; the same command goes on from there")
+    raise SystemExit(STOPPED_EARLY)
+
+
+def _agree_on_start(simulation: Simulation, run_dir: Path, resume: Resume) -> Checkpoint | None:
+    """Rank 0 looks at the directory and gives the others what it goes on from."""
+    checkpoint = None
+    if simulation.group.rank == 0 and round_to_resume(run_dir, simulation.config, resume) is not None:
+        checkpoint = simulation.store.load_newest()
+    return broadcast(checkpoint, simulation.group)
 
 
 @contextmanager

@@ -8,8 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
-from fedmef_dist.checkpoint import Checkpoint, CheckpointStore
+from fedmef_dist.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    check_state,
+    check_tensors,
+    misfit,
+    with_prefix,
+    without_prefix,
+)
 from fedmef_dist.client import Client, ClientReport
 from fedmef_dist.comm.exact_sum import is_summable
 from fedmef_dist.comm.group import Group
@@ -23,6 +32,7 @@ from fedmef_dist.data.federation import Cohort, draw_cohort
 from fedmef_dist.data.population import build_population
 from fedmef_dist.data.sources import load_dataset
 from fedmef_dist.evaluation import evaluate
+from fedmef_dist.interruption import GraceTime, Interruption, RoundAbandonedError
 from fedmef_dist.layers.random import set_generator
 from fedmef_dist.methods import create_method
 from fedmef_dist.methods.base import RoundPlan
@@ -33,6 +43,7 @@ from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.tracking import Tracker
 
 _LOG = logging.getLogger(__name__)
+_METHOD = "method/"
 Metrics = dict[str, float | int | str]
 
 
@@ -55,9 +66,10 @@ class Simulation:
         config: the run.
         group: the ranks.
         run_dir: where rank 0 writes.
+        interruption: the signals that this process hears; none by default.
     """
 
-    def __init__(self, config: Config, group: Group, run_dir: Path) -> None:
+    def __init__(self, config: Config, group: Group, run_dir: Path, interruption: Interruption | None = None) -> None:
         self.config, self.group = config, group
         self.dataset = load_dataset(config.data, config.seed).to(group.device)
         self.population = build_population(
@@ -86,22 +98,34 @@ class Simulation:
         self.server = Server(self.space, self.method, group)
         self.costs = CostModel()
         self.store = CheckpointStore(run_dir, config.checkpoint.keep)
+        self.grace = GraceTime(config.checkpoint.grace, interruption or Interruption(), group.watch)
+        self.stopping = False
         self.totals = Totals()
         self.first_metrics: Metrics = {}
-        self.round = 0
+        self.round = self.saved_round = 0
         self.server.start(self.method.initial_mask(numpy_generator(config.seed, "mask")))
 
     def run(self, tracker: Tracker) -> None:
-        """All rounds that are left."""
-        while self.round < self.config.federation.rounds:
+        """All rounds that are left, or those until a signal stops the run."""
+        while self.round < self.config.federation.rounds and not self.stopping:
             self.round += 1
-            metrics = self.play_round() | self.first_metrics
-            self.first_metrics = {}
-            tracker.log(metrics)
+            metrics = self.play_round()
+            if metrics is None:
+                self.round -= 1
+            else:
+                tracker.log(metrics | self.first_metrics)
+                self.first_metrics = {}
             self.save_if_due(tracker)
+            self.grace.end()
 
-    def play_round(self) -> Metrics:
-        """One round; returns its metrics."""
+    @property
+    def stopped_early(self) -> bool:
+        """Whether a signal stopped the run before its last round."""
+        return self.stopping and self.round < self.config.federation.rounds
+
+    def play_round(self) -> Metrics | None:
+        """One round; returns its metrics, or None where the ranks abandoned it and nothing of it counts."""
+        self.group.watch.place = f"round {self.round}"
         start = time.perf_counter()
         moved = self.group.bytes_moved
         cohort = draw_cohort(self.population, self.config.federation, self.config.seed, self.round)
@@ -111,7 +135,11 @@ class Simulation:
 
         total = self.train_cohort(cohort, plan)
         trained = time.perf_counter()
-        result = total.reduce()
+        result = total.reduce(self.grace.asked)
+        self.stopping = result.stopping
+        if result.abandoned:
+            _LOG.warning("round %d: abandoned, it does not fit the time left after a signal", self.round)
+            return None
         self.costs.observe(cohort.samples, result.client_seconds)
         reduced = time.perf_counter()
         metrics = self.update_server(plan, total, result, before, accuracies)
@@ -143,14 +171,25 @@ class Simulation:
         total = CohortSum(self, cohort, plan)
         rate = self.config.optimizer.rate(self.round, self.config.federation.rounds)
         slots = assign(self.costs.predict(cohort.samples), self.group.world_size)[self.group.rank]
+        _LOG.info("round %d: trains clients %s", self.round, cohort.clients[slots].tolist())
         start = time.perf_counter()
-        for slot in slots:
-            client = int(cohort.clients[slot])
-            if not total.add(slot, self.train_client(client, plan, rate)):
-                _LOG.warning("round %d: client %d refused, its update is not finite or too large", self.round, client)
-        seconds = time.perf_counter() - start
-        _LOG.info("round %d: trained clients %s in %.3f s", self.round, cohort.clients[slots].tolist(), seconds)
+        try:
+            self.grace.begin(int(cohort.samples[slots].sum()))
+            for slot in slots:
+                self.train_slot(total, slot, plan, rate)
+        except RoundAbandonedError:
+            total.states.abandon()
+        self.group.watch.place = f"round {self.round}"
+        _LOG.info("round %d: trained for %.3f s", self.round, time.perf_counter() - start)
         return total
+
+    def train_slot(self, total: "CohortSum", slot: int, plan: RoundPlan, rate: float) -> None:
+        """Trains the client of one place in the cohort and adds its update."""
+        client = int(total.cohort.clients[slot])
+        self.group.watch.place = f"round {self.round}, client {client}"
+        if not total.add(slot, self.train_client(client, plan, rate)):
+            _LOG.warning("round %d: client %d refused, its update is not finite or too large", self.round, client)
+        self.grace.trained(int(total.cohort.samples[slot]))
 
     def train_client(self, client: int, plan: RoundPlan, rate: float) -> ClientReport:
         """Trains one client on its own batches, which depend on nothing but (seed, round, client)."""
@@ -170,7 +209,7 @@ class Simulation:
         )
         set_generator(self.model, torch_generator(seed, "layers", self.round, client))
         steps = federation.local_epochs * steps_per_epoch(len(indices), federation.batch_size)
-        return self.client.train(self.server.values, batches, steps, rate, plan)
+        return self.client.train(self.server.values, self.grace.heed(batches), steps, rate, plan)
 
     def update_server(
         self, plan: RoundPlan, total: "CohortSum", result: RoundResult, before: torch.Tensor, accuracies: Metrics
@@ -237,18 +276,20 @@ class Simulation:
         return {f"adjust/accuracy_{step}": self.test()[1]}
 
     def save_if_due(self, tracker: Tracker) -> None:
-        """Rank 0 saves the whole state every so many rounds and after the last one."""
-        due = self.round % self.config.checkpoint.every == 0 or self.round == self.config.federation.rounds
-        if due and self.group.rank == 0:
-            self.store.save(self.checkpoint(tracker.state()))
-            _LOG.info("round %d: checkpoint written", self.round)
+        """Rank 0 saves the whole state every so many rounds, after the last one and before an early end."""
+        last = self.round == self.config.federation.rounds
+        due = self.round % self.config.checkpoint.every == 0 or last or self.stopping
+        new = self.round > self.saved_round
+        if due and new and self.group.rank == 0 and self.store.try_save(self.checkpoint(tracker.state())):
+            self.saved_round = self.round
 
     def checkpoint(self, tracker_state: dict[str, str]) -> Checkpoint:
         """Everything that the next round depends on."""
         tensors = {
             "values": self.server.values.cpu(),
             "mask": self.space.mask.to_bits(),
-            "known_version": torch.from_numpy(self.wire.known()),
+            "known_version": torch.from_numpy(self.wire.known_version),
+            **with_prefix(_METHOD, self.method.state()),
         }
         state: dict[str, Any] = {
             "round": self.round,
@@ -261,15 +302,22 @@ class Simulation:
         return Checkpoint(tensors, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Goes on where the checkpoint was taken, on any number of ranks."""
-        tensors, state = checkpoint.tensors, checkpoint.state
-        device = self.group.device
-        mask = Mask.from_bits(tensors["mask"], self.space.n_prunable, state["mask_version"], device)
+        """Goes on where the checkpoint was taken, on any number of ranks. Raises UserError for another run's."""
+        state = check_state(checkpoint)
+        check_tensors(checkpoint, self.checkpoint({}).tensors)
+        tensors, device = checkpoint.tensors, self.group.device
+        mask = Mask.from_bits(tensors["mask"], self.space.n_prunable, state.mask_version, device)
         self.server.set_state(tensors["values"].to(device), mask)
-        self.wire.restore(tensors["known_version"].numpy())
-        self.costs.sums = np.array(state["costs"])
-        self.totals = Totals(**state["totals"])
-        self.round = state["round"]
+        self.wire.known_version = tensors["known_version"].numpy().copy()
+        self.costs.sums = np.array(state.costs)
+        try:
+            self.totals = TypeAdapter(Totals).validate_python(state.totals, strict=True)
+            self.method.restore(without_prefix(_METHOD, tensors))
+        except ValueError as error:
+            raise misfit(checkpoint, " ".join(str(error).split())[:200]) from None
+        if self.server.digest() != state.digest:
+            raise misfit(checkpoint, "weights and mask have another digest than it says")
+        self.round = self.saved_round = state.round
 
 
 class CohortSum:
@@ -292,6 +340,6 @@ class CohortSum:
             self.gradient.add(report.gradient.positions, report.gradient.values, weight)
         return accepted
 
-    def reduce(self) -> RoundResult:
-        """The packed states of all ranks."""
-        return self.states.reduce()
+    def reduce(self, stopping: bool) -> RoundResult:
+        """The packed states of all ranks; ``stopping`` tells them that this one was asked to stop."""
+        return self.states.reduce(stopping)

@@ -4,14 +4,16 @@ The launchers stop the other ranks when one exits with an error, and broken conn
 collective. What is left to do here is to agree on who speaks, and to keep quiet where somebody has spoken.
 """
 
+import queue
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -24,18 +26,21 @@ USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
 
 _CLAIMED, _SHOWN, _ARRIVED = "failure/claimed", "failure/shown", "failure/arrived"
 _PATIENCE_SECONDS = 2.0
+# A roll call takes three seconds; a store that does not answer within this time is stuck.
+_STORE_SECONDS = 6.0
+T = TypeVar("T")
 
 
 @contextmanager
 def ends_together(place: Environment | Group) -> Iterator[None]:
     """Turn an error of the body into a message that is shown once, and an exit of every rank.
 
-    UserError: its message, exit status 2. Any other exception: its traceback with rank and host in front, status 1. A
-    rank that lost its peers: one line, status 1. KeyboardInterrupt: status 130. Give the Group where there is one: its
-    store lets the ranks agree on who speaks. Leaves by SystemExit, or under mpirun by MPI's Abort. For the main thread.
+    UserError: its message, exit status 2. Any other exception: its traceback with rank and host in front, status 1.
+    Peers lost: one line of one rank that says who is missing and where it was, status 1. KeyboardInterrupt: status 130.
+    Give the Group where there is one: its store lets the ranks agree on who speaks. Leaves by SystemExit, or under
+    mpirun by MPI's Abort. For the main thread.
     """
-    environment, store = (place.environment, place.store) if isinstance(place, Group) else (place, None)
-    voice = _Voice(environment, store)
+    voice = _Voice(place)
     try:
         yield
     except KeyboardInterrupt:
@@ -47,9 +52,9 @@ def ends_together(place: Environment | Group) -> Iterator[None]:
         voice.wait_for_all()
         voice.end(USER_ERROR)
     except PeerLostError as error:
-        _leave_quietly_on_sigterm(FAULT)
-        voice.claim()
-        voice.say_always(f"{voice.name}: stopped, a peer is gone: {error}")
+        # The launcher may be ending this rank for the very loss that it is about to explain.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        voice.explain_loss(error)
         voice.end(FAULT)
     except Exception as error:
         _leave_quietly_on_sigterm(FAULT)
@@ -67,8 +72,11 @@ def _leave_quietly_on_sigterm(status: int) -> None:
 class _Voice:
     """Who may speak about a failure: the first rank that claims it in the store."""
 
-    def __init__(self, environment: Environment, store: dist.Store | None) -> None:
-        self._environment, self._store = environment, store
+    def __init__(self, place: Environment | Group) -> None:
+        self._group = place if isinstance(place, Group) else None
+        environment = place.environment if isinstance(place, Group) else place
+        self._environment = environment
+        self._store = self._group.store if self._group is not None else None
         self._first = False
         self.name = f"rank {environment.rank} of {environment.world_size} on {socket.gethostname()}"
 
@@ -85,6 +93,25 @@ class _Voice:
         """Whether this rank is the first to fail, as far as the store knows; the first one ends the others."""
         self._first = self._ask(self._claim, default=True)
         return self._first
+
+    def explain_loss(self, error: PeerLostError) -> None:
+        """Say who is missing, unless another rank does: the first that noticed, or where the store is lost a fixed one.
+
+        The store dies with rank 0, or with its whole node: then rank 1 or the first rank of the next node speaks.
+        """
+        self.claim()
+        if self._group is None:
+            return self.say_always(f"{self.name}: stopped, a peer is gone: {error}")
+        watch = self._group.watch
+        text = f"{self.name}: stopped in {watch.place}, a peer is gone: {error}"
+        missing = self._ask(lambda store: watch.roll_call() if self._first else "", default=None)
+        if missing:
+            self.say_always(f"{text}; {missing}")
+            self._ask(self._mark_shown, default=True)
+        elif missing == "":
+            self._wait(self._shown, _STORE_SECONDS)
+        elif self._environment.rank in (0, 1, self._environment.local_world_size):
+            self.say_always(f"{text}; {watch.without_store()}")
 
     def say_always(self, text: str) -> None:
         """Show a line whoever spoke before."""
@@ -105,6 +132,8 @@ class _Voice:
 
     def end(self, status: int) -> None:
         """Leave; under mpirun take the others along, which may be waiting for this rank inside MPI."""
+        if self._group is not None:
+            self._group.watch.close()
         world = self._mpi() if self._first else None
         if world is not None:
             world.Abort(status)
@@ -137,15 +166,27 @@ class _Voice:
     def _shown(self) -> bool:
         return self._ask(lambda store: store.check([_SHOWN]), default=False)
 
-    def _ask(self, question: Callable[[dist.Store], bool], default: bool) -> bool:
-        if self._store is None:
+    def _ask(self, question: Callable[[dist.Store], T], default: T) -> T:
+        """The store's answer; the default where it went down with rank 0 or is stuck with it."""
+        store = self._store
+        if store is None:
             return default
+        answers: queue.SimpleQueue[T] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answers.put(question(store))
+            except dist.DistError:
+                answers.put(default)
+
+        threading.Thread(target=ask, daemon=True).start()
         try:
-            return question(self._store)
-        except dist.DistError:  # the store went down with rank 0
+            return answers.get(timeout=_STORE_SECONDS)
+        except queue.Empty:
+            self._store = None
             return default
 
-    def _wait(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+    def _wait(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
+        deadline = time.monotonic() + (_PATIENCE_SECONDS if seconds is None else seconds)
         while time.monotonic() < deadline and not condition():
             time.sleep(0.05)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedmef_dist.comm.environment import Environment
 from fedmef_dist.comm.rendezvous import meeting_host, open_store, prepare_gloo
 from fedmef_dist.comm.transport import MpiTransport, TorchTransport, Transport, mpi_world
+from fedmef_dist.comm.watch import Watch
 from fedmef_dist.errors import UserError
 from fedmef_dist.settings import Settings
 
@@ -59,18 +60,19 @@ class Group:
         self.rank, self.world_size = environment.rank, environment.world_size
         self.device, self.backend, self.store = device, backend, store
         self.bytes_moved = 0
+        self.watch = Watch(environment, store)
         self._transport = transport
 
     def all_reduce(self, tensor: Tensor) -> None:
         """Sum `tensor` over all ranks in place; int64 sums are exact and wrap like int64."""
         if self._transport is not None:
-            with self._staged(tensor) as buffer:
+            with self._staged(tensor) as buffer, self._waiting():
                 self._transport.all_reduce(buffer)
 
     def broadcast(self, tensor: Tensor, source: int = 0) -> None:
         """Overwrite `tensor` with that of the rank `source`."""
         if self._transport is not None:
-            with self._staged(tensor) as buffer:
+            with self._staged(tensor) as buffer, self._waiting():
                 self._transport.broadcast(buffer, source)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
@@ -79,13 +81,22 @@ class Group:
             return tensor.unsqueeze(0).clone()
         with self._staged(tensor) as buffer:
             output = buffer.new_empty((self.world_size, *tensor.shape))
-            self._transport.all_gather(output, buffer)
+            with self._waiting():
+                self._transport.all_gather(output, buffer)
         return output.to(tensor.device)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self._transport is not None:
-            self._transport.barrier()
+            with self._waiting():
+                self._transport.barrier()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        # Not reset by an error: who waited when the collective broke is what the others want to know.
+        self.watch.waiting = True
+        yield
+        self.watch.waiting = False
 
     @contextmanager
     def _staged(self, tensor: Tensor) -> Iterator[Tensor]:
@@ -113,13 +124,20 @@ def open_group(
         return
     store = open_store(environment, timedelta(seconds=min(settings.timeout, _MEETING_SECONDS)))
     transport = _open_transport(environment, settings, device, backend, store)
+    group = Group(environment, device, backend, transport, store)
+    group.watch.start()
     try:
-        yield Group(environment, device, backend, transport, store)
+        yield group
     except SystemExit as leaving:
         if leaving.code in (None, 0, STOPPED_EARLY):
-            transport.close()
+            _close(group, transport)
         raise
     # Not after an error: a peer that is gone would make a clean shutdown wait for it.
+    _close(group, transport)
+
+
+def _close(group: Group, transport: Transport) -> None:
+    group.watch.close()
     transport.close()
 
 

@@ -12,7 +12,7 @@ from fedmef_dist.comm.group import Group
 MICROSECOND = 1e-6
 _LOSS_BITS = 24
 _DIGEST_WORDS = 2
-_COUNTERS = ("weight", "samples", "trained", "refused", "loss")
+_COUNTERS = ("weight", "samples", "trained", "refused", "loss", "stopping", "abandoned")
 
 
 class RanksOutOfStepError(RuntimeError):
@@ -32,6 +32,8 @@ class RoundResult:
         loss: the accepted clients' mean training loss, weighted as their updates are.
         client_seconds: float64 (cohort,), seconds each client took, in cohort order.
         rank_seconds: float64 (world,), seconds each rank was busy training.
+        stopping: whether a rank was asked to stop; so it was where it abandoned the round.
+        abandoned: whether a rank left its part of the round out, so that the round does not count.
     """
 
     values: Tensor | None
@@ -42,6 +44,8 @@ class RoundResult:
     loss: float
     client_seconds: np.ndarray
     rank_seconds: np.ndarray
+    stopping: bool
+    abandoned: bool
 
 
 class RoundSum:
@@ -93,23 +97,29 @@ class RoundSum:
         self._header[self._ranks + self.group.rank] += microseconds
         return accepted
 
+    def abandon(self) -> None:
+        """Declares the round void, for all ranks."""
+        self._count(abandoned=1)
+
     def _count(self, **amounts: int) -> None:
         for name, amount in amounts.items():
             self._header[self._counters + _COUNTERS.index(name)] += amount
 
-    def reduce(self) -> RoundResult:
-        """Adds up all ranks in one all-reduce.
+    def reduce(self, stopping: bool = False) -> RoundResult:
+        """Adds up all ranks in one all-reduce; ``stopping`` tells them that this one was asked to stop.
 
         Raises:
             RanksOutOfStepError: the ranks' masks differ. Every rank raises.
         """
+        self._count(stopping=int(stopping))
         for place, word in enumerate(self._words):
             self._header[2 * place : 2 * place + 2] = word, word * word
         self._buffer[: self._values] = torch.from_numpy(self._header).to(self._buffer.device)
         self.group.all_reduce(self._buffer)
         header = self._buffer[: self._values].cpu().numpy()
         self._check_digest(header)
-        weight, samples, trained, refused, loss = (int(number) for number in header[self._counters : self._clients])
+        counters = (int(number) for number in header[self._counters : self._clients])
+        weight, samples, trained, refused, loss, stopped, abandoned = counters
         return RoundResult(
             values=self.fixed_point.average(self._buffer[self._values :], weight) if trained else None,
             weight=weight,
@@ -119,6 +129,8 @@ class RoundSum:
             loss=loss / (weight * 2**_LOSS_BITS) if trained else float("nan"),
             client_seconds=header[self._clients : self._ranks] * MICROSECOND,
             rank_seconds=header[self._ranks : self._values] * MICROSECOND,
+            stopping=stopped + abandoned > 0,
+            abandoned=abandoned > 0,
         )
 
     def _check_digest(self, header: np.ndarray) -> None:

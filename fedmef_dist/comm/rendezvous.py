@@ -1,5 +1,6 @@
 """Where the ranks meet: host names, network interfaces and the key-value store that every process group starts from."""
 
+import errno
 import fcntl
 import ipaddress
 import os
@@ -7,6 +8,7 @@ import socket
 import struct
 from datetime import timedelta
 
+import numpy as np
 import torch.distributed as dist
 
 from fedmef_dist.comm.environment import Environment
@@ -16,6 +18,8 @@ from fedmef_dist.errors import UserError
 
 _SIOCGIFADDR = 0x8915
 _OUTSIDE = "198.51.100.1"  # a documentation address: routed like the rest of the world, nothing is sent to it
+_ADDRESS_BYTES = 256
+_WAITING_RANKS = 4096
 
 
 def open_store(environment: Environment, timeout: timedelta) -> dist.Store:
@@ -25,28 +29,70 @@ def open_store(environment: Environment, timeout: timedelta) -> dist.Store:
     """
     if environment.launcher in ("openmpi", "mpich"):
         return _mpi_store(environment, timeout)
-    host = meeting_host(environment)
-    address = f"tcp://{host}:{environment.port}?rank={environment.rank}&world_size={environment.world_size}"
+    host, port = meeting_host(environment), environment.port or 0
+    # torchrun's agent holds a store of its own at this address.
+    serves = environment.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        store, _, _ = next(iter(dist.rendezvous(address, timeout=timeout)))
-    except dist.DistNetworkError as error:
+        if serves:
+            return _serve(environment, host, port, timeout)
+        return dist.TCPStore(host, port, environment.world_size, is_master=False, timeout=timeout)
+    except (dist.DistError, OSError) as error:
         raise UserError(
-            f"the ranks could not meet at {host}:{environment.port}\n{str(error).splitlines()[0]}\n"
+            f"the ranks could not meet at {host}:{port}\n{str(error).splitlines()[0]}\n"
             "choose another port: MASTER_PORT (srun), --master-port (torchrun); check that no firewall is in between"
         ) from error
-    return store
+
+
+def _serve(environment: Environment, host: str, port: int, timeout: timedelta) -> dist.TCPStore:
+    """Opens the store at this address of the machine only; torch by itself would listen on every interface."""
+    bound = _listen(listening_address(environment, host), port)
+    # The store closes the descriptor that it is given.
+    return dist.TCPStore(
+        host,
+        bound.getsockname()[1],
+        environment.world_size,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timeout,
+        master_listen_fd=bound.detach(),
+    )
+
+
+def listening_address(environment: Environment, host: str) -> str:
+    """The address to listen at so that all ranks reach ``host``, their name for this machine; empty: all interfaces.
+
+    A machine may know its own name as a loopback address while the others know it as another one.
+    """
+    address = resolve(host) or ""
+    if address and address != host and not environment.all_local and ipaddress.ip_address(address).is_loopback:
+        return ""
+    return address
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=_WAITING_RANKS)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:  # the others reach this machine through a translated address
+            raise
+    return socket.create_server(("", port), backlog=_WAITING_RANKS)
 
 
 def _mpi_store(environment: Environment, timeout: timedelta) -> dist.Store:
     world = mpi_world(environment)
+    address = np.zeros(_ADDRESS_BYTES, np.uint8)
     if environment.rank == 0:
         host = _own_host(environment)
         # Port 0 lets the kernel choose, so that no other process can take the port before the store listens.
-        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-        world.bcast((host, store.port))
+        store = _serve(environment, host, 0, timeout)
+        text = f"{store.port} {host}".encode()
+        address[: len(text)] = np.frombuffer(text, np.uint8)
+        world.Bcast(address)
         return store
-    host, port = world.bcast(None)
-    return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+    world.Bcast(address)
+    port, _, host = address.tobytes().rstrip(b"\0").decode().partition(" ")
+    return dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
 
 
 def meeting_host(environment: Environment) -> str:
@@ -90,11 +136,14 @@ def resolve(host: str) -> str | None:
 def choose_interface(environment: Environment, host: str) -> str | None:
     """The interface that gloo must be told to use, None where it finds a good one by itself.
 
-    Gloo binds to the address of this machine's own name. On many Linux systems that is a loopback address, which ranks
-    on other machines cannot reach; then the interface that leads to `host`, or out of the machine, is the right one.
+    Ranks of one machine stay on its loopback interface, where no other machine hears them. Otherwise gloo binds to the
+    address of this machine's own name. On many Linux systems that is a loopback address, which ranks on other machines
+    cannot reach; then the interface that leads to `host`, or out of the machine, is the right one.
     """
+    if environment.all_local:
+        return interface_of("127.0.0.1")
     own = resolve(socket.gethostname())
-    if environment.all_local or (own is not None and not ipaddress.ip_address(own).is_loopback):
+    if own is not None and not ipaddress.ip_address(own).is_loopback:
         return None
     target = resolve(host) or _OUTSIDE
     address = _source_address(_OUTSIDE if ipaddress.ip_address(target).is_loopback else target)

@@ -145,16 +145,6 @@ class WireLedger:
         self.settings = settings
         self.known_version = np.full(clients, -1, dtype=np.int32)
 
-    def known(self) -> np.ndarray:
-        """Who knows a mask, and which: int32 (2, n), a client and a version a column. Small while few took part."""
-        clients = np.flatnonzero(self.known_version >= 0).astype(np.int32)
-        return np.stack([clients, self.known_version[clients]])
-
-    def restore(self, known: np.ndarray) -> None:
-        """Takes over what :meth:`known` gave."""
-        self.known_version[:] = -1
-        self.known_version[known[0]] = known[1]
-
     def round(self, cohort: np.ndarray, uploads: int, mask: Mask, gradient_counts: list[int]) -> WireBytes:
         """Bytes of one round; remembers which mask the clients now know.
 

@@ -1,6 +1,7 @@
 """What a federated algorithm may decide."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -81,3 +82,16 @@ class Method(ABC):
     def metrics(self, plan: RoundPlan, before: Tensor, after: Tensor) -> dict[str, float]:
         """Metrics of a round, from the states (float32 (total,)) before it and after aggregation."""
         return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """What the method remembers from round to round, for the checkpoint.
+
+        Names, types and shapes are the same over a whole run, and so from the start: a checkpoint that has others is
+        refused.
+        """
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what :meth:`state` gave (on the CPU). Raises ValueError where a value is impossible."""
+        if state:
+            raise ValueError(f"{type(self).__name__} remembers nothing")

@@ -76,14 +76,3 @@ def test_who_did_not_answer_has_received_and_sends_nothing():
     first = wire.round(np.array([0, 1, 2]), 1, space.mask, [])
     assert (first.up, first.down) == (152, 3 * (152 + 11))
     assert wire.round(np.array([0, 1, 2]), 0, space.mask, []) == WireBytes(up=0, down=3 * 152)
-
-
-def test_what_clients_know_is_small_and_can_be_taken_over():
-    space, wire = ledger(stateful=True)
-    assert wire.known().shape == (2, 0)
-    wire.round(np.array([3, 1]), 2, space.mask, [])
-    assert wire.known().tolist() == [[1, 3], [0, 0]]
-    other = ledger(stateful=True)[1]
-    other.round(np.array([0]), 1, space.mask, [])
-    other.restore(wire.known())
-    assert other.round(np.array([0, 1, 2, 3]), 4, space.mask, []).down == 4 * 152 + 2 * 11
