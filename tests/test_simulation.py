@@ -28,6 +28,8 @@ EVERY_ROUND = {
     "clients/trained",
     "clients/refused",
     "clients/dropped",
+    "clients/late",
+    "clients/surplus",
     "model/digest",
 }
 EVALUATED = {"eval/loss", "eval/accuracy"}
@@ -136,7 +138,9 @@ def test_a_round_is_the_weighted_average_of_its_clients(simulation):
     run.client.train = lambda *arguments: reports.append(train(*arguments)) or reports[-1]
     samples = []
     train_client = run.train_client
-    run.train_client = lambda client, *rest: samples.append(run.population.sizes[client]) or train_client(client, *rest)
+    run.train_client = lambda client, *rest: (
+        samples.append(len(run.population.samples(client))) or train_client(client, *rest)
+    )
     run.round = 1
     metrics = run.play_round()
     weights = np.array(samples) / sum(samples)
@@ -160,7 +164,7 @@ def test_the_clients_start_is_the_servers_state(simulation):
 
 def test_the_data_may_give_clients_less_than_a_batch(simulation):
     run = simulation(data={"partition": {"scheme": "dirichlet", "alpha": 0.3, "min_samples": 1}})
-    assert run.population.sizes.min() < run.config.federation.batch_size
+    assert run.population.sizes(np.arange(8)).min() < run.config.federation.batch_size
     assert all(metrics["clients/trained"] == 3 for metrics in play(run))
 
 
@@ -200,7 +204,9 @@ def test_an_update_that_is_not_sane_is_refused_and_the_others_average(simulation
     run = simulation(method={"name": "fedavg"})
     reports = spoil(run, {1}, spoiled)
     samples, train_client = [], run.train_client
-    run.train_client = lambda client, *rest: samples.append(run.population.sizes[client]) or train_client(client, *rest)
+    run.train_client = lambda client, *rest: (
+        samples.append(len(run.population.samples(client))) or train_client(client, *rest)
+    )
     run.round = 1
     metrics = run.play_round()
     assert (metrics["clients/trained"], metrics["clients/refused"]) == (2, 1)
