@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmef_dist.data.cache import Source
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.files import damaged, fetch, read_bytes
 from fedmef_dist.errors import UserError
@@ -20,17 +21,21 @@ MD5 = {
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 
 
-def load_fashion_mnist(root: Path, download: bool) -> Dataset:
-    """Read the four idx files, plain or ``.gz``, from ``root/fashion_mnist`` or else from Debian's package.
+def fashion_mnist(root: Path, download: bool) -> Source:
+    """The four idx files, plain or ``.gz``, from ``root/fashion_mnist`` or else from Debian's package.
 
     Garments fill the frame, so the crop moves them by two pixels at most.
 
     Raises:
-        UserError: a file is missing, truncated, of another format, or cannot be downloaded.
+        UserError: a file is missing or cannot be downloaded.
     """
     folder = _choose_folder(root / "fashion_mnist", download)
-    train, test = (_split(folder, part) for part in ("train", "t10k"))
-    return Dataset("fashion_mnist", train, test, 10, mean=(0.2860,), std=(0.3530,), pad=2, flip=True)
+
+    def read() -> Dataset:
+        train, test = (_split(folder, part) for part in ("train", "t10k"))
+        return Dataset("fashion_mnist", train, test, 10, mean=(0.2860,), std=(0.3530,), pad=2, flip=True)
+
+    return Source("fashion_mnist", [_locate(folder, name) for name in MD5], read)
 
 
 def _choose_folder(own: Path, download: bool) -> Path:

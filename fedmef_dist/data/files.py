@@ -1,10 +1,13 @@
 """Read and fetch the files of a data set; whatever is wrong with one becomes a message that names it."""
 
+import fcntl
 import gzip
 import hashlib
 import os
 import urllib.request
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,11 +34,9 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def damaged(path: Path, expected: str, found: str) -> UserError:
+def damaged(path: Path, expected: str, found: str, mend: str = "delete it and fetch it again") -> UserError:
     """The error for a file that is truncated or of another kind."""
-    return UserError(
-        f"a data file is damaged: expected {expected}, found {found}\n{path}\ndelete it and fetch it again"
-    )
+    return UserError(f"a data file is damaged: expected {expected}, found {found}\n{path}\n{mend}")
 
 
 def fetch(url: str, path: Path, md5: str) -> None:
@@ -60,6 +61,24 @@ def fetch(url: str, path: Path, md5: str) -> None:
         raise UserError(f"cannot download a data file: {error}\n{url}\nput it at {path} yourself") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[bool]:
+    """One process of those that name this folder at a time; makes the folder. Gives whether it can be written.
+
+    Where the file system has no locks nobody waits: what is done inside must bear company, if at a cost.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError:
+        yield False
+        return
+    with lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield True
 
 
 def _copy_and_digest(source: BinaryIO, target: BinaryIO) -> str:

@@ -1,47 +1,80 @@
 """The ``data`` section of a configuration, and the data set that it names."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from fedmef_dist.data.cifar10 import load_cifar10
+from fedmef_dist.data.cache import Source, load_cached
+from fedmef_dist.data.cifar import cifar10, cifar100
+from fedmef_dist.data.cinic10 import cinic10
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.digits import digits_path, load_digits
-from fedmef_dist.data.fashion_mnist import load_fashion_mnist
+from fedmef_dist.data.fashion_mnist import fashion_mnist
+from fedmef_dist.data.femnist import femnist
+from fedmef_dist.data.folder import FolderSettings, image_folder
 from fedmef_dist.data.partitions import PartitionSettings
+from fedmef_dist.data.svhn import svhn
 from fedmef_dist.data.synthetic import SyntheticSettings, load_synthetic
+from fedmef_dist.data.tiny_imagenet import tiny_imagenet
 from fedmef_dist.settings import Settings
 
 
 class DataSettings(Settings):
     """Which samples there are, where their files stand, and how they fall to the clients."""
 
-    dataset: Literal["digits", "fashion_mnist", "cifar10", "synthetic"] = Field(
-        default="digits", description="the data set"
-    )
+    dataset: Literal[
+        "digits",
+        "fashion_mnist",
+        "cifar10",
+        "cifar100",
+        "cinic10",
+        "tiny_imagenet",
+        "svhn",
+        "femnist",
+        "folder",
+        "synthetic",
+    ] = Field(default="digits", description="the data set")
     root: str = Field(default="data", min_length=1, description="folder with the data sets' files")
     download: bool = Field(default=False, description="fetch missing files from the data set's own site")
     augment: bool = Field(
         default=True, description="crop and mirror training images at random, where the data set allows it"
     )
     partition: PartitionSettings = Field(default_factory=PartitionSettings, description="how samples fall to clients")
+    folder: FolderSettings = Field(default_factory=FolderSettings, description="images for dataset: folder")
     synthetic: SyntheticSettings = Field(default_factory=SyntheticSettings, description="sizes for dataset: synthetic")
 
 
 def load_dataset(settings: DataSettings, seed: int) -> Dataset:
-    """Both splits in memory as uint8; only ``synthetic`` depends on ``seed``.
+    """Both splits as uint8, in memory or mapped into it; only ``synthetic`` depends on ``seed``.
 
     Raises:
         UserError: a file is missing, damaged, or cannot be downloaded.
     """
-    root = Path(settings.root).expanduser()
     match settings.dataset:
         case "digits":
             return load_digits(digits_path())
-        case "fashion_mnist":
-            return load_fashion_mnist(root, settings.download)
-        case "cifar10":
-            return load_cifar10(root, settings.download)
         case "synthetic":
             return load_synthetic(settings.synthetic, seed)
+    root = Path(settings.root).expanduser()
+    return load_cached(_source(settings, root), root)
+
+
+def _source(settings: DataSettings, root: Path) -> Source:
+    match settings.dataset:
+        case "femnist":
+            return femnist(root)
+        case "folder":
+            return image_folder(root, settings.folder)
+    return _DOWNLOADABLE[settings.dataset](root, settings.download)
+
+
+_DOWNLOADABLE: dict[str, Callable[[Path, bool], Source]] = {
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "cinic10": cinic10,
+    "tiny_imagenet": tiny_imagenet,
+    "svhn": svhn,
+}

@@ -1,16 +1,15 @@
 import gzip
 import hashlib
-import io
 import subprocess
 import sys
-import tarfile
 
 import numpy as np
 import pytest
 import torch
+from data_files import idx
 from pydantic import ValidationError
 
-from fedmef_dist.data import cifar10, fashion_mnist
+from fedmef_dist.data import fashion_mnist
 from fedmef_dist.data.digits import digits_path, load_digits
 from fedmef_dist.data.sources import DataSettings, load_dataset
 from fedmef_dist.data.synthetic import SyntheticSettings
@@ -92,12 +91,6 @@ def test_a_foreign_digits_file(tmp_path, text, found):
 
 
 # --- Fashion-MNIST
-
-
-def idx(values):
-    """The idx format by hand: 0, 0, type 8 (unsigned bytes), dimensions, big-endian sizes, values."""
-    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
-    return bytes([0, 0, 8, values.ndim]) + sizes + values.astype(np.uint8).tobytes()
 
 
 @pytest.fixture
@@ -196,90 +189,6 @@ def test_a_download_without_a_server(tmp_path, fashion, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "URL", (tmp_path / "nowhere").as_uri())
     with pytest.raises(UserError, match=r"cannot download[\s\S]*put it at .*train-images-idx3-ubyte\.gz yourself"):
         load(tmp_path, "fashion_mnist", download=True)
-
-
-# --- CIFAR-10
-
-
-def cifar_record(label, seed):
-    """A label, then three planes of 32x32: red, green, blue."""
-    return bytes([label]) + np.random.default_rng(seed).integers(0, 256, 3072, dtype=np.uint8).tobytes()
-
-
-@pytest.fixture
-def cifar(tmp_path):
-    """The six files of the binary version, with two records each."""
-    folder = tmp_path / "cifar-10-batches-bin"
-    folder.mkdir()
-    for number, name in enumerate(cifar10.TRAIN + cifar10.TEST):
-        (folder / name).write_bytes(cifar_record(number, 2 * number) + cifar_record(9, 2 * number + 1))
-    return folder
-
-
-def test_cifar10(tmp_path, cifar):
-    data = load(tmp_path, "cifar10")
-    assert data.train.images.shape == (10, 3, 32, 32)
-    assert data.train.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
-    assert data.test.labels.tolist() == [5, 9]
-    planes = np.random.default_rng(2).integers(0, 256, 3072, dtype=np.uint8)  # first record of data_batch_2
-    assert data.train.images[2, 1, 0, 5] == planes[1024 + 5]
-    assert data.train.images[2, 2, 31, 0] == planes[2048 + 31 * 32]
-    assert data.train.images.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "an empty file"),
-        (cifar_record(1, 1)[:-1], "whole records of 3073 bytes, found 3072 bytes"),
-        (cifar_record(10, 1), "labels of 0 to 9, found a label of 10"),
-    ],
-)
-def test_damaged_cifar10_files(tmp_path, cifar, content, message):
-    (cifar / "data_batch_3.bin").write_bytes(content)
-    with pytest.raises(UserError, match=rf"{message}[\s\S]*data_batch_3\.bin"):
-        load(tmp_path, "cifar10")
-
-
-def test_a_missing_cifar10_file(tmp_path, cifar):
-    (cifar / "test_batch.bin").unlink()
-    with pytest.raises(UserError, match=r"a file is missing[\s\S]*test_batch\.bin[\s\S]*download=true"):
-        load(tmp_path, "cifar10")
-
-
-def test_the_pickled_version_of_cifar10_is_not_opened(tmp_path):
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    with pytest.raises(UserError, match=r"a pickle, which is not opened[\s\S]*cifar-10-binary\.tar\.gz"):
-        load(tmp_path, "cifar10")
-
-
-def pack(archive, folder, names):
-    with tarfile.open(archive, "w:gz") as members:
-        for name in names:
-            entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            content = (folder / name).read_bytes()
-            entry.size = len(content)
-            members.addfile(entry, io.BytesIO(content))
-
-
-def test_cifar10_download(tmp_path, cifar, monkeypatch):
-    archive = tmp_path / "server.tar.gz"
-    pack(archive, cifar, cifar10.TRAIN + cifar10.TEST)
-    monkeypatch.setattr(cifar10, "URL", archive.as_uri())
-    monkeypatch.setattr(cifar10, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
-    other = tmp_path / "other"
-    assert load(other, "cifar10", download=True).train.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
-
-
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_damaged_cifar10_archive(tmp_path, cifar, whole):
-    other = tmp_path / "other"
-    other.mkdir()
-    pack(other / "cifar-10-binary.tar.gz", cifar, cifar10.TRAIN)  # no test batch
-    if not whole:
-        (other / "cifar-10-binary.tar.gz").write_bytes(b"not an archive")
-    with pytest.raises(UserError, match=r"a tar\.gz file with the binary batches[\s\S]*cifar-10-binary\.tar\.gz"):
-        load(other, "cifar10", download=True)
 
 
 # --- synthetic

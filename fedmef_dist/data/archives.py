@@ -1,0 +1,110 @@
+"""Data sets that come as one archive: where it is, what must be in it, how it is unpacked."""
+
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from fedmef_dist.data.files import damaged, exclusive, fetch
+from fedmef_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A data set's archive on its own site: ``url``, its MD5 sum, and the folder that it unpacks to."""
+
+    url: str
+    md5: str
+    folder: str
+
+    def ensure(self, root: Path, required: Sequence[str], download: bool) -> Path:
+        """The folder below ``root`` with the ``required`` entries in it, fetched and unpacked where that is allowed.
+
+        Raises:
+            UserError: an entry is missing, or the archive cannot be downloaded or is damaged.
+        """
+        folder = root / self.folder
+        if not _missing(folder, required):
+            return folder
+        if not download:
+            raise UserError(
+                f"a data file is missing\nexpected {folder / _missing(folder, required)[0]}\n"
+                f"unpack {self._path(root).name} there (from {self.url}), or set data.download=true"
+            )
+        with exclusive(root):
+            if _missing(folder, required):
+                self._fetch_and_unpack(root, required)
+        return folder
+
+    def _path(self, root: Path) -> Path:
+        return root / self.url.rpartition("/")[2]
+
+    def _fetch_and_unpack(self, root: Path, required: Sequence[str]) -> None:
+        path = self._path(root)
+        if not path.is_file():
+            fetch(self.url, path, self.md5)
+        unpack(path, root / self.folder)
+        missing = _missing(root / self.folder, required)
+        if missing:
+            raise damaged(path, f"an archive with {missing[0]}", "none")
+
+
+def _missing(folder: Path, required: Sequence[str]) -> list[str]:
+    return [name for name in required if not (folder / name).exists()]
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Take the regular files out of a tar.gz or zip file into ``folder``, whose own name they may begin with.
+
+    Links and whatever would lie outside of the folder are left in the archive. The files get to the folder when all
+    of them are out.
+
+    Raises:
+        UserError: the archive is damaged, or the folder cannot be written.
+    """
+    partial = folder.with_name(f".{folder.name}.{os.uname().nodename}-{os.getpid()}.part")
+    try:
+        for name, content in _members(archive):
+            path = partial.joinpath(*_inside(name, folder.name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as target:
+                shutil.copyfileobj(content, target)
+        shutil.copytree(partial, folder, copy_function=os.replace, dirs_exist_ok=True)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise damaged(archive, "a whole tar.gz or zip file", str(error)) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot unpack an archive: {error}\n{archive}\nunpack it in {folder.parent} yourself"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Name and content of every regular file whose name stays below the place where it is unpacked."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as members:
+            for entry in members.infolist():
+                if not entry.is_dir() and _is_safe(entry.filename):
+                    with members.open(entry) as content:
+                        yield entry.filename, content
+        return
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            file = tar.extractfile(member) if member.isreg() and _is_safe(member.name) else None
+            if file is not None:
+                yield member.name, file
+
+
+def _is_safe(name: str) -> bool:
+    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+
+
+def _inside(name: str, folder: str) -> tuple[str, ...]:
+    parts = PurePosixPath(name).parts
+    return parts[1:] if len(parts) > 1 and parts[0] == folder else parts

@@ -1,0 +1,228 @@
+import multiprocessing
+import os
+import pickle
+import shutil
+from dataclasses import replace
+
+import data_files
+import numpy as np
+import pytest
+import torch
+
+from fedmef_dist.data import cache
+from fedmef_dist.data.cache import Source, load_cached
+from fedmef_dist.data.dataset import Dataset, Split
+from fedmef_dist.errors import UserError
+
+
+class Reader:
+    """A source of one file, whose bytes are the labels; counts how often it is decoded."""
+
+    def __init__(self, root, labels=(0, 1, 2)):
+        self.path = root / "labels"
+        self.path.write_bytes(bytes(labels))
+        self.decoded = 0
+
+    def read(self):
+        self.decoded += 1
+        labels = torch.tensor(list(self.path.read_bytes()))
+        images = torch.from_numpy(data_files.pixels(len(labels), 4, 5, 3)).permute(0, 3, 1, 2)
+        split = Split(images, labels)
+        return Dataset("toy", split, split, 3, (0.5,) * 3, (0.25,) * 3, 1, True, owners=labels.flip(0))
+
+    def source(self, **keys):
+        return Source("toy", [self.path], self.read, **keys)
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "data").mkdir()
+    return Reader(tmp_path / "data")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def entries(root):
+    return sorted(path.parent for path in root.rglob("dataset.json"))
+
+
+def same(one, other):
+    for left, right in ((one.train, other.train), (one.test, other.test)):
+        assert torch.equal(left.images, right.images)
+        assert torch.equal(left.labels, right.labels)
+    assert torch.equal(one.owners, other.owners)
+    assert one.test_owners is other.test_owners is None
+    assert replace(one, train=None, test=None, owners=None) == replace(other, train=None, test=None, owners=None)
+
+
+def test_files_are_decoded_once(tmp_path, reader):
+    for _ in range(3):
+        same(load_cached(reader.source(), tmp_path / "data"), reader.read())
+    assert reader.decoded == 1 + 3
+    assert len(entries(tmp_path)) == 1
+    assert entries(tmp_path)[0].parent == tmp_path / "data/.fedmef_dist/toy"
+
+
+def test_the_arrays_are_mapped_and_writing_to_them_changes_no_file(tmp_path, reader):
+    load_cached(reader.source(), tmp_path / "data")
+    data = load_cached(reader.source(), tmp_path / "data")
+    with open("/proc/self/maps") as maps:  # noqa: PTH123
+        assert "train-images.npy" in maps.read()
+    data.train.images.zero_()
+    assert load_cached(reader.source(), tmp_path / "data").train.images.any()
+
+
+def test_a_changed_source_is_decoded_again_and_the_old_entry_goes(tmp_path, reader):
+    load_cached(reader.source(), tmp_path / "data")
+    before = entries(tmp_path)
+    reader.path.write_bytes(bytes([2, 2, 0, 1]))
+    assert load_cached(reader.source(), tmp_path / "data").train.labels.tolist() == [2, 2, 0, 1]
+    assert len(entries(tmp_path)) == 1
+    assert entries(tmp_path) != before
+    os.utime(reader.path, ns=(1, 1))  # the same size, another time
+    load_cached(reader.source(), tmp_path / "data")
+    assert reader.decoded == 3
+
+
+def test_options_have_entries_of_their_own(tmp_path, reader):
+    for size in (8, 16, 8):
+        load_cached(reader.source(options=(size,)), tmp_path / "data")
+    assert reader.decoded == 2
+    assert len(entries(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_the_users_cache_serves_where_the_folder_cannot_be_written(tmp_path, reader, missing):
+    root = tmp_path / ("nothing" if missing else "data")
+    if not missing:
+        (root / ".fedmef_dist").write_text("in the way")  # stands in for a read-only folder, which root may write to
+    for _ in range(2):
+        load_cached(reader.source(), root)
+    assert reader.decoded == 1
+    assert [path.is_relative_to(tmp_path / "home/fedmef_dist") for path in entries(tmp_path)] == [True]
+    assert missing is not root.exists()
+
+
+def test_without_any_place_the_files_are_decoded_every_time(tmp_path, reader, caplog):
+    (tmp_path / "home").write_text("in the way")
+    (tmp_path / "data/.fedmef_dist").write_text("in the way")
+    for _ in range(2):
+        same(load_cached(reader.source(), tmp_path / "data"), reader.read())
+    assert "no place for a cache" in caplog.text
+    assert reader.decoded == 2 + 2
+
+
+def test_a_full_disk_costs_the_cache_only(tmp_path, reader, monkeypatch, caplog):
+    def no_space(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.np, "save", no_space)
+    same(load_cached(reader.source(), tmp_path / "data"), reader.read())
+    assert "No space left" in caplog.text
+    assert names(tmp_path / "data/.fedmef_dist/toy") == [".lock"]
+
+
+def test_a_source_that_cannot_be_read_leaves_the_cache_as_it_was(tmp_path, reader):
+    load_cached(reader.source(), tmp_path / "data")
+    before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
+
+    def damaged():
+        raise UserError("a data file is damaged")
+
+    with pytest.raises(UserError, match="is damaged"):
+        load_cached(Source("toy", [reader.path], damaged, options=(1,)), tmp_path / "data")
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(entries(tmp_path)) == 1
+
+
+# --- hostile and broken entries
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def flip_header(entry, old, new):
+    path = entry / "train-images.npy"
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+
+
+def edit(entry, old, new):
+    path = entry / "dataset.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name"),
+    [
+        (lambda entry: (entry / "train-images.npy").write_bytes(b""), "train-images.npy"),
+        (lambda entry: (entry / "train-images.npy").write_bytes(pickle.dumps(Bomb())), "train-images.npy"),
+        (lambda entry: np.save(entry / "train-images.npy", np.array([Bomb()], object)), "train-images.npy"),
+        (lambda entry: np.save(entry / "train-images.npy", np.zeros((3, 4, 5, 3))), "train-images.npy"),
+        (lambda entry: np.save(entry / "train-images.npy", np.zeros((2, 4, 5, 3), np.uint8)), "train-images.npy"),
+        (lambda entry: os.truncate(entry / "train-images.npy", 200), "train-images.npy"),
+        (lambda entry: (entry / "test-labels.npy").unlink(), "test-labels.npy"),
+        (lambda entry: np.save(entry / "test-labels.npy", np.array([0, 3, 1])), ""),
+        (lambda entry: np.save(entry / "test-labels.npy", np.array([0, -1, 1])), ""),
+        (lambda entry: (entry / "dataset.json").write_bytes(b"\xff\xfe"), "dataset.json"),
+        (lambda entry: (entry / "dataset.json").write_text("[" * 100_000), "dataset.json"),
+        (lambda entry: edit(entry, '"classes": 3', '"classes": "3"'), "dataset.json"),
+        (lambda entry: edit(entry, '"train-images"', '"../../labels"'), ""),
+        (lambda entry: edit(entry, '"fingerprint": "', '"fingerprint": "0'), "dataset.json"),
+        (lambda entry: edit(entry, "0.25,", "0.25, 0.25,"), ""),
+    ],
+)  # fmt: skip
+def test_an_entry_that_is_not_what_was_written_is_refused(tmp_path, reader, monkeypatch, spoil, name):
+    monkeypatch.chdir(tmp_path)
+    load_cached(reader.source(), tmp_path / "data")
+    (entry,) = entries(tmp_path)
+    spoil(entry)
+    with pytest.raises(UserError) as caught:
+        load_cached(reader.source(), tmp_path / "data")
+    what, where, mend = str(caught.value).splitlines()
+    assert what.startswith("a file of the cache is damaged")
+    assert where.startswith(f"{entry}/")
+    assert where.endswith(name)
+    assert mend == f"delete {entry}; it will be made anew"
+    assert not (tmp_path / "exploded").exists()
+    shutil.rmtree(entry)
+    same(load_cached(reader.source(), tmp_path / "data"), reader.read())
+
+
+# --- several processes
+
+
+def build(root, barrier, results):
+    reader = Reader.__new__(Reader)
+    reader.path, reader.decoded = root / "labels", 0
+    barrier.wait()
+    data = load_cached(reader.source(), root)
+    results.put((reader.decoded, data.train.images.sum().item()))
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_processes_that_come_at_once_get_the_same(tmp_path, reader, monkeypatch, locks):
+    if not locks:
+
+        def no_locks(*_):
+            raise OSError(37, "No locks available")
+
+        monkeypatch.setattr("fedmef_dist.data.files.fcntl.flock", no_locks)
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(4), context.Queue()
+    processes = [context.Process(target=build, args=(tmp_path / "data", barrier, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert len({total for _, total in found}) == 1
+    assert sum(decoded for decoded, _ in found) == 1 or not locks
+    assert len(entries(tmp_path)) == 1
+    assert names(entries(tmp_path)[0].parent) == [".lock", entries(tmp_path)[0].name]

@@ -1,0 +1,45 @@
+"""Every file in configs/ loads, and runs where its data can be had or written in the original format."""
+
+from pathlib import Path
+
+import data_files
+import pytest
+
+import fedmef_dist
+
+FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+# As little as keeps the file's data set, partition, behaviour of clients and method.
+SMALL = [
+    "federation.rounds=2",
+    "federation.clients=3",
+    "federation.clients_per_round=2",
+    "federation.local_epochs=1",
+    "federation.batch_size=4",
+    "data.partition.min_samples=1",
+    "model={name: resnet8}",
+    "evaluation.every=1",
+    "runtime.device=cpu",
+    "tracking={console: false, wandb: {mode: disabled}}",
+]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_configuration_runs(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    dataset = fedmef_dist.load_config(path).data.dataset
+    if dataset in data_files.WRITE:
+        data_files.WRITE[dataset](tmp_path / "data")
+    config = fedmef_dist.load_config(path, [*SMALL, f"data.root={tmp_path / 'data'}"])
+    summary = fedmef_dist.run(config, tmp_path / "run").values
+    assert summary["rounds"] == 2
+    assert 0 <= summary["eval/accuracy_last"] <= 1
+
+
+def test_every_data_set_has_a_configuration():
+    from typing import get_args
+
+    from fedmef_dist.data.sources import DataSettings
+
+    known = set(get_args(DataSettings.model_fields["dataset"].annotation)) - {"synthetic"}
+    assert {fedmef_dist.load_config(path).data.dataset for path in FILES} == known
