@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedmef_dist.layers.pruning import forget_thresholds
 from fedmef_dist.methods.base import RoundPlan
 from fedmef_dist.optim import MaskedSGD, OptimizerSettings
 from fedmef_dist.sparsity import ParameterSpace
@@ -76,6 +77,7 @@ class Client:
         start = time.perf_counter()
         self.space.load(values)
         self.model.train()
+        forget_thresholds(self.model)
         loss = self._descend(islice(batches, steps), steps, rate, plan)
         packed = self.space.pack(self.space.values).clone()
         gradient = self._top_gradient(islice(batches, plan.gradient_batches), plan) if plan.adjusts else None

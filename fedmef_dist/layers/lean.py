@@ -12,46 +12,101 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from fedmef_dist.layers import bits
+from fedmef_dist.layers.kernels import kernels_for, pattern, patterns
 
 
 class _Gate(Function):
     """Passes the gradient where a bit is set: exact for piecewise linear activations with slopes 0 and 1."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor], ceiling: float) -> Tensor:
-        flat = bits.flatten(x)
-        passes = flat > 0 if ceiling == torch.inf else (flat > 0) & (flat < ceiling)
-        ctx.save_for_backward(bits.pack(passes))
+    def forward(ctx: Any, x: Tensor, ceiling: float | None, inplace: bool) -> Tensor:
+        row = patterns(bits.flatten(x.detach()))
+        high = torch.iinfo(row.dtype).max if ceiling is None else pattern(ceiling, x.dtype)
+        ctx.save_for_backward(kernels_for(row).pack_between(row, high, pattern(torch.inf, x.dtype)))
         ctx.channels_last = bits.is_channels_last(x)
-        return function(x)
+        if inplace:
+            ctx.mark_dirty(x)
+        return _clip(x, ceiling, inplace)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (bitmap,) = ctx.saved_tensors
-        passes = bits.like(bits.unpack(bitmap, grad.numel()), grad.shape, ctx.channels_last)
-        return torch.where(passes, grad, 0.0), None, None
+        row = patterns(bits.flatten(grad, ctx.channels_last))
+        passed = kernels_for(row).select(bitmap, row).view(grad.dtype)
+        return bits.like(passed, grad.shape, ctx.channels_last), None, None
+
+
+def _clip(x: Tensor, ceiling: float | None, inplace: bool) -> Tensor:
+    return F.relu(x, inplace) if ceiling is None else F.hardtanh(x, 0.0, ceiling, inplace)
 
 
 class LeanReLU(nn.Module):
-    """ReLU that keeps one bit an element; its gradient is exact."""
+    """ReLU that keeps one bit an element; its gradient is exact.
+
+    Args:
+        inplace: overwrite the input, which nobody else may need then.
+    """
+
+    ceiling: float | None = None
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
-        """max(x, 0)."""
-        return _Gate.apply(x, torch.relu, torch.inf) if torch.is_grad_enabled() else torch.relu(x)
+        """max(x, 0), and not above the ceiling."""
+        if torch.is_grad_enabled():
+            return _Gate.apply(x, self.ceiling, self.inplace)
+        return _clip(x, self.ceiling, self.inplace)
 
 
-class LeanReLU6(nn.Module):
-    """ReLU6 that keeps one bit an element; its gradient is exact."""
+class LeanReLU6(LeanReLU):
+    """ReLU6 that keeps one bit an element; its gradient is exact. Argument: see :class:`LeanReLU`."""
+
+    ceiling = 6.0
+
+
+class _Slopes(Function):
+    """Multiplies the gradient by a slope where a bit is not set."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: float, inplace: bool) -> Tensor:
+        ctx.save_for_backward(bits.pack(bits.flatten(x.detach()) > 0))
+        ctx.channels_last, ctx.slope = bits.is_channels_last(x), slope
+        if inplace:
+            ctx.mark_dirty(x)
+        return F.leaky_relu(x, slope, inplace)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (bitmap,) = ctx.saved_tensors
+        positive = bits.like(bits.unpack(bitmap, grad.numel()), grad.shape, ctx.channels_last)
+        return torch.where(positive, grad, grad * ctx.slope), None, None
+
+
+class LeanLeakyReLU(nn.Module):
+    """Leaky ReLU that keeps one bit an element; its gradient is exact.
+
+    Args:
+        negative_slope: factor on negative numbers.
+        inplace: overwrite the input, which nobody else may need then.
+    """
+
+    def __init__(self, negative_slope: float = 0.01, inplace: bool = False) -> None:
+        super().__init__()
+        self.negative_slope, self.inplace = negative_slope, inplace
 
     def forward(self, x: Tensor) -> Tensor:
-        """min(max(x, 0), 6)."""
-        return _Gate.apply(x, F.relu6, 6.0) if torch.is_grad_enabled() else F.relu6(x)
+        """x, times the slope where it is negative."""
+        if torch.is_grad_enabled():
+            return _Slopes.apply(x, self.negative_slope, self.inplace)
+        return F.leaky_relu(x, self.negative_slope, self.inplace)
 
 
 class Curve(NamedTuple):
-    """A smooth activation, its backward function (grad, x), and the range of its derivative."""
+    """A smooth activation (x, whether in place), its backward function (grad, x), and the range of its derivative."""
 
-    function: Callable[[Tensor], Tensor]
+    function: Callable[[Tensor, bool], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
     low: float
     high: float
@@ -61,17 +116,19 @@ class _Smooth(Function):
     """Keeps the derivative in 256 levels."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, curve: Curve) -> Tensor:
+    def forward(ctx: Any, x: Tensor, curve: Curve, inplace: bool) -> Tensor:
         step = (curve.high - curve.low) / 255
-        levels = curve.backward(torch.ones_like(x), x).sub_(curve.low).div_(step).round_()
+        levels = curve.backward(x.new_ones(()).expand_as(x), x).sub_(curve.low).div_(step).round_()
         ctx.save_for_backward(levels.clamp_(0, 255).to(torch.uint8))
         ctx.low, ctx.step = curve.low, step
-        return curve.function(x)
+        if inplace:
+            ctx.mark_dirty(x)
+        return curve.function(x, inplace)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (levels,) = ctx.saved_tensors
-        return grad * (levels.to(grad.dtype) * ctx.step + ctx.low), None
+        return levels.to(grad.dtype).mul_(ctx.step).add_(ctx.low).mul_(grad), None, None
 
 
 class _LeanSmooth(nn.Module):
@@ -79,13 +136,22 @@ class _LeanSmooth(nn.Module):
 
     A derivative is off by at most 1/510 of its range: 0.0024 for SiLU, 0.0025 for GELU, 0.0040 for Hardswish. The input
     pruned as convolutions prune it would cost 2.1 bytes at p = 0.5 and be off by up to 1/2 where |x| is small.
+
+    Args:
+        inplace: overwrite the input, which nobody else may need then.
     """
 
     curve: Curve
 
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.inplace = inplace
+
     def forward(self, x: Tensor) -> Tensor:
         """The activation, like x."""
-        return _Smooth.apply(x, self.curve) if torch.is_grad_enabled() else self.curve.function(x)
+        if torch.is_grad_enabled():
+            return _Smooth.apply(x, self.curve, self.inplace)
+        return self.curve.function(x, self.inplace)
 
 
 class LeanSiLU(_LeanSmooth):
@@ -101,7 +167,7 @@ class LeanHardswish(_LeanSmooth):
 
 
 class LeanGELU(_LeanSmooth):
-    """GELU with its derivative in one byte.
+    """GELU with its derivative in one byte; never in place, as torch's.
 
     Args:
         approximate: as in ``nn.GELU``.
@@ -110,7 +176,7 @@ class LeanGELU(_LeanSmooth):
     def __init__(self, approximate: str = "none") -> None:
         super().__init__()
         self.curve = Curve(
-            lambda x: F.gelu(x, approximate=approximate),
+            lambda x, inplace: F.gelu(x, approximate=approximate),
             lambda grad, x: torch.ops.aten.gelu_backward(grad, x, approximate=approximate),
             -0.1291,
             1.1291,

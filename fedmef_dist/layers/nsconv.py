@@ -123,8 +123,11 @@ def normalise_backward(
     Inactive positions get what they would as active weights without effect (deviation 0): the server grows by it, and
     the optimiser masks it.
     """
-    dims = tuple(range(1, theta.dim()))
-    parts = _parts(theta, mask, normaliser)
+    return _backward(grad, gain, mask, _parts(theta, mask, normaliser))
+
+
+def _backward(grad: Tensor, gain: Tensor, mask: Tensor | None, parts: _Parts) -> tuple[Tensor, Tensor]:
+    dims = tuple(range(1, grad.dim()))
     along = (grad * parts.deviation).sum(dims, keepdim=True)
     grad_gain = (along * parts.scale).view_as(gain)
     active = grad if mask is None else grad * mask
@@ -160,10 +163,11 @@ class _Normalised(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         theta, gain, mask, *saved = ctx.saved_tensors
         x = restore(tuple(saved), ctx.kept)
-        weight = normalise(theta, gain, mask, ctx.normaliser).to(grad.dtype)
+        parts = _parts(theta, mask, ctx.normaliser)
+        weight = (parts.deviation * (parts.scale * gain.view_as(parts.scale))).to(grad.dtype)
         needed = (ctx.needs_input_grad[0], True, True)
         grad_x, grad_weight, grad_bias = ctx.operation.gradients(grad, x, weight, needed)
-        grad_theta, grad_gain = normalise_backward(grad_weight.to(theta.dtype), theta, gain, mask, ctx.normaliser)
+        grad_theta, grad_gain = _backward(grad_weight.to(theta.dtype), gain, mask, parts)
         return grad_x, grad_theta, grad_gain, grad_bias, None, None, None, None
 
 

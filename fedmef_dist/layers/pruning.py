@@ -5,6 +5,7 @@ largest entries by magnitude, as a bitmap and packed values: 4(1 - p) + 1/8 byte
 of input and bias need only the weight and stay exact.
 """
 
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fedmef_dist.layers import bits
+from fedmef_dist.layers.largest import Selection, Selector, pack_largest, unpack_largest
 from fedmef_dist.settings import Settings
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -26,50 +28,108 @@ class SapSettings(Settings):
     enabled: bool | Literal["auto"] = Field("auto", description="auto: on for fedmef, off for the others")
     prune_ratio: float = Field(0.5, ge=0, lt=1, description="share of an activation that is not kept, p")
     scope: Literal["tensor", "sample"] = Field("tensor", description="choose over the mini-batch or in each sample")
+    selection: Selection = Field(
+        "exact", description="how the threshold is found: exactly, from a sample, or carried over from the step before"
+    )
+    storage: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="type of the kept values")
     first_layer: bool = Field(False, description="also prune the first layer's input, the images")
     output_layer: bool = Field(False, description="also prune the output layer's input")
 
 
-class Pruning(NamedTuple):
-    """How a layer keeps its input: the share that is dropped, and over what it is chosen."""
+_STORAGE = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How a layer keeps its input.
+
+    Attributes:
+        ratio: the share that is dropped.
+        per_sample: what is kept is chosen in each sample, not over the mini-batch.
+        storage: type of 16 bits for what is kept; None: its own.
+        selection: how the threshold is found.
+        selector: finds it; with the selection ``carried`` it remembers the layer's last one.
+    """
 
     ratio: float = 0.0
     per_sample: bool = False
+    storage: torch.dtype | None = None
+    selection: Selection = "exact"
+    selector: Selector = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "selector", Selector(self.selection))
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the input is kept as it is."""
+        return not self.ratio and self.storage is None
 
 
 DENSE = Pruning()
 
 
+def pruning_of(settings: SapSettings) -> Pruning:
+    """What the settings ask of one layer."""
+    storage = _STORAGE[settings.storage]
+    return Pruning(settings.prune_ratio, settings.scope == "sample", storage, settings.selection)
+
+
+def forget_thresholds(model: nn.Module) -> None:
+    """Lets no layer use what it learned from the client before."""
+    for module in model.modules():
+        pruning = getattr(module, "pruning", None)
+        if isinstance(pruning, Pruning):
+            pruning.selector.forget()
+
+
 class Kept(NamedTuple):
-    """What rebuilds an input beside the saved tensors: shape, memory order, and whether it was packed at all."""
+    """What rebuilds an input beside the saved tensors.
+
+    Attributes:
+        shape: of the input.
+        dtype: of the input.
+        channels_last: memory order of the input.
+        counts: number of packed values in each row; empty where the input was not packed.
+    """
 
     shape: torch.Size
+    dtype: torch.dtype
     channels_last: bool
-    packed: bool
+    counts: list[int]
 
 
 def keep(x: Tensor, pruning: Pruning) -> tuple[tuple[Tensor, ...], Kept]:
     """The tensors to save for ``x`` and what rebuilds it.
 
-    With a ratio p the round((1 - p) n) entries of largest magnitude are kept (ties by position in memory order), of the
-    whole tensor or of every sample; with p = 0 the tensor itself.
+    With a ratio p at most round((1 - p) n) entries of largest magnitude are kept (ties by position in memory order, no
+    zeros), of the whole tensor or of every sample; with p = 0 all of it.
     """
-    kept = Kept(x.shape, bits.is_channels_last(x), pruning.ratio > 0)
-    if not kept.packed:
-        return (x,), kept
-    flat = bits.flatten(x)
-    rows = flat.view(x.shape[0], -1) if pruning.per_sample else flat.view(1, -1)
+    if not pruning.ratio:
+        return (_narrow(x, pruning.storage),), Kept(x.shape, x.dtype, False, [])
+    flat = bits.flatten(x.detach())
+    rows = flat.view(x.shape[0] if pruning.per_sample else 1, -1)
     count = round((1 - pruning.ratio) * rows.shape[1])
-    chosen = torch.cat([bits.choose_largest(row, count) for row in rows])
-    return bits.pack_values(flat, chosen), kept
+    bitmap, values, counts = pack_largest(rows, count, pruning.selector)
+    return (bitmap, _narrow(values, pruning.storage)), Kept(x.shape, x.dtype, bits.is_channels_last(x), counts)
+
+
+def _narrow(values: Tensor, storage: torch.dtype | None) -> Tensor:
+    """``values`` as the type ``storage`` if that is smaller; what is too large for it becomes its largest number."""
+    if storage is None or values.element_size() <= storage.itemsize:
+        return values
+    largest = torch.finfo(storage).max
+    return values.clamp(-largest, largest).to(storage)
 
 
 def restore(saved: tuple[Tensor, ...], kept: Kept) -> Tensor:
     """The input as far as it was kept, 0 elsewhere."""
-    if not kept.packed:
-        return saved[0]
+    if not kept.counts:
+        return saved[0].to(kept.dtype)
     bitmap, values = saved
-    return bits.like(bits.unpack_values(bitmap, values, kept.shape.numel()), kept.shape, kept.channels_last)
+    columns = kept.shape.numel() // len(kept.counts)
+    rows = unpack_largest(bitmap, values.to(kept.dtype), kept.counts, columns)
+    return bits.like(rows.view(-1), kept.shape, kept.channels_last)
 
 
 class Convolution(NamedTuple):
@@ -166,7 +226,7 @@ class PrunedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolves (B, C, H, W)."""
-        if not self.pruning.ratio or not torch.is_grad_enabled():
+        if self.pruning.is_dense or not torch.is_grad_enabled():
             return super().forward(input)
         operation, x = padded_convolution(self, input)
         return _Pruned.apply(x, self.weight, self.bias, operation, self.pruning)
@@ -187,6 +247,6 @@ class PrunedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (..., in) to (..., out)."""
-        if not self.pruning.ratio or not torch.is_grad_enabled():
+        if self.pruning.is_dense or not torch.is_grad_enabled():
             return super().forward(input)
         return _Pruned.apply(input, self.weight, self.bias, Affine(), self.pruning)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from fedmef_dist.layers import bits
+from fedmef_dist.layers.kernels import kernels_for, patterns
 
 
 class _Masked(Function):
@@ -19,7 +20,9 @@ class _Masked(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (bitmap,) = ctx.saved_tensors
-        return grad * bits.unpack(bitmap, grad.numel()).view(grad.shape) * ctx.factor, None, None
+        row = patterns(grad.reshape(-1))
+        passed = kernels_for(row).select(bitmap, row).view(grad.dtype)
+        return passed.mul_(ctx.factor).view(grad.shape), None, None
 
 
 def _compensation(p: float) -> float:

@@ -13,22 +13,24 @@ from fedmef_dist.layers.lean import (
     LeanAvgPool2d,
     LeanGELU,
     LeanHardswish,
+    LeanLeakyReLU,
     LeanMaxPool2d,
     LeanReLU,
     LeanReLU6,
     LeanSiLU,
 )
 from fedmef_dist.layers.nsconv import Normaliser, NSConv2d, gamma_of
-from fedmef_dist.layers.pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings
+from fedmef_dist.layers.pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings, pruning_of
 from fedmef_dist.layers.random import Dropout, StochasticDepth
 
 _Weighted = nn.Conv2d | nn.Linear
 GROUPS = 8
 _LEAN: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
-    nn.ReLU: lambda stock: LeanReLU(),
-    nn.ReLU6: lambda stock: LeanReLU6(),
-    nn.SiLU: lambda stock: LeanSiLU(),
-    nn.Hardswish: lambda stock: LeanHardswish(),
+    nn.ReLU: lambda stock: LeanReLU(stock.inplace),
+    nn.ReLU6: lambda stock: LeanReLU6(stock.inplace),
+    nn.LeakyReLU: lambda stock: LeanLeakyReLU(stock.negative_slope, stock.inplace),
+    nn.SiLU: lambda stock: LeanSiLU(stock.inplace),
+    nn.Hardswish: lambda stock: LeanHardswish(stock.inplace),
     nn.GELU: lambda stock: LeanGELU(stock.approximate),
     nn.MaxPool2d: lambda stock: LeanMaxPool2d(
         stock.kernel_size, stock.stride, stock.padding, stock.dilation, stock.ceil_mode
@@ -99,7 +101,7 @@ def _pruning(sap: SapSettings, is_first: bool, is_output: bool) -> Pruning:
     spared = (is_first and not sap.first_layer) or (is_output and not sap.output_layer)
     if not sap.enabled or spared:
         return Pruning()
-    return Pruning(sap.prune_ratio, sap.scope == "sample")
+    return pruning_of(sap)
 
 
 def _convert_weighted(
@@ -111,14 +113,14 @@ def _convert_weighted(
         bias = module.bias is not None or (norm == "none" and not is_output)
         if norm == "nsconv" and not is_output:
             new = NSConv2d(**_arguments(module), normaliser=normaliser, pruning=pruning)
-        elif pruning.ratio:
+        elif not pruning.is_dense:
             new = PrunedConv2d(**_arguments(module), bias=bias, pruning=pruning)
         elif bias and module.bias is None:
             new = nn.Conv2d(**_arguments(module))
         else:
             return module
     # Attention's output projection is a subclass that its owner never calls.
-    elif pruning.ratio and type(module) is nn.Linear:
+    elif not pruning.is_dense and type(module) is nn.Linear:
         new = PrunedLinear(module.in_features, module.out_features, module.bias is not None, pruning=pruning)
     else:
         return module

@@ -26,15 +26,15 @@ def cnn(classes: int, channels: int, image_size: int, width: float, hidden: int)
     features = second * (image_size // 4) ** 2
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(channels, first, 5, padding=2),
-        relu1=nn.ReLU(),
+        relu1=nn.ReLU(inplace=True),
         pool1=nn.MaxPool2d(2),
         conv2=nn.Conv2d(first, second, 5, padding=2),
-        relu2=nn.ReLU(),
+        relu2=nn.ReLU(inplace=True),
         pool2=nn.MaxPool2d(2),
         flatten=nn.Flatten(),
     )
     if hidden:
-        layers |= {"hidden": nn.Linear(features, hidden), "relu3": nn.ReLU()}
+        layers |= {"hidden": nn.Linear(features, hidden), "relu3": nn.ReLU(inplace=True)}
     layers["output"] = nn.Linear(hidden or features, classes)
     return nn.Sequential(layers)
 
@@ -61,7 +61,7 @@ class _Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.shortcut = _Shortcut(outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class SmallResNet(nn.Module):
         stages = [scaled(filters, width) for filters in (16, 32, 64)]
         self.conv1 = nn.Conv2d(channels, stages[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(stages[0])
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         inputs = [stages[0], *stages[:-1]]
         self.stages = nn.Sequential(
             *(

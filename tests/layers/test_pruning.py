@@ -53,7 +53,7 @@ def test_settings_refuse(key, value):
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 1001])
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9, 0.999])
 def test_keeps_exactly_the_wanted_share(ratio, count):
-    x = torch.randn(count).relu()
+    x = torch.randn(count)
     (bitmap, values), _ = keep(x, Pruning(ratio))
     assert values.numel() == round((1 - ratio) * count)
     assert bitmap.nbytes == (count + 7) // 8
@@ -66,6 +66,38 @@ def test_a_kept_input_by_hand():
     y = torch.tensor([[3.0, -2.0], [0.5, -1.0]])
     assert restore(*keep(y, Pruning(0.5))).tolist() == [[3, -2], [0, 0]]
     assert restore(*keep(y, Pruning(0.5, per_sample=True))).tolist() == [[3, 0], [0, -1]]
+
+
+def test_zeros_are_not_kept():
+    x = torch.tensor([0.0, 2.0, -0.0, 0.0, -1.0, 0.0])
+    (bitmap, values), kept = keep(x, Pruning(0.5))
+    assert (bitmap.tolist(), values.tolist()) == ([[2 + 16]], [2, -1])
+    assert torch.equal(restore((bitmap, values), kept), x)
+
+
+@pytest.mark.parametrize(("dtype", "storage"), [(torch.float32, torch.bfloat16), (torch.float64, torch.float16)])
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_kept_values_are_rounded_to_the_storage_type(ratio, dtype, storage):
+    x = torch.randn(40, dtype=dtype)
+    saved, kept = keep(x, Pruning(ratio, storage=storage))
+    exact, back = restore(*keep(x, Pruning(ratio))), restore(saved, kept)
+    assert saved[-1].dtype == storage
+    assert back.dtype == dtype
+    assert torch.equal(back, exact.to(storage).to(dtype))
+    assert not torch.equal(back, exact)
+
+
+def test_what_does_not_fit_fp16_becomes_its_largest_number():
+    x = torch.tensor([1e5, -1e9, float("inf"), 3.0, float("nan")])
+    kept = restore(*keep(x, Pruning(0.0, storage=torch.float16)))
+    assert kept[:4].tolist() == [65504, -65504, 65504, 3]
+    assert kept[4].isnan()
+
+
+def test_storage_never_widens():
+    x = torch.randn(10, dtype=torch.bfloat16)
+    (_, values), _ = keep(x, Pruning(0.5, storage=torch.float16))
+    assert values.dtype == torch.bfloat16
 
 
 def test_the_memory_order_survives():

@@ -1,0 +1,103 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmef_dist.layers.kernels import cpu, kernels_for, loops, pattern, patterns, portable
+
+IMPLEMENTATIONS = [pytest.param(cpu, id="cpu"), pytest.param(portable, id="portable")]
+NAN, INF = float("nan"), float("inf")
+TYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+VALUES = st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, 6.0, -6.0, 7.0, INF, -INF, NAN]), min_size=1, max_size=70)
+
+
+def bitmap(row):
+    return torch.zeros((row.numel() + 7) // 8, dtype=torch.uint8)
+
+
+def test_patterns_are_in_the_order_of_magnitude():
+    row = patterns(torch.tensor([0.0, 1e-40, 1.0, 2.0, INF, NAN]))
+    assert row.tolist() == sorted(row.tolist())
+    assert pattern(1.0, torch.float32) == 0x3F800000
+    assert pattern(1.0, torch.bfloat16) == 0x3F80
+    assert pattern(1.0, torch.float16) == 0x3C00
+
+
+def test_the_device_decides():
+    assert kernels_for(torch.empty(0)) is cpu
+    assert kernels_for(torch.empty(0, device="meta")) is portable
+
+
+@pytest.mark.parametrize("kernels", IMPLEMENTATIONS)
+def test_by_hand(kernels):
+    row = patterns(torch.tensor([3.0, -1.0, 0.0, -4.0, 1.0, 1.0, 0.5, 2.0, -1.0]))
+    assert kernels.count_from(row, pattern(1.0, torch.float32)) == 7
+    assert kernels.find_threshold(row, 3) == (pattern(2.0, torch.float32), 9)
+    assert kernels.find_threshold(row, 5) == (pattern(1.0, torch.float32), 5)  # before position 5: -1 at 1, 1 at 4
+    flags, values, back = bitmap(row), torch.empty(5, dtype=row.dtype), torch.empty_like(row)
+    kernels.pack(row, *kernels.find_threshold(row, 5), flags, values)
+    assert flags.tolist() == [0b10011011, 0]
+    assert values.view(torch.float32).tolist() == [3, -1, -4, 1, 2]
+    kernels.unpack(flags, values, back)
+    assert back.view(torch.float32).tolist() == [3, -1, 0, -4, 1, 0, 0, 2, 0]
+
+
+@pytest.mark.parametrize("kernels", IMPLEMENTATIONS)
+def test_gate_by_hand(kernels):
+    x = torch.tensor([-1.0, 0.0, 5.0, 6.0, NAN, INF, -NAN, -INF, 3.0])
+    infinity = pattern(INF, torch.float32)
+    flags = kernels.pack_between(patterns(x), pattern(6.0, torch.float32), infinity)
+    assert flags.tolist() == [0b01010100, 1]
+    assert kernels.pack_between(patterns(x), 2**31 - 1, infinity).tolist() == [0b01111100, 1]
+    selected = kernels.select(flags, patterns(torch.arange(9.0))).view(torch.float32)
+    assert selected.tolist() == [0, 0, 2, 0, 4, 0, 6, 0, 8]
+
+
+@given(values=VALUES, dtype=TYPES, data=st.data())
+def test_both_implementations_agree_bit_for_bit(values, dtype, data):
+    row = patterns(torch.tensor(values, dtype=dtype))
+    count = data.draw(st.integers(1, len(values)))
+    threshold, end = cpu.find_threshold(row, count)
+    assert (threshold, end) == portable.find_threshold(row, count)
+    assert cpu.count_from(row, threshold) == portable.count_from(row, threshold)
+    results = []
+    for kernels in (cpu, portable):
+        flags, taken, back = bitmap(row), row.new_empty(count), torch.empty_like(row)
+        kernels.pack(row, threshold, end, flags, taken)
+        kernels.unpack(flags, taken, back)
+        gate = kernels.pack_between(row, pattern(6.0, dtype), pattern(INF, dtype))
+        results.append((flags, taken, back, gate, kernels.select(gate, row)))
+    assert all(torch.equal(mine, other) for mine, other in zip(*results, strict=True))
+    chosen = results[0][2] != 0
+    assert torch.equal(results[0][2][chosen], row[chosen])
+
+
+@pytest.mark.parametrize("kind", ["int16", "int32", "int64"])
+def test_the_preparation_compiles_every_loop(kind):
+    loops.prepare(np.dtype(kind))
+    for loop in (loops.count_from, loops.find_threshold, loops.pack_row, loops.unpack_row, loops.pack_between):
+        assert any(kind in str(signature) for signature in loop.signatures)
+
+
+PROGRAM = """
+import numpy as np
+from fedmef_dist.layers.kernels import loops
+loops.prepare(np.dtype("int32"))
+print(int(loops.count_from(np.arange(9, dtype=np.int32), 3)), sum(loops.pack_row.stats.cache_hits.values()))
+"""
+
+
+def start(folder):
+    environment = {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_that_start_on_an_empty_cache_compile_once(tmp_path):
+    outputs = sorted(process.communicate()[0].split() for process in [start(tmp_path), start(tmp_path)])
+    assert [counted for counted, _ in outputs] == ["6", "6"]
+    assert sum(int(hits) for _, hits in outputs) == 1
