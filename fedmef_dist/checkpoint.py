@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from fedmef_dist.atomic import sync_directory, write_json
@@ -23,6 +23,7 @@ from fedmef_dist.settings import Settings
 _LOG = logging.getLogger(__name__)
 _TENSORS, _STATE = "state.safetensors", "state.json"
 _LARGEST = 2**62
+T = TypeVar("T")
 
 
 class CheckpointSettings(Settings):
@@ -51,7 +52,7 @@ class Checkpoint:
 
 
 class RunState(BaseModel):
-    """The plain values that a run's checkpoint must hold; ``totals`` and ``tracker`` are checked by their owners."""
+    """The plain values that a run's checkpoint must hold; what adds up over the rounds is checked by its owner."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -126,7 +127,7 @@ class CheckpointStore:
         path = self._path(round_number)
         try:
             data = (path / _TENSORS).read_bytes()
-            state = json.loads((path / _STATE).read_bytes())
+            state = json.loads((path / _STATE).read_bytes(), parse_constant=_refuse)
             if not isinstance(state, dict) or state.pop("sha256", None) != _digest(data, state):
                 raise ValueError("its content is not what was written")
             if state.get("round") != round_number:
@@ -174,10 +175,10 @@ def broadcast(checkpoint: Checkpoint | None, group: Group) -> Checkpoint | None:
     return Checkpoint(load(data), json.loads(state), where.decode()) if state else None
 
 
-def check_state(checkpoint: Checkpoint) -> RunState:
-    """The checkpoint's plain values, each of its type and range. Raises UserError."""
+def check_values(checkpoint: Checkpoint, kind: type[T], values: Any) -> T:
+    """Plain values of the checkpoint as a model or dataclass, each of its type and range. Raises UserError."""
     try:
-        return RunState.model_validate(checkpoint.state)
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise misfit(checkpoint, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -234,6 +235,10 @@ def _broadcast_bytes(content: bytes, size: int, group: Group) -> bytes:
     if size:
         group.broadcast(buffer)
     return buffer.numpy().tobytes()
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no value")
 
 
 def _digest(data: bytes, state: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fedmef_dist.config import Config, load_config, to_tree
 from fedmef_dist.costs.memory import StepMemory, measure_step
 from fedmef_dist.costs.wire import VALUE_BYTES
 from fedmef_dist.data.batches import client_batches
+from fedmef_dist.errors import UserError
 from fedmef_dist.interruption import Interruption, listening
 from fedmef_dist.models import build_model
 from fedmef_dist.notices import tell
@@ -50,7 +51,8 @@ def run_command(path: Path, overrides: list[str], run_dir: Path | None, resume: 
         with open_group(environment, config.runtime) as group, ends_together(group):
             summary = simulate(config, group, run_dir or Path("runs") / config.name, resume, interruption)
             if group.rank == 0:
-                print(_closing_line(summary))
+                with suppress(OSError):  # a closed pipe: the files have it all
+                    print(_closing_line(summary), flush=True)
 
 
 def run(config: Config, run_dir: str | Path | None = None, resume: Resume = "auto") -> Summary:
@@ -105,9 +107,20 @@ def _play(simulation: Simulation, run_dir: Path, checkpoint: Checkpoint | None) 
     if simulation.stopped_early:
         _stop_early(simulation)
     if rank == 0:
-        write_json(run_dir / "summary.json", summary)
+        _write_summary(run_dir, summary)
     simulation.group.barrier()
     return summary
+
+
+def _write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
+    path = run_dir / "summary.json"
+    try:
+        write_json(path, summary)
+    except OSError as error:
+        raise UserError(
+            f"all rounds are done, but the summary cannot be written: {error.strerror}\nwhere: {path}\n"
+            "mend: make room there and start again: the run goes on from its last checkpoint"
+        ) from None
 
 
 def _stop_early(simulation: Simulation) -> None:

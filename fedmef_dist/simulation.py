@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 
 from fedmef_dist.checkpoint import (
     Checkpoint,
     CheckpointStore,
-    check_state,
+    RunState,
     check_tensors,
+    check_values,
     misfit,
     with_prefix,
     without_prefix,
@@ -303,18 +303,18 @@ class Simulation:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes on where the checkpoint was taken, on any number of ranks. Raises UserError for another run's."""
-        state = check_state(checkpoint)
+        state = check_values(checkpoint, RunState, checkpoint.state)
         check_tensors(checkpoint, self.checkpoint({}).tensors)
         tensors, device = checkpoint.tensors, self.group.device
         mask = Mask.from_bits(tensors["mask"], self.space.n_prunable, state.mask_version, device)
         self.server.set_state(tensors["values"].to(device), mask)
         self.wire.known_version = tensors["known_version"].numpy().copy()
         self.costs.sums = np.array(state.costs)
+        self.totals = check_values(checkpoint, Totals, state.totals)
         try:
-            self.totals = TypeAdapter(Totals).validate_python(state.totals, strict=True)
             self.method.restore(without_prefix(_METHOD, tensors))
         except ValueError as error:
-            raise misfit(checkpoint, " ".join(str(error).split())[:200]) from None
+            raise misfit(checkpoint, f"{self.config.method.name}: {error}") from None
         if self.server.digest() != state.digest:
             raise misfit(checkpoint, "weights and mask have another digest than it says")
         self.round = self.saved_round = state.round

@@ -20,6 +20,12 @@ LAUNCHERS = {
 
 
 @pytest.fixture(scope="session")
+def launchers():
+    """What comes before python's arguments: `launchers["torchrun"](ranks)`."""
+    return LAUNCHERS
+
+
+@pytest.fixture(scope="session")
 def launch():
     """`launch("torchrun", ranks, *arguments, env={}, timeout=60)` gives the exit status and what the ranks printed.
 

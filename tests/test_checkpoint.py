@@ -4,7 +4,18 @@ import pytest
 import torch
 
 from fedmef_dist import checkpoint as module
-from fedmef_dist.checkpoint import Checkpoint, CheckpointStore
+from fedmef_dist.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    RunState,
+    broadcast,
+    check_tensors,
+    check_values,
+    with_prefix,
+    without_prefix,
+)
+from fedmef_dist.comm.environment import Environment
+from fedmef_dist.comm.group import Group
 from fedmef_dist.errors import UserError
 
 
@@ -68,7 +79,7 @@ def test_the_newest_are_kept(store):
 
 def test_rounds_are_ordered_as_numbers(tmp_path):
     store = CheckpointStore(tmp_path, keep=5)
-    for number in (999_999, 1_000_000, 2):
+    for number in (2, 999_999, 1_000_000):
         store.save(a_checkpoint(number))
     assert store.rounds() == [2, 999_999, 1_000_000]
 
@@ -141,6 +152,7 @@ def change_the_state(path):
         ("state.json", lambda path: path.write_text("{}"), "its content is not what was written"),
         ("state.json", lambda path: path.write_bytes(b"\xff\xfe\xff"), "codec can't decode"),
         ("state.json", lambda path: path.write_text("[" * 100_000), "recursion"),
+        ("state.json", lambda path: path.write_text('{"costs": [NaN]}'), "NaN is no value"),
     ],
 )
 def test_a_broken_checkpoint_is_named_and_nothing_else_is_touched(store, name, damage, reason):
@@ -158,3 +170,178 @@ def test_a_broken_checkpoint_is_named_and_nothing_else_is_touched(store, name, d
     assert mend == "mend: delete that directory; the run then goes on from the one before it, or from the start"
     assert {file: file.read_bytes() for file in store.directory.rglob("*") if file.is_file()} == before
     same(store.load(5), a_checkpoint(5, mask_version=3))
+
+
+def resign(store, number, data=None, **changes):
+    """What a stranger can do: change the files and give them a valid digest."""
+    path = store.directory / f"round-{number:06d}"
+    state = {**json.loads((path / "state.json").read_text()), **changes}
+    del state["sha256"]
+    data = (path / "state.safetensors").read_bytes() if data is None else data
+    (path / "state.safetensors").write_bytes(data)
+    (path / "state.json").write_text(json.dumps({**state, "sha256": module._digest(data, state)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"round": 4}, "it is of round 4"), ({"data": b"cos\nsystem\n(S'true'\ntR."}, "Error while deserializing")],
+)
+def test_a_valid_digest_is_not_trusted(store, change, reason):
+    store.save(a_checkpoint(5))
+    resign(store, 5, **change)
+    with pytest.raises(UserError, match=f"the checkpoint is broken: {reason}"):
+        store.load(5)
+
+
+# --- falling back
+
+
+def test_the_one_before_a_damaged_one_is_used_and_the_damage_named(store, capsys):
+    store.keep = 3
+    for number in (5, 10, 15):
+        store.save(a_checkpoint(number))
+    for number in (10, 15):
+        flip_a_bit(store.directory / f"round-{number:06d}" / "state.safetensors")
+    same(store.load_newest(), a_checkpoint(5))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["the checkpoint is broken"] * 2
+    assert lines[0].endswith(f"where: {store.directory}/round-000015; the one before it is tried, of round 10")
+    assert lines[1].endswith("the one before it is tried, of round 5")
+
+
+def test_without_one_before_it_a_damaged_one_ends_the_run(store):
+    store.save(a_checkpoint(5))
+    flip_a_bit(store.directory / "round-000005" / "state.safetensors")
+    with pytest.raises(UserError, match="the checkpoint is broken"):
+        store.load_newest()
+
+
+def test_damaged_ones_ahead_do_not_push_out_a_good_one(store):
+    store.keep = 1
+    for number in (5, 20):
+        store.save(a_checkpoint(number))
+        store.keep = 2
+    flip_a_bit(store.directory / "round-000020" / "state.safetensors")
+    store.keep = 1
+    store.save(a_checkpoint(6))
+    assert store.rounds() == [6]
+
+
+# --- disks that do not take it
+
+
+@pytest.mark.parametrize("step", ["write_json", "sync_directory"])
+def test_a_full_disk_is_said_once_and_the_last_good_one_stays(store, monkeypatch, capsys, step):
+    assert store.try_save(a_checkpoint(5))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, full)
+        assert not store.try_save(a_checkpoint(10))
+        assert not store.try_save(a_checkpoint(15))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("checkpoints cannot be written: No space left on device; the run goes on; where: ")
+    assert not list(store.directory.glob(".*"))
+    same(store.load(5), a_checkpoint(5))
+    assert store.try_save(a_checkpoint(20))
+    same(store.load_newest(), a_checkpoint(20))
+
+
+# --- does it fit this run
+
+
+STATE = {
+    "round": 3,
+    "mask_version": 1,
+    "digest": "0" * 64,
+    "costs": [1, 2.0, 3.0, 4.0, 5.0],
+    "totals": {"flops": 1.0},
+    "tracker": {"wandb/run_id": "x"},
+}
+
+
+def test_what_a_run_writes_is_accepted():
+    state = check_values(Checkpoint({}, STATE), RunState, STATE)
+    assert state.model_dump() == STATE
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"round": 0}, "round"),
+        ({"round": "3"}, "round"),
+        ({"round": True}, "round"),
+        ({"round": 10**300}, "round"),
+        ({"mask_version": -1}, "mask_version"),
+        ({"digest": "../x"}, "digest"),
+        ({"costs": [1.0]}, "costs"),
+        ({"costs": [1.0, 2.0, 3.0, 4.0, "x"]}, "costs.4"),
+        ({"totals": [1]}, "totals"),
+        ({"tracker": {"id": 5}}, "tracker.id"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_values_of_another_type_or_range_are_refused(change, key):
+    checkpoint = Checkpoint({}, {**STATE, **change}, "some/where")
+    with pytest.raises(UserError) as caught:
+        check_values(checkpoint, RunState, checkpoint.state)
+    what, where, _ = str(caught.value).split("\n")
+    assert what.startswith(f"the checkpoint is not of this run: {key}: ")
+    assert where == "where: some/where"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({}, "tensors missing or too many: a"),
+        ({"a": torch.zeros(3), "b": torch.zeros(1)}, "tensors missing or too many: b"),
+        ({"a": torch.zeros(4)}, "tensor a: torch.float32 (4,) instead of torch.float32 (3,)"),
+        ({"a": torch.zeros(3, dtype=torch.float64)}, "tensor a: torch.float64 (3,) instead of torch.float32 (3,)"),
+        ({"a": torch.tensor([0.0, float("nan"), 0.0])}, "tensor a: a value is not finite"),
+    ],
+)
+def test_other_tensors_are_refused(tensors, reason):
+    with pytest.raises(UserError) as caught:
+        check_tensors(Checkpoint(tensors, {}), {"a": torch.ones(3)})
+    assert str(caught.value).split("\n")[0] == f"the checkpoint is not of this run: {reason}"
+    check_tensors(Checkpoint({"a": torch.zeros(3)}, {}), {"a": torch.ones(3)})
+
+
+def test_names_get_and_lose_their_prefix():
+    tensors = with_prefix("method/", {"momentum": torch.ones(2)})
+    assert list(tensors) == ["method/momentum"]
+    assert list(without_prefix("method/", {**tensors, "values": torch.zeros(1)})) == ["momentum"]
+
+
+SHARE = """
+import os, sys, torch
+from fedmef_dist.checkpoint import Checkpoint, broadcast
+from fedmef_dist.comm.environment import detect
+from fedmef_dist.comm.group import RuntimeSettings, open_group
+
+with open_group(detect(os.environ), RuntimeSettings(timeout=30.0)) as group:
+    assert broadcast(None, group) is None
+    tensors = {"values": torch.arange(5) / 3, "mask": torch.tensor([1, 255], dtype=torch.uint8), "none": torch.empty(0)}
+    own = Checkpoint(tensors, {"round": 3, "totals": {"x": 0.1}}, "here") if group.rank == 0 else None
+    got = broadcast(own, group)
+    assert (got.state, got.where) == ({"round": 3, "totals": {"x": 0.1}}, "here")
+    assert all(torch.equal(got.tensors[name], tensor) for name, tensor in tensors.items()), got
+    print(f"rank {group.rank} has it\\n", end="", flush=True)
+"""
+
+
+@pytest.mark.cluster
+def test_every_rank_gets_what_rank_0_has_read(launch, tmp_path):
+    script = tmp_path / "share.py"
+    script.write_text(SHARE)
+    done = launch("mpirun", 2, script)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["rank 0 has it", "rank 1 has it"]
+
+
+def test_one_rank_has_it_already():
+    checkpoint = a_checkpoint(1)
+    environment = Environment("single", 0, 1, 0, 1, None, None)
+    assert broadcast(checkpoint, Group(environment, torch.device("cpu"), "gloo")) is checkpoint

@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from fedmef_dist.comm.environment import Environment
 
-_TICK_SECONDS = 0.25
+_LOOK_SECONDS = 0.25
+_PUBLISH_SECONDS = 0.1
 _ANSWER_SECONDS = 3.0
 # A rank that loads or saves much may hold Python's lock for a while; launchers kill 30 s after they ask to stop.
 _SILENCE_SECONDS = 15.0
@@ -25,7 +26,6 @@ class Watch:
     """One rank's view of the others; without a store (a single process) it only holds the attributes.
 
     Attributes:
-        place: where this rank is, for the messages of the others, for example ``round 3, client 17``.
         waiting: whether it waits in a collective.
         deadline: Unix time by which the run has to stop, once any rank has asked for it.
         own_deadline: asked a few times a second for this rank's wish; the earliest of all ranks counts.
@@ -33,7 +33,7 @@ class Watch:
     """
 
     def __init__(self, environment: Environment, store: dist.Store | None = None) -> None:
-        self.place, self.waiting = "start-up", False
+        self._place, self.waiting = "start-up", False
         self.deadline: float | None = None
         self.own_deadline: Callable[[], float | None] = lambda: None
         self.lost: str | None = None
@@ -42,8 +42,19 @@ class Watch:
         self._server = ""
         self._published = ""
         self._called_at: float | None = None
-        self._closing = threading.Event()
+        self._looked_at = -float("inf")
+        self._closing, self._moved = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+
+    @property
+    def place(self) -> str:
+        """Where this rank is, for the messages of the others, for example ``round 3, client 17``."""
+        return self._place
+
+    @place.setter
+    def place(self, place: str) -> None:
+        self._place = place
+        self._moved.set()
 
     def start(self) -> None:
         """Begins to look, in a thread."""
@@ -56,8 +67,9 @@ class Watch:
     def close(self) -> None:
         """Stops looking; does not wait for a store that is stuck."""
         self._closing.set()
+        self._moved.set()
         if self._thread.is_alive():
-            self._thread.join(2 * _TICK_SECONDS)
+            self._thread.join(2 * _LOOK_SECONDS)
 
     def roll_call(self) -> str:
         """Asks every rank for a sign of life; says who gives none, else who has not come to where the others wait.
@@ -89,14 +101,20 @@ class Watch:
         store = self._store
         assert store is not None
         try:
-            while not self._closing.wait(_TICK_SECONDS):
-                self._tick(store)
+            while not self._closing.is_set():
+                self._moved.clear()
+                self._publish(store)
+                self._look_if_due(store)
+                self._closing.wait(_PUBLISH_SECONDS)
+                self._moved.wait(_LOOK_SECONDS - _PUBLISH_SECONDS)
         except dist.DistError as error:
             # At the end of a run rank 0 may just be the first to leave; nobody reads this any more then.
             self.lost = f"the ranks' store is gone: {str(error).splitlines()[0]}"
 
-    def _tick(self, store: dist.Store) -> None:
-        self._publish(store)
+    def _look_if_due(self, store: dist.Store) -> None:
+        if time.monotonic() - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
         deadline, call, server = (text.decode() for text in store.multi_get([_DEADLINE, _CALL, _place(0)]))
         self._server = server
         own = self.own_deadline()

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedmef_dist.atomic import write_text
 from fedmef_dist.errors import UserError
+from fedmef_dist.notices import tell
 from fedmef_dist.tracking.tracker import Metrics
 
 
@@ -17,19 +18,41 @@ class JsonlTracker:
 
     A fresh run (``resume_round`` None) starts an empty file. A run resumed after round r keeps the lines of rounds
     up to r and drops what was written after the checkpoint, so that the file becomes that of an undisturbed run.
+
+    A full disk is said once and stops nothing: what could not be written is tried again with every later round.
     """
 
     def __init__(self, path: Path, resume_round: int | None) -> None:
         kept = "" if resume_round is None else _lines_until(path, resume_round)
         write_text(path, kept)
-        self._file = path.open("a", encoding="utf-8", newline="\n")
+        self._path = path
+        self._file = path.open("r+b", buffering=0)
+        self._size = self._file.seek(0, os.SEEK_END)
+        self._waiting = b""
+        self._failing = False
 
     def log(self, metrics: Metrics) -> None:
         """Write the round's line and wait until the disk has it; NaN and infinity become null."""
         finite = {key: None if _not_finite(value) else value for key, value in metrics.items()}
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-        self._file.flush()
+        self._waiting += json.dumps(finite, allow_nan=False).encode() + b"\n"
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if not self._failing:
+                tell(f"{self._path} cannot be written: {error.strerror}; the run goes on and tries again")
+            self._failing = True
+
+    def _write_waiting(self) -> None:
+        # Half a line of an attempt that failed must not stay in front of the next.
+        self._file.truncate(self._size)
+        self._file.seek(self._size)
+        rest = memoryview(self._waiting)
+        while rest:
+            rest = rest[self._file.write(rest) :]
         os.fsync(self._file.fileno())
+        self._size += len(self._waiting)
+        self._waiting = b""
+        self._failing = False
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Do nothing: the summary has a file of its own."""

@@ -15,6 +15,7 @@ import torch
 
 from fedmef_dist import __version__
 from fedmef_dist.comm.group import Group
+from fedmef_dist.notices import tell
 
 _LOG = logging.getLogger("fedmef_dist")
 # A program that uses the package decides itself what it shows of these events; without a log file nothing is shown.
@@ -70,7 +71,7 @@ def _open(path: Path) -> logging.Handler:
 
 
 def _tell(path: Path, error: BaseException | None) -> None:
-    print(f"the run goes on without its log {path}: {error}", file=sys.stderr, flush=True)
+    tell(f"the run goes on without its log {path}: {error}")
 
 
 def _describe(group: Group) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from fedmef_dist.notices import tell
+
 Metrics = Mapping[str, float | int | str]
 
 
@@ -23,15 +25,19 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """Several trackers as one."""
+    """Several trackers as one. One that cannot write (a full disk, a closed pipe) is left out from then on."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = tuple(trackers)
+        self._trackers = list(trackers)
 
     def log(self, metrics: Metrics) -> None:
         """Hand the round to each, in the order given."""
-        for tracker in self._trackers:
-            tracker.log(metrics)
+        for tracker in tuple(self._trackers):
+            try:
+                tracker.log(metrics)
+            except OSError as error:
+                tell(f"{type(tracker).__name__} stopped: {error.strerror}; the run goes on")
+                self._trackers.remove(tracker)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Hand the summary to each."""

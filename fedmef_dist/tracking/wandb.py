@@ -1,13 +1,13 @@
 """Weights & Biases on a thread of its own: neither its start-up nor its server ever holds the run up."""
 
 import queue
-import sys
 import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from fedmef_dist.notices import tell
 from fedmef_dist.tracking.settings import WandbSettings
 from fedmef_dist.tracking.tracker import Metrics
 
@@ -130,4 +130,4 @@ def _first_line(error: Exception) -> str:
 
 
 def _tell(message: str) -> None:
-    print(f"W&B {message}", file=sys.stderr, flush=True)
+    tell(f"W&B {message}")

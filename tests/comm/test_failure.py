@@ -4,7 +4,7 @@ import time
 import pytest
 import torch.distributed as dist
 
-from fedmef_dist.comm import failure
+from fedmef_dist.comm import failure, watch
 from fedmef_dist.comm.environment import Environment
 from fedmef_dist.comm.failure import ends_together
 from fedmef_dist.comm.group import Group
@@ -144,6 +144,50 @@ def test_wrong_input_of_another_rank_alone_is_shown_after_a_while(capsys, impati
     assert time.monotonic() - start >= 0.1
 
 
+def lose_a_peer(group):
+    return end(group, PeerLostError("all_reduce: Connection closed by peer"))
+
+
+def test_one_rank_explains_a_loss_and_names_who_is_missing(capsys, impatient, monkeypatch):
+    monkeypatch.setattr(watch, "_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(failure, "_STORE_SECONDS", 0.5)
+    store = dist.HashStore()
+    first, second = rank(0, store, size=3), rank(1, store, size=3)
+    first.watch.place = "round 4"
+    store.set("watch/here/1", "1")
+    assert lose_a_peer(first) == 1
+    assert lose_a_peer(second) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rank 0 of 3 on ")
+    assert "stopped in round 4, a peer is gone: all_reduce: Connection closed by peer; no answer from rank 2 on" in line
+
+
+class Stuck:
+    """A store whose owner was stopped: it takes requests and answers none."""
+
+    def __getattr__(self, name):
+        return lambda *_: time.sleep(30)
+
+
+class Gone:
+    def __getattr__(self, name):
+        def fail(*_):
+            raise dist.DistNetworkError("Connection reset by peer")
+
+        return fail
+
+
+@pytest.mark.parametrize("store", [Stuck(), Gone()], ids=["stuck", "gone"])
+@pytest.mark.parametrize(("number", "speaks"), [(1, True), (2, True), (3, False)])
+def test_without_the_store_the_first_ranks_left_speak(capsys, monkeypatch, store, number, speaks):
+    monkeypatch.setattr(failure, "_STORE_SECONDS", 0.1)
+    environment = Environment("srun", number, 6, 0, 2, "localhost", 1)
+    assert lose_a_peer(Group(environment, "cpu", "gloo", store=store)) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == speaks
+    assert all("no answer from rank 0 on" in line and "(it keeps the ranks' store)" in line for line in lines)
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     ("launcher", "when"),
@@ -179,7 +223,7 @@ def test_a_silent_rank_is_given_up_after_the_timeout(launch, script):
     done = launch("mpirun", 2, script, "sleep 1", "mpi", 2, timeout=40)
     assert done.returncode == 1
     assert "rank 0 of 2" in done.stderr
-    assert "stopped, a peer is gone: all_reduce: timed out after 2 s" in done.stderr
+    assert "stopped in start-up, a peer is gone: all_reduce: timed out after 2 s; not arrived: rank 1 on" in done.stderr
 
 
 @pytest.mark.cluster

@@ -125,3 +125,20 @@ def test_top_gradients_add_up_whatever_the_exchange(size, exchange):
     for average, chosen in on_ranks(3, work):
         assert torch.equal(average, alone)
         assert chosen == exchange
+
+
+@pytest.mark.parametrize(
+    ("asked", "void", "stopping", "abandoned"),
+    [([], [], False, False), ([1], [], True, False), ([0, 1, 2], [2], True, True), ([], [0], True, True)],
+)
+def test_every_rank_learns_whether_one_was_asked_to_stop_or_left_its_part_out(asked, void, stopping, abandoned):
+    def work(group):
+        total = RoundSum(4, 3, 30, DIGEST, group)
+        if group.rank in void:
+            total.abandon()
+        else:
+            total.add(group.rank, torch.ones(4), 10, 0.5, 0.1)
+        result = total.reduce(group.rank in asked)
+        return result.stopping, result.abandoned
+
+    assert on_ranks(3, work) == [(stopping, abandoned)] * 3

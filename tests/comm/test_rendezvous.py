@@ -1,10 +1,21 @@
 import socket
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from fedmef_dist.comm import rendezvous
 from fedmef_dist.comm.environment import Environment
-from fedmef_dist.comm.rendezvous import choose_interface, interface_of, meeting_host, prepare_gloo, resolve
+from fedmef_dist.comm.rendezvous import (
+    choose_interface,
+    interface_of,
+    listening_address,
+    meeting_host,
+    open_store,
+    prepare_gloo,
+    resolve,
+)
 from fedmef_dist.errors import UserError
 
 UNKNOWN = "no-such-host.invalid"
@@ -56,9 +67,56 @@ def test_the_loopback_interface_is_found_by_its_address():
 
 
 def test_gloo_chooses_for_itself_where_that_works(names):
-    assert choose_interface(place(local=2), "localhost") is None  # all ranks here
     names["here"] = "10.0.0.5"
     assert choose_interface(place(), "localhost") is None  # our own name leads to a real address
+
+
+def test_ranks_of_one_machine_stay_on_its_loopback_interface(names):
+    assert choose_interface(place(local=2), "localhost") == "lo"
+
+
+@pytest.mark.parametrize(
+    ("host", "local", "address"),
+    [
+        ("10.0.0.1", 1, "10.0.0.1"),
+        ("127.0.0.1", 1, "127.0.0.1"),  # this very number was given to all ranks
+        ("head", 1, "10.0.0.7"),
+        ("here", 1, ""),  # known as loopback to itself, as something else to the others
+        ("here", 2, "127.0.1.1"),
+        ("nowhere", 1, ""),
+    ],
+)
+def test_the_store_listens_where_the_others_look_for_it(names, host, local, address):
+    names.update({"10.0.0.1": "10.0.0.1", "127.0.0.1": "127.0.0.1", "head": "10.0.0.7", "here": "127.0.1.1"})
+    assert listening_address(place(local=local), host) == address
+
+
+def listening_addresses():
+    """Addresses (hexadecimal) and ports at which this process's machine listens."""
+    tables = [Path("/proc/self/net", name).read_text() for name in ("tcp", "tcp6")]
+    lines = [line.split() for table in tables for line in table.splitlines()[1:]]
+    return [fields[1].split(":") for fields in lines if fields[3] == "0A"]
+
+
+def test_the_store_is_reached_at_its_address_only():
+    store = rendezvous._serve(place(local=2), "127.0.0.1", 0, timedelta(seconds=5))
+    assert [where for where, port in listening_addresses() if int(port, 16) == store.port] == ["0100007F"]
+    client = dist.TCPStore("127.0.0.1", store.port, is_master=False, timeout=timedelta(seconds=5))
+    client.set("key", "value")
+    assert store.get("key") == b"value"
+
+
+def test_an_address_of_another_machine_falls_back_to_all_interfaces():
+    with rendezvous._listen("192.0.2.1", 0) as bound:
+        assert bound.getsockname()[0] == "0.0.0.0"
+
+
+def test_a_port_that_is_taken_is_the_users_error(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = Environment("srun", 0, 2, 0, 2, "127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(UserError, match=r"could not meet at 127.0.0.1:.*\n.*Address already in use"):
+            open_store(environment, timedelta(seconds=5))
 
 
 @pytest.mark.parametrize("own", ["127.0.1.1", None])

@@ -1,11 +1,15 @@
 import json
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedmef_dist.errors import UserError
+from fedmef_dist.tracking import jsonl
+from fedmef_dist.tracking.console import LineTracker
 from fedmef_dist.tracking.jsonl import JsonlTracker
+from fedmef_dist.tracking.tracker import Trackers
 
 
 def run_rounds(path, first, last, resume_round):
@@ -64,3 +68,39 @@ def test_a_damaged_line_is_refused_and_the_file_left_alone(tmp_path, line):
     with pytest.raises(UserError, match="line 2"):
         JsonlTracker(path, 3)
     assert path.read_text() == content
+
+
+def test_a_full_disk_is_said_once_and_its_lines_come_when_there_is_room_again(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(path, None)
+    tracker.log({"round": 1})
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jsonl.os, "fsync", full)
+        tracker.log({"round": 2})
+        tracker.log({"round": 3})
+    assert (
+        capsys.readouterr().err
+        == f"{path} cannot be written: No space left on device; the run goes on and tries again\n"
+    )
+    with path.open("a") as file:
+        file.write('{"rou')  # what an attempt that failed may leave
+    tracker.log({"round": 4})
+    tracker.close()
+    assert path.read_text() == "".join(f'{{"round": {number}}}\n' for number in (1, 2, 3, 4))
+
+
+def test_a_tracker_that_cannot_write_is_left_out_and_the_others_go_on(tmp_path, capsys):
+    class Closed(LineTracker):
+        def log(self, metrics):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    path = tmp_path / "metrics.jsonl"
+    trackers = Trackers([Closed(2, sys.stdout), JsonlTracker(path, None)])
+    trackers.log({"round": 1})
+    trackers.log({"round": 2})
+    assert capsys.readouterr().err == "Closed stopped: Broken pipe; the run goes on\n"
+    assert path.read_text().count("\n") == 2

@@ -1,0 +1,66 @@
+"""Runs that a test disturbs while they go on."""
+
+import os
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def started(command, **options):
+    """The launcher's process, in a session of its own, of which nothing is left behind."""
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+    try:
+        yield process
+    finally:
+        # torchrun gives each rank a session of its own.
+        for pid in (*rank_processes(process.pid), process.pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        process.communicate()
+
+
+def rank_processes(launcher):
+    """Pids of the ranks below a launcher, by rank; that of the launcher itself where it is the only process."""
+    children = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, _, rest = status.read_text().partition(" (")
+        except OSError:
+            continue  # it ended meanwhile
+        children.setdefault(int(rest.rpartition(")")[2].split()[1]), []).append(int(pid))
+    found, waiting = [], [launcher]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return sorted(pid for pid in found if _is_rank(pid)) or [launcher]
+
+
+def _is_rank(pid):
+    try:
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+    return b"\0RANK=" in environ or b"\0PMI_RANK=" in environ
+
+
+def wait_for(path, process, seconds=100):
+    """Until the run has written a file."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.005)
