@@ -1,5 +1,6 @@
 """The loop: sample a cohort, train it, add up, adjust the mask, evaluate, write down, save."""
 
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -341,7 +342,7 @@ class Simulation:
         self.wire.known_version = tensors["known_version"].numpy().copy()
         self.costs.sums = np.array(state.costs)
         try:
-            self.totals = TypeAdapter(Totals).validate_python(state.totals, strict=True)
+            self.totals = TypeAdapter(Totals).validate_json(json.dumps(state.totals), strict=True)
             self.method.restore(without_prefix(_METHOD, tensors))
             if self.client_states is not None:
                 self.client_states.restore(without_prefix(_CLIENTS, tensors))
