@@ -196,7 +196,7 @@ class Simulation:
         return total
 
     def place(self, cohort: Cohort) -> list[int]:
-        """This rank's places in the cohort: by cost, or where a client's state lies."""
+        """Which of the cohort this rank trains: by cost, or those whose state it keeps."""
         if self.client_states is not None:
             return self.client_states.mine(cohort.clients)
         return assign(self.costs.predict(cohort.samples), self.group.world_size)[self.group.rank]
