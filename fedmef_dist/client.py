@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedmef_dist.client_state import Keepsake
 from fedmef_dist.layers.pruning import forget_thresholds
 from fedmef_dist.methods.base import RoundPlan
 from fedmef_dist.optim import MaskedSGD, OptimizerSettings
@@ -64,7 +65,15 @@ class Client:
         self.optimizer = optimizer
         self.autocast = autocast
 
-    def train(self, values: Tensor, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan) -> ClientReport:
+    def train(
+        self,
+        values: Tensor,
+        batches: Iterator[Batch],
+        steps: int,
+        rate: float,
+        plan: RoundPlan,
+        state: Keepsake | None = None,
+    ) -> ClientReport:
         """One client's round, from the global state ``values`` (float32 (total,)).
 
         Args:
@@ -73,12 +82,18 @@ class Client:
             steps: SGD steps to make.
             rate: the round's learning rate.
             plan: what the method asks for.
+            state: what the client has kept from earlier rounds; changed in place.
         """
         start = time.perf_counter()
         self.space.load(values)
+        if state is not None:
+            state.enter(self.space)
         self.model.train()
         forget_thresholds(self.model)
-        loss = self._descend(islice(batches, steps), steps, rate, plan)
+        sgd = MaskedSGD(self.space, self.optimizer, state.velocity if state is not None else None)
+        loss = self._descend(sgd, islice(batches, steps), steps, rate, plan)
+        if state is not None:
+            state.leave(self.space)
         packed = self.space.pack(self.space.values).clone()
         gradient = self._top_gradient(islice(batches, plan.gradient_batches), plan) if plan.adjusts else None
         return ClientReport(packed, loss, time.perf_counter() - start, gradient)
@@ -89,8 +104,7 @@ class Client:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
             return F.cross_entropy(self.model(images), labels)
 
-    def _descend(self, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan) -> float:
-        sgd = MaskedSGD(self.space, self.optimizer)
+    def _descend(self, sgd: MaskedSGD, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan) -> float:
         total = torch.zeros((), device=self.space.values.device)
         samples = 0
         for step, batch in enumerate(batches):

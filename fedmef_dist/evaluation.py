@@ -1,10 +1,12 @@
 """Accuracy and loss of a model on the whole test set, shared out over the ranks."""
 
+from collections.abc import Iterable
 from math import isfinite
+from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedmef_dist.comm.group import Group
@@ -21,6 +23,12 @@ class EvaluationSettings(Settings):
 
     every: int = Field(10, ge=1, description="rounds between two evaluations; the last round is always evaluated")
     batch_size: int = Field(512, ge=1, description="images of one forward pass")
+    per_client: int = Field(
+        0, ge=0, description="clients whose own data are tested too, the same ones every time; 0: none"
+    )
+    client_groups: Literal["none", "label", "size"] = Field(
+        "none", description="groups of these clients: by commonest label, or quarters by number of samples"
+    )
     around_adjustment: bool = Field(False, description="also test before and after each step of an adjustment")
 
 
@@ -30,8 +38,6 @@ def evaluate(model: nn.Module, dataset: Dataset, batch_size: int, group: Group) 
 
     The batches are fixed and their sums are added as integers, so the result is the same on any number of ranks.
     """
-    model.eval()
-    sums = [0, 0]
     batches = evaluation_batches(
         dataset.test,
         dataset,
@@ -40,12 +46,20 @@ def evaluate(model: nn.Module, dataset: Dataset, batch_size: int, group: Group) 
         world_size=group.world_size,
         device=group.device,
     )
+    total = torch.tensor(add_up(model, batches), dtype=torch.int64, device=group.device)
+    group.all_reduce(total)
+    loss_sum, correct = total.tolist()
+    return loss_sum / 2**_LOSS_BITS / len(dataset.test), correct / len(dataset.test)
+
+
+@torch.no_grad()
+def add_up(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[int, int]:
+    """The sum of the samples' losses in units of 2^-24, and the number of right answers; sets eval mode."""
+    model.eval()
+    sums = [0, 0]
     for images, labels in batches:
         output = model(images)
         loss = F.cross_entropy(output, labels, reduction="sum").item()
         sums[0] += round((min(loss, _LARGEST_LOSS) if isfinite(loss) else _LARGEST_LOSS) * 2**_LOSS_BITS)
         sums[1] += int((output.argmax(1) == labels).sum())
-    total = torch.tensor(sums, dtype=torch.int64, device=group.device)
-    group.all_reduce(total)
-    loss_sum, correct = total.tolist()
-    return loss_sum / 2**_LOSS_BITS / len(dataset.test), correct / len(dataset.test)
+    return sums[0], sums[1]

@@ -37,15 +37,16 @@ class OptimizerSettings(Settings):
 class MaskedSGD:
     """SGD over the active weights of a :class:`ParameterSpace`; a masked position never becomes non-zero.
 
-    One object serves one client's local training.
+    One object serves one client's local training. ``velocity``, float32 (n_parameters,), is its momentum from earlier
+    rounds, which is changed in place; None starts from 0.
     """
 
-    def __init__(self, space: ParameterSpace, settings: OptimizerSettings) -> None:
+    def __init__(self, space: ParameterSpace, settings: OptimizerSettings, velocity: Tensor | None = None) -> None:
         self.space = space
         self.settings = settings
         self._parameters = space.values[: space.n_parameters]
         self._origin = self._parameters.clone() if settings.prox_mu else None
-        self._velocity: Tensor | None = None
+        self._velocity = velocity
 
     def step(self, rate: float | Tensor) -> None:
         """One update from ``space.gradient``, which it changes. ``rate`` may be a 0-dim tensor on the device."""

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from fedmef_dist.checkpoint import (
     without_prefix,
 )
 from fedmef_dist.client import Client, ClientReport
+from fedmef_dist.client_evaluation import open_client_evaluation
+from fedmef_dist.client_state import Keepsake, open_client_states
 from fedmef_dist.comm.exact_sum import is_summable
 from fedmef_dist.comm.group import Group
 from fedmef_dist.comm.packed import RoundResult, RoundSum, SparseSum
@@ -43,7 +46,7 @@ from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.tracking import Tracker
 
 _LOG = logging.getLogger(__name__)
-_METHOD = "method/"
+_METHOD, _CLIENTS = "method/", "clients/"
 Metrics = dict[str, float | int | str]
 
 
@@ -95,6 +98,12 @@ class Simulation:
         self.wire = WireLedger(self.space, config.federation.clients, config.wire)
         self.method = create_method(config.method, self.space, config.optimizer.lr)
         self.client = Client(self.model, self.space, config.optimizer, config.runtime.precision == "bf16")
+        self.client_states = open_client_states(
+            config.federation, config.optimizer.momentum, self.space, self.population, group
+        )
+        self.client_evaluation = open_client_evaluation(
+            config.evaluation, self.dataset, self.population, config.data.partition, config.seed
+        )
         self.server = Server(self.space, self.method, group)
         self.costs = CostModel()
         self.store = CheckpointStore(run_dir, config.checkpoint.keep)
@@ -137,6 +146,8 @@ class Simulation:
         trained = time.perf_counter()
         result = total.reduce(self.grace.asked)
         self.stopping = result.stopping
+        if self.client_states is not None:
+            self.client_states.settle(counts=not result.abandoned)
         if result.abandoned:
             _LOG.warning("round %d: abandoned, it does not fit the time left after a signal", self.round)
             return None
@@ -170,7 +181,7 @@ class Simulation:
         """Trains this rank's share of the cohort, longest job first."""
         total = CohortSum(self, cohort, plan)
         rate = self.config.optimizer.rate(self.round, self.config.federation.rounds)
-        slots = assign(self.costs.predict(cohort.samples), self.group.world_size)[self.group.rank]
+        slots = self.place(cohort)
         _LOG.info("round %d: trains clients %s", self.round, cohort.clients[slots].tolist())
         start = time.perf_counter()
         try:
@@ -183,15 +194,26 @@ class Simulation:
         _LOG.info("round %d: trained for %.3f s", self.round, time.perf_counter() - start)
         return total
 
+    def place(self, cohort: Cohort) -> list[int]:
+        """Which of the cohort this rank trains: by cost, or those whose state it keeps."""
+        if self.client_states is not None:
+            return self.client_states.mine(cohort.clients)
+        return assign(self.costs.predict(cohort.samples), self.group.world_size)[self.group.rank]
+
     def train_slot(self, total: "CohortSum", slot: int, plan: RoundPlan, rate: float) -> None:
         """Trains the client of one place in the cohort and adds its update."""
         client = int(total.cohort.clients[slot])
         self.group.watch.place = f"round {self.round}, client {client}"
-        if not total.add(slot, self.train_client(client, plan, rate)):
+        states = self.client_states
+        state = states.recall(client, self.server.values) if states is not None else None
+        accepted = total.add(slot, self.train_client(client, plan, rate, state))
+        if accepted and states is not None and state is not None:
+            states.keep(client, state)
+        if not accepted:
             _LOG.warning("round %d: client %d refused, its update is not finite or too large", self.round, client)
         self.grace.trained(int(total.cohort.samples[slot]))
 
-    def train_client(self, client: int, plan: RoundPlan, rate: float) -> ClientReport:
+    def train_client(self, client: int, plan: RoundPlan, rate: float, state: Keepsake | None = None) -> ClientReport:
         """Trains one client on its own batches, which depend on nothing but (seed, round, client)."""
         federation, seed = self.config.federation, self.config.seed
         indices = self.population.samples(client)
@@ -209,7 +231,7 @@ class Simulation:
         )
         set_generator(self.model, torch_generator(seed, "layers", self.round, client))
         steps = federation.local_epochs * steps_per_epoch(len(indices), federation.batch_size)
-        return self.client.train(self.server.values, self.grace.heed(batches), steps, rate, plan)
+        return self.client.train(self.server.values, self.grace.heed(batches), steps, rate, plan, state)
 
     def update_server(
         self, plan: RoundPlan, total: "CohortSum", result: RoundResult, before: torch.Tensor, accuracies: Metrics
@@ -257,12 +279,17 @@ class Simulation:
         }
 
     def evaluate_if_due(self) -> Metrics:
-        """Loss and accuracy on the test set, every so many rounds and in the last one."""
+        """Loss and accuracy on the test set and on clients' data, every so many rounds and in the last one."""
         if self.round % self.config.evaluation.every and self.round < self.config.federation.rounds:
             return {}
         loss, accuracy = self.test()
         self.totals.best_accuracy = max(self.totals.best_accuracy, accuracy)
-        return {"eval/loss": loss, "eval/accuracy": accuracy}
+        metrics: Metrics = {"eval/loss": loss, "eval/accuracy": accuracy}
+        if self.client_evaluation is not None:
+            metrics |= self.client_evaluation.metrics(
+                self.model, self.space, self.server.values, self.client_states, self.group
+            )
+        return metrics
 
     def test(self) -> tuple[float, float]:
         """Mean loss and accuracy of the global model."""
@@ -279,17 +306,19 @@ class Simulation:
         """Rank 0 saves the whole state every so many rounds, after the last one and before an early end."""
         last = self.round == self.config.federation.rounds
         due = self.round % self.config.checkpoint.every == 0 or last or self.stopping
+        kept = self.client_states.gather() if due and self.client_states is not None else {}
         new = self.round > self.saved_round
-        if due and new and self.group.rank == 0 and self.store.try_save(self.checkpoint(tracker.state())):
+        if due and new and self.group.rank == 0 and self.store.try_save(self.checkpoint(tracker.state(), kept)):
             self.saved_round = self.round
 
-    def checkpoint(self, tracker_state: dict[str, str]) -> Checkpoint:
-        """Everything that the next round depends on."""
+    def checkpoint(self, tracker_state: dict[str, str], kept: Mapping[str, torch.Tensor]) -> Checkpoint:
+        """Everything that the next round depends on; ``kept`` is what clients keep, of all ranks."""
         tensors = {
             "values": self.server.values.cpu(),
             "mask": self.space.mask.to_bits(),
             "known_version": torch.from_numpy(self.wire.known_version),
             **with_prefix(_METHOD, self.method.state()),
+            **with_prefix(_CLIENTS, kept),
         }
         state: dict[str, Any] = {
             "round": self.round,
@@ -304,7 +333,8 @@ class Simulation:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes on where the checkpoint was taken, on any number of ranks. Raises UserError for another run's."""
         state = check_values(checkpoint, RunState, checkpoint.state)
-        check_tensors(checkpoint, self.checkpoint({}).tensors)
+        kept = self.client_states.blank() if self.client_states is not None else {}
+        check_tensors(checkpoint, self.checkpoint({}, kept).tensors)
         tensors, device = checkpoint.tensors, self.group.device
         mask = Mask.from_bits(tensors["mask"], self.space.n_prunable, state.mask_version, device)
         self.server.set_state(tensors["values"].to(device), mask)
@@ -313,6 +343,8 @@ class Simulation:
         self.totals = check_values(checkpoint, Totals, state.totals)
         try:
             self.method.restore(without_prefix(_METHOD, tensors))
+            if self.client_states is not None:
+                self.client_states.restore(without_prefix(_CLIENTS, tensors))
         except ValueError as error:
             raise misfit(checkpoint, f"{self.config.method.name}: {error}") from None
         if self.server.digest() != state.digest:
