@@ -1,32 +1,34 @@
 """Accuracy and loss of a model on the whole test set, shared out over the ranks."""
 
-from math import isfinite
+from math import exp, isfinite
 
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn import functional as F
 
 from fedmef_dist.comm.group import Group
 from fedmef_dist.data.batches import evaluation_batches
 from fedmef_dist.data.dataset import Dataset
+from fedmef_dist.data.text import TextDataset
+from fedmef_dist.loss import cross_entropy
 from fedmef_dist.settings import Settings
 
 _LOSS_BITS = 24
 _LARGEST_LOSS = 2.0**30
+_LARGEST_EXPONENT = 700.0  # what a float64 can still show
 
 
 class EvaluationSettings(Settings):
     """Section ``evaluation``: when and how the global model is tested."""
 
     every: int = Field(10, ge=1, description="rounds between two evaluations; the last round is always evaluated")
-    batch_size: int = Field(512, ge=1, description="images of one forward pass")
+    batch_size: int = Field(512, ge=1, description="samples of one forward pass")
     around_adjustment: bool = Field(False, description="also test before and after each step of an adjustment")
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: Dataset, batch_size: int, group: Group) -> tuple[float, float]:
-    """Mean loss and accuracy of the model on the test split.
+def evaluate(model: nn.Module, dataset: Dataset | TextDataset, batch_size: int, group: Group) -> tuple[float, float]:
+    """Mean loss and accuracy of the model on the test split, over images or over all tokens to be predicted.
 
     The batches are fixed and their sums are added as integers, so the result is the same on any number of ranks.
     """
@@ -40,12 +42,20 @@ def evaluate(model: nn.Module, dataset: Dataset, batch_size: int, group: Group) 
         world_size=group.world_size,
         device=group.device,
     )
-    for images, labels in batches:
-        output = model(images)
-        loss = F.cross_entropy(output, labels, reduction="sum").item()
+    for inputs, labels in batches:
+        output = model(inputs)
+        loss = cross_entropy(output, labels, reduction="sum").item()
         sums[0] += round((min(loss, _LARGEST_LOSS) if isfinite(loss) else _LARGEST_LOSS) * 2**_LOSS_BITS)
-        sums[1] += int((output.argmax(1) == labels).sum())
+        sums[1] += int((output.argmax(-1) == labels).sum())
     total = torch.tensor(sums, dtype=torch.int64, device=group.device)
     group.all_reduce(total)
     loss_sum, correct = total.tolist()
-    return loss_sum / 2**_LOSS_BITS / len(dataset.test), correct / len(dataset.test)
+    return loss_sum / 2**_LOSS_BITS / dataset.test.predictions, correct / dataset.test.predictions
+
+
+def quality(dataset: Dataset | TextDataset, loss: float, accuracy: float) -> dict[str, float]:
+    """The metrics of an evaluation; of text also the perplexity, the exponential of the mean loss in nats."""
+    found = {"eval/loss": loss, "eval/accuracy": accuracy}
+    if isinstance(dataset, TextDataset):
+        found["eval/perplexity"] = exp(min(loss, _LARGEST_EXPONENT))
+    return found

@@ -10,14 +10,17 @@ from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.digits import digits_path, load_digits
 from fedmef_dist.data.fashion_mnist import load_fashion_mnist
 from fedmef_dist.data.partitions import PartitionSettings
+from fedmef_dist.data.shakespeare import load_shakespeare
 from fedmef_dist.data.synthetic import SyntheticSettings, load_synthetic
+from fedmef_dist.data.text import TextDataset, TextSettings
+from fedmef_dist.data.tinystories import load_tinystories
 from fedmef_dist.settings import Settings
 
 
 class DataSettings(Settings):
     """Which samples there are, where their files stand, and how they fall to the clients."""
 
-    dataset: Literal["digits", "fashion_mnist", "cifar10", "synthetic"] = Field(
+    dataset: Literal["digits", "fashion_mnist", "cifar10", "shakespeare", "tinystories", "synthetic"] = Field(
         default="digits", description="the data set"
     )
     root: str = Field(default="data", min_length=1, description="folder with the data sets' files")
@@ -26,10 +29,11 @@ class DataSettings(Settings):
         default=True, description="crop and mirror training images at random, where the data set allows it"
     )
     partition: PartitionSettings = Field(default_factory=PartitionSettings, description="how samples fall to clients")
+    text: TextSettings = Field(default_factory=TextSettings, description="samples of text data sets")
     synthetic: SyntheticSettings = Field(default_factory=SyntheticSettings, description="sizes for dataset: synthetic")
 
 
-def load_dataset(settings: DataSettings, seed: int) -> Dataset:
+def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
     """Both splits in memory as uint8; only ``synthetic`` depends on ``seed``.
 
     Raises:
@@ -43,5 +47,9 @@ def load_dataset(settings: DataSettings, seed: int) -> Dataset:
             return load_fashion_mnist(root, settings.download)
         case "cifar10":
             return load_cifar10(root, settings.download)
+        case "shakespeare":
+            return load_shakespeare(root, settings.text.context)
+        case "tinystories":
+            return load_tinystories(root, settings.text)
         case "synthetic":
             return load_synthetic(settings.synthetic, seed)
