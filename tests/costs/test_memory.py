@@ -45,9 +45,12 @@ def test_what_is_kept_outside_of_modules_stands_under_the_models_name():
 
 def test_flat_vector_and_masks_do_not_count():
     model = nn.Sequential(NSConv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8).eval())
-    ParameterSpace(model, ["0.weight"])
+    space = ParameterSpace(model, ["0.weight"])
     x = torch.randn(2, 8, SIDE, SIDE)
-    assert measure_step(model, lambda: model(x).sum()).activation_bytes == IMAGE + IMAGE
+    memory = measure_step(model, lambda: model(x).sum(), state=lambda: space.tensors)
+    assert memory.activation_bytes == IMAGE + IMAGE
+    # Weight and mask 8 * 8 * 9; gain and two biases, weight of the norm; its statistics and one int64 counter.
+    assert memory.state_bytes == 4 * (3 * 576 + 2 * 4 * 8 + 2 * 8) + 8
 
 
 def test_lean_activations_are_what_makes_activation_pruning_save():
