@@ -2,8 +2,8 @@
 
 Two measurements that do not know of each other: the bytes that autograd keeps for the backward pass, each storage
 counted once and parameters left out; and what the allocator has given out, at its peak and at the end of the forward
-pass. Memory that is not torch's (NumPy's, for one) is seen by neither the profiler nor the CUDA allocator; where a layer
-keeps such memory, or keeps a tensor past ``save_for_backward``, the two disagree.
+pass. Memory that is not torch's (NumPy's, for one) is seen by neither the profiler nor the CUDA allocator; where a
+layer keeps such memory, or keeps a tensor past ``save_for_backward``, the two disagree.
 """
 
 import os
