@@ -64,9 +64,7 @@ def measure_step(
         update: what follows the backward pass, the optimiser's step.
         state: what else lives from step to step; asked after the first one.
     """
-    held = _SavedTensors(model, state())
-    with held.watching():
-        loss = forward()
+    loss, modules = held_for_backward(model, forward, state())
     loss.backward()
     update()
     device = loss.device
@@ -75,7 +73,24 @@ def measure_step(
     gradients = (parameter.grad for parameter in model.parameters() if parameter.grad is not None)
     resident = _storages(*model.parameters(), *model.buffers(), *gradients, *state())
     state_bytes = sum(resident.values())
-    return StepMemory(held.total, allocated.held, state_bytes, state_bytes + allocated.peak, held.by_module())
+    activation_bytes = sum(module.bytes for module in modules)
+    return StepMemory(activation_bytes, allocated.held, state_bytes, state_bytes + allocated.peak, modules)
+
+
+def held_for_backward(
+    model: nn.Module, forward: Callable[[], Tensor], state: Iterable[Tensor] = ()
+) -> tuple[Tensor, list[ModuleBytes]]:
+    """Runs one forward pass; returns the loss and what autograd's saved tensors hold.
+
+    Args:
+        model: its parameters and buffers do not count.
+        forward: the forward pass, returning the loss.
+        state: what does not count either.
+    """
+    saved = _SavedTensors(model, state)
+    with saved.watching():
+        loss = forward()
+    return loss, saved.by_module()
 
 
 def _storages(*tensors: Tensor) -> dict[int, int]:
@@ -94,11 +109,6 @@ class _SavedTensors:
         self.kinds = {name: type(module).__name__ for name, module in model.named_modules()}
         self._stack = [""]
         self._alive: list[Tensor] = []
-
-    @property
-    def total(self) -> int:
-        """Bytes over all modules."""
-        return sum(self.bytes.values())
 
     def by_module(self) -> list[ModuleBytes]:
         """The modules that keep anything."""
