@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -195,10 +194,11 @@ def memory_command(path: Path, overrides: list[str], as_objects: bool, out: Path
 
     config = load_config(path, overrides)
     with open_group(detect(os.environ), config.runtime) as group:
+        if group.rank:
+            return
         footprints = measure(config, group.device, steps)
     if as_objects:
-        json.dump([as_json(config, footprint) for footprint in footprints], sys.stdout, indent=2)
-        print()
+        print(json.dumps([as_json(config, footprint) for footprint in footprints], indent=2))
     else:
         print(report(footprints, own_setting(config)))
     if out is not None:
