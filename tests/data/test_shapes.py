@@ -4,11 +4,24 @@ import pytest
 
 from fedmef_dist.data.shapes import Shape, shape_of
 from fedmef_dist.data.sources import DataSettings, load_dataset
+from fedmef_dist.errors import UserError
 
 
-@pytest.mark.parametrize("name", get_args(DataSettings.model_fields["dataset"].annotation))
+NAMES = set(get_args(DataSettings.model_fields["dataset"].annotation))
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"folder"}))
 def test_every_data_set_has_a_shape(name):
     assert min(shape_of(DataSettings(dataset=name))) > 0
+
+
+def test_a_folders_classes_are_its_folders(tmp_path):
+    for name in ("ants", "bees", "cats"):
+        (tmp_path / "images" / "train" / name).mkdir(parents=True)
+    settings = {"dataset": "folder", "root": str(tmp_path), "folder": {"image_size": 48}}
+    assert shape_of(DataSettings.model_validate(settings)) == Shape(3, 48, 3)
+    with pytest.raises(UserError, match="a data folder is missing"):
+        shape_of(DataSettings.model_validate({**settings, "root": "nowhere"}))
 
 
 @pytest.mark.parametrize("settings", [{"dataset": "digits"}, {"dataset": "synthetic", "synthetic": {"image_size": 12}}])
