@@ -6,7 +6,6 @@ from fedmef_dist.data.shapes import Shape, shape_of
 from fedmef_dist.data.sources import DataSettings, load_dataset
 from fedmef_dist.errors import UserError
 
-
 NAMES = set(get_args(DataSettings.model_fields["dataset"].annotation))
 
 
