@@ -43,6 +43,20 @@ def _resume(text: str) -> Literal["auto", "never", "must"]:
 
 
 @app.command()
+def memory(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    json: Annotated[bool, typer.Option("--json", help="print a list of objects for programs")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="also draw the parts as stacked bars")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="timed steps of each method")] = 3,
+) -> None:
+    """Measure one training step under several methods: bytes held for backward, allocator peak, modelled bytes."""
+    from fedmef_dist.footprint import memory_command
+
+    memory_command(config, overrides or [], json, out, steps)
+
+
+@app.command()
 def compare(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR ...", help="directories of runs")],
     out: Annotated[Path | None, typer.Option(help="where tables and plots go")] = None,

@@ -49,7 +49,7 @@ class Config(Settings):
         """The model's normalisation with ``auto`` settled: nsconv for fedmef, else batch, or layer for gpt."""
         if self.model.norm != "auto":
             return self.model.norm
-        return "nsconv" if self.method.name == "fedmef" else "layer" if self.model.name == "gpt" else "batch"
+        return "nsconv" if self.method.name == "fedmef" else self.model.stock_norm
 
     @property
     def resolved_sap(self) -> SapSettings:

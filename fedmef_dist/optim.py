@@ -48,6 +48,11 @@ class MaskedSGD:
         self._origin = self._parameters.clone() if settings.prox_mu else None
         self._velocity = velocity
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it holds from step to step beside the parameter space."""
+        return tuple(tensor for tensor in (self._origin, self._velocity) if tensor is not None)
+
     def step(self, rate: float | Tensor) -> None:
         """One update from ``space.gradient``, which it changes. ``rate`` may be a 0-dim tensor on the device."""
         space, gradient = self.space, self.space.gradient

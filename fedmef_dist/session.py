@@ -3,15 +3,13 @@
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 from fedmef_dist import __version__
 from fedmef_dist.atomic import write_json
@@ -20,15 +18,11 @@ from fedmef_dist.comm.environment import detect
 from fedmef_dist.comm.failure import ends_together
 from fedmef_dist.comm.group import STOPPED_EARLY, Group, open_group
 from fedmef_dist.config import Config, load_config, to_tree
-from fedmef_dist.costs.memory import StepMemory, measure_step
-from fedmef_dist.costs.wire import VALUE_BYTES
-from fedmef_dist.data.batches import client_batches
 from fedmef_dist.errors import UserError
 from fedmef_dist.interruption import Interruption, listening
-from fedmef_dist.loss import cross_entropy
-from fedmef_dist.models import build_model
 from fedmef_dist.notices import tell
 from fedmef_dist.run_directory import Resume, claim, round_to_resume
+from fedmef_dist.run_memory import RunMemory
 from fedmef_dist.simulation import Simulation
 from fedmef_dist.tracking import Tracker, open_trackers
 from fedmef_dist.tracking.logs import rank_log
@@ -97,12 +91,12 @@ def _play(simulation: Simulation, run_dir: Path, checkpoint: Checkpoint | None) 
     resumed, state = (checkpoint.state["round"], checkpoint.state["tracker"]) if checkpoint is not None else (None, {})
     if resumed is not None:
         _LOG.info("goes on from the checkpoint of round %d", resumed)
-    reference = _Reference(simulation) if rank == 0 else None
+    memory = RunMemory(simulation) if rank == 0 else None
     with _tracking(simulation, run_dir, resumed, state) as tracker:
-        if reference is not None:
-            simulation.first_metrics = reference.metrics()
+        if memory is not None:
+            simulation.first_metrics = memory.metrics()
         simulation.run(tracker)
-        summary = _summary(simulation, reference)
+        summary = _summary(simulation, memory)
         if not simulation.stopped_early:
             tracker.finish(summary)
     if simulation.stopped_early:
@@ -172,7 +166,7 @@ class _NoTracker:
         return {}
 
 
-def _summary(simulation: Simulation, reference: "_Reference | None") -> dict[str, Any]:
+def _summary(simulation: Simulation, memory: RunMemory | None) -> dict[str, Any]:
     totals, group = simulation.totals, simulation.group
     last = totals.last
     return {
@@ -184,7 +178,7 @@ def _summary(simulation: Simulation, reference: "_Reference | None") -> dict[str
         "sparsity/density": simulation.space.density,
         "wire/total_bytes": totals.wire_bytes,
         "flops/total": totals.flops,
-        **(reference.metrics() | reference.dense() if reference is not None else {}),
+        **(memory.metrics() | memory.dense(totals.models_sent) if memory is not None else {}),
         "time/total": totals.seconds,
         "model/digest": simulation.server.digest(),
         "launcher": group.environment.launcher,
@@ -193,80 +187,6 @@ def _summary(simulation: Simulation, reference: "_Reference | None") -> dict[str
         "device": str(group.device),
         "versions": {"fedmef_dist": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-
-
-class _Reference:
-    """Measured memory of one training step, of this run's model and of dense FedAvg's on the same batch."""
-
-    def __init__(self, simulation: Simulation) -> None:
-        self.simulation = simulation
-        config = simulation.config
-        self.batch = self._full_batch()
-        self.dense_model = build_model(
-            config.model,
-            config.sap.model_copy(update={"enabled": False}),
-            norm="batch",
-            classes=simulation.dataset.classes,
-            shape=simulation.dataset.shape,
-            seed=config.seed,
-        ).to(simulation.group.device)
-        simulation.space.load(simulation.server.values)
-        self.own = self._measure(simulation.model)
-        self.other = self._measure(self.dense_model)
-        simulation.space.gradient.zero_()
-
-    def _full_batch(self) -> tuple[Tensor, Tensor]:
-        simulation = self.simulation
-        config = simulation.config
-        samples = len(simulation.dataset.train)
-        indices = np.arange(min(config.federation.batch_size, samples))
-        return next(
-            client_batches(
-                simulation.dataset,
-                indices,
-                batch_size=len(indices),
-                epochs=1,
-                seed=config.seed,
-                round=0,
-                client=0,
-                augment=False,
-                device=simulation.group.device,
-            )
-        )
-
-    def _measure(self, model: nn.Module) -> StepMemory:
-        model.train()
-        return measure_step(model, self._step(model))
-
-    def _step(self, model: nn.Module) -> Callable[[], Tensor]:
-        inputs, labels = self.batch
-        return lambda: cross_entropy(model(inputs), labels)
-
-    def metrics(self) -> dict[str, float | int | str]:
-        """Memory keys of the metrics."""
-        space, settings = self.simulation.space, self.simulation.config.optimizer
-        states = 1 + (settings.momentum > 0)
-        weights = VALUE_BYTES * (space.packed_size + states * (space.mask.count + space.n_dense))
-        return {
-            "memory/device_bytes": weights
-            + (0 if space.mask.is_full else space.n_prunable // 8)
-            + self.own.activation_bytes,
-            "memory/activation_bytes": self.own.activation_bytes,
-            "memory/peak_bytes": self.own.peak_bytes,
-        }
-
-    def dense(self) -> dict[str, int]:
-        """What dense FedAvg would have cost: memory measured on the same batch, wire bytes of the same cohorts."""
-        state = sum(
-            tensor.numel()
-            for tensor in (*self.dense_model.parameters(), *self.dense_model.buffers())
-            if tensor.is_floating_point()
-        )
-        return {
-            "reference/activation_bytes": self.other.activation_bytes,
-            "reference/peak_bytes": self.other.peak_bytes,
-            "reference/wire_bytes": VALUE_BYTES * state * self.simulation.totals.models_sent,
-        }
 
 
 def _closing_line(summary: Summary) -> str:

@@ -1,16 +1,23 @@
 """What one training step really holds in memory.
 
-Two measurements: the bytes that autograd keeps for the backward pass, each storage counted once and parameters left
-out; and the allocator's peak over the step.
+Two measurements that do not know of each other: the bytes that autograd keeps for the backward pass, each storage
+counted once and parameters left out; and what the allocator has given out, at its peak and at the end of the forward
+pass. Memory that is not torch's (NumPy's, for one) is seen by neither the profiler nor the CUDA allocator; where a
+layer keeps such memory, or keeps a tensor past ``save_for_backward``, the two disagree.
 """
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.hooks import RemovableHandle
+
+_FORWARD = "fedmef_dist: forward pass"
 
 
 @dataclass(frozen=True)
@@ -27,49 +34,81 @@ class StepMemory:
     """Memory of one training step.
 
     Attributes:
-        activation_bytes: held for the backward pass when the forward pass ends.
-        peak_bytes: the allocator's peak during the step, above what was allocated before it.
+        activation_bytes: held for the backward pass when the forward pass ends, as autograd's saved tensors tell.
+        held_bytes: of what the allocator gave out during the forward pass, the part that is still out at its end. The
+            batch is not in it, the loss is; otherwise it equals ``activation_bytes``.
+        state_bytes: parameters, gradients, masks, the optimiser's state: what lives from step to step.
+        peak_bytes: the state and the most that the allocator had given out beside it at any time of the step.
         modules: who holds the activation bytes, in the order of the forward pass; what is kept outside of any module
             stands under the empty name.
     """
 
     activation_bytes: int
+    held_bytes: int
+    state_bytes: int
     peak_bytes: int
     modules: list[ModuleBytes]
 
 
-def measure_step(model: nn.Module, step: Callable[[], Tensor]) -> StepMemory:
-    """Runs one training step twice: once for the saved tensors, once for the allocator.
+def measure_step(
+    model: nn.Module,
+    forward: Callable[[], Tensor],
+    update: Callable[[], None] = lambda: None,
+    state: Callable[[], Iterable[Tensor]] = tuple,
+) -> StepMemory:
+    """Runs one training step twice: once for the saved tensors, then, with all buffers there, for the allocator.
+
+    Args:
+        model: its parameters, their gradients and its buffers are state and no activations.
+        forward: the forward pass, returning the loss; each call is followed by the backward pass.
+        update: what follows the backward pass, the optimiser's step.
+        state: what else lives from step to step; asked after the first one.
+    """
+    loss, modules = held_for_backward(model, forward, state())
+    loss.backward()
+    update()
+    device = loss.device
+    del loss
+    allocated = _cuda_step(forward, update, device) if device.type == "cuda" else _cpu_step(forward, update)
+    gradients = (parameter.grad for parameter in model.parameters() if parameter.grad is not None)
+    resident = _storages(*model.parameters(), *model.buffers(), *gradients, *state())
+    state_bytes = sum(resident.values())
+    activation_bytes = sum(module.bytes for module in modules)
+    return StepMemory(activation_bytes, allocated.held, state_bytes, state_bytes + allocated.peak, modules)
+
+
+def held_for_backward(
+    model: nn.Module, forward: Callable[[], Tensor], state: Iterable[Tensor] = ()
+) -> tuple[Tensor, list[ModuleBytes]]:
+    """Runs one forward pass; returns the loss and what autograd's saved tensors hold.
 
     Args:
         model: its parameters and buffers do not count.
-        step: the forward pass, returning the loss; called twice, each time followed by the backward pass.
+        forward: the forward pass, returning the loss.
+        state: what does not count either.
     """
-    held = _SavedTensors(model)
-    with held.watching():
-        loss = step()
-    loss.backward()
-    return StepMemory(held.total, _peak(step, loss.device), held.by_module())
+    saved = _SavedTensors(model, state)
+    with saved.watching():
+        loss = forward()
+    return loss, saved.by_module()
+
+
+def _storages(*tensors: Tensor) -> dict[int, int]:
+    """Bytes of each storage by its address."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
 class _SavedTensors:
     """Counts each storage once, for the module in whose forward pass it was saved first."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, state: Iterable[Tensor]) -> None:
         self.model = model
-        self.seen = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-        # Masks are views of the parameter space's vector; layers hold them as plain attributes.
-        masks = (getattr(module, "mask", None) for module in model.modules())
-        self.seen |= {mask.untyped_storage().data_ptr() for mask in masks if isinstance(mask, Tensor)}
+        self.seen = set(_storages(*model.parameters(), *model.buffers(), *state))
         self.bytes: dict[str, int] = {}
         self.kinds = {name: type(module).__name__ for name, module in model.named_modules()}
         self._stack = [""]
         self._alive: list[Tensor] = []
-
-    @property
-    def total(self) -> int:
-        """Bytes over all modules."""
-        return sum(self.bytes.values())
 
     def by_module(self) -> list[ModuleBytes]:
         """The modules that keep anything."""
@@ -98,7 +137,7 @@ class _SavedTensors:
 
     def _save(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.seen:
+        if storage.nbytes() and storage.data_ptr() not in self.seen:
             self.seen.add(storage.data_ptr())
             self._alive.append(tensor.detach())  # a freed address could be given to another tensor
             name = self._stack[-1]
@@ -106,21 +145,60 @@ class _SavedTensors:
         return tensor
 
 
-def _peak(step: Callable[[], Tensor], device: torch.device) -> int:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step().backward()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    from torch.profiler import ProfilerActivity, profile
+@dataclass(frozen=True)
+class _Allocated:
+    """Bytes given out since a step began: still out when its forward pass ends, and at most."""
 
+    held: int
+    peak: int
+
+
+def _cuda_step(forward: Callable[[], Tensor], update: Callable[[], None], device: torch.device) -> _Allocated:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    loss = forward()
+    held = torch.cuda.memory_allocated(device) - before
+    loss.backward()
+    update()
+    torch.cuda.synchronize(device)
+    return _Allocated(held, torch.cuda.max_memory_allocated(device) - before)
+
+
+def _cpu_step(forward: Callable[[], Tensor], update: Callable[[], None]) -> _Allocated:
+    # Below this level the profiler announces its start and end on stderr. It reads the variable when it first starts.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step().backward()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    current = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        current += event.nbytes()
+        with record_function(_FORWARD):
+            loss = forward()
+        loss.backward()
+        update()
+    assert profiler.profiler is not None
+    return _replay(profiler.profiler.kineto_results.experimental_event_tree())
+
+
+def _replay(tree: list[Any]) -> _Allocated:
+    """Adds up what was given out and taken back, in the order of time.
+
+    An address that was given out before the profiler started is passed over. Summing all events would go wrong there:
+    the profiler remembers addresses of earlier sessions, and takes their sizes for those of newer tensors.
+    """
+    nodes = list(_flatten(tree))
+    forward_end = next(node.end_time_ns for node in nodes if node.name == _FORWARD)
+    events = [(node.start_time_ns, node.extra_fields) for node in nodes if node.name == "[memory]"]
+    out: dict[int, int] = {}
+    current = peak = held = 0
+    for time, event in sorted(events, key=lambda item: item[0]):
+        if event.alloc_size > 0:
+            out[event.ptr] = event.alloc_size
+        current += event.alloc_size if event.alloc_size > 0 else -out.pop(event.ptr, 0)
         peak = max(peak, current)
-    return peak
+        if time <= forward_end:
+            held = current
+    return _Allocated(held, peak)
+
+
+def _flatten(nodes: Iterable[Any]) -> Iterator[Any]:
+    for node in nodes:
+        yield node
+        yield from _flatten(node.children)

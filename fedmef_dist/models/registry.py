@@ -40,6 +40,11 @@ class ModelSettings(Settings):
     )
     nsconv: NSConvSettings = Field(default_factory=NSConvSettings, description="details of norm nsconv")
 
+    @property
+    def stock_norm(self) -> str:
+        """The normalisation that the network was made with: layer for gpt, batch for the others."""
+        return "layer" if self.name == "gpt" else "batch"
+
 
 def build_model(
     settings: ModelSettings,

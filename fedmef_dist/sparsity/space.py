@@ -118,6 +118,11 @@ class ParameterSpace:
         """Elements of a packed state: the active weights and everything behind the prunable part."""
         return self.mask.count + self.total - self.n_prunable
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What a training step finds in it and leaves in it."""
+        return self.values, self.gradient, self.mask_values
+
     def set_mask(self, mask: Mask) -> None:
         """Makes ``mask`` the current one for every layer; values outside it become 0."""
         self.mask = mask
@@ -146,7 +151,7 @@ class ParameterSpace:
     def layer_counts(self, mask: Mask | None = None) -> list[int]:
         """Active weights in each prunable layer."""
         active = (mask or self.mask).active
-        return [int(active[layer.start : layer.stop].sum()) for layer in self.layers]
+        return [int(active[layer.start : layer.stop].count_nonzero()) for layer in self.layers]
 
     @property
     def density(self) -> float:
