@@ -96,6 +96,56 @@ def export(
     export_run(run_dir, out)
 
 
+@app.command()
+def sweep(
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML file with config, runs and grid")],
+    overrides: Overrides = None,
+    cell: Annotated[int | None, typer.Option(help="run only this cell, counted from 0; under any launcher")] = None,
+    show: Annotated[bool, typer.Option("--list", help="show the cells and how far they are; run nothing")] = False,
+    ranks: Annotated[int, typer.Option(min=1, help="ranks on this machine for each cell")] = 1,
+) -> None:
+    """Run every cell of a grid, one after another; finished ones are skipped, half-done ones go on."""
+    from fedmef_dist.sweep import load_sweep, run_cell, run_sweep, show_cells
+
+    loaded = load_sweep(grid, overrides or [])
+    if show:
+        show_cells(loaded)
+    elif cell is not None:
+        run_cell(loaded, cell)
+    else:
+        raise typer.Exit(run_sweep(loaded, overrides or [], ranks))
+
+
+@app.command()
+def submit(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(help="nodes of the job")] = 1,
+    ntasks_per_node: Annotated[
+        int | None, typer.Option(help="ranks a node; default: one a GPU, or one without GPUs")
+    ] = None,
+    cpus_per_task: Annotated[int, typer.Option(help="threads of a rank")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of a node; ranks take them by local number")] = 0,
+    time: Annotated[str, typer.Option(help="limit; two minutes before it the run saves and requeues")] = "4:00:00",
+    run_dir: Annotated[Path | None, typer.Option(help="default: runs/<name>")] = None,
+    array: Annotated[Path | None, typer.Option(metavar="GRID", help="a job for each cell of this grid file")] = None,
+    max_restarts: Annotated[int, typer.Option(min=0, help="requeues after a signal, at most")] = 20,
+    dry_run: Annotated[bool, typer.Option(help="print the batch script; write and submit nothing")] = False,
+) -> None:
+    """Write a batch script into the run directory and submit it to Slurm."""
+    from fedmef_dist.submission.script import Job
+    from fedmef_dist.submission.submit import submit as submit_job
+
+    job = Job(
+        nodes=nodes,
+        ntasks_per_node=ntasks_per_node if ntasks_per_node is not None else gpus_per_node or 1,
+        cpus_per_task=cpus_per_task,
+        gpus_per_node=gpus_per_node,
+        time=time,
+    )
+    submit_job(config, overrides or [], job, run_dir=run_dir, grid=array, max_restarts=max_restarts, dry_run=dry_run)
+
+
 def main() -> None:
     """Entry point; wrong input ends with exit status 2 and its message."""
     try:

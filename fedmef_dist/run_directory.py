@@ -1,5 +1,6 @@
 """The directory of a run: whose it is, and what may be continued in it."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -52,14 +53,25 @@ def round_to_resume(run_dir: Path, config: Config, resume: Resume) -> int | None
 
 
 def claim(run_dir: Path, config: Config) -> None:
-    """Makes the directory where it is missing and writes config.yaml. Raises UserError where that cannot be done."""
+    """Makes the directory where it is missing and writes config.yaml, and inside a batch job a copy of its script.
+
+    Raises UserError where that cannot be done.
+    """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(run_dir / "config.yaml", yaml.safe_dump(to_tree(config), sort_keys=False))
+        _keep_batch_script(run_dir, os.environ)
     except OSError as error:
         raise UserError(
             f"the run directory cannot be written: {error.strerror}\nwhere: {run_dir}\nmend: choose --run-dir"
         ) from None
+
+
+def _keep_batch_script(run_dir: Path, environ: Mapping[str, str]) -> None:
+    script, job = environ.get("FEDMEF_BATCH_SCRIPT"), environ.get("SLURM_JOB_ID")
+    if script and job and Path(script).is_file():
+        (run_dir / "slurm").mkdir(exist_ok=True)
+        write_text(run_dir / "slurm" / f"{job}.sbatch", Path(script).read_text(encoding="utf-8"))
 
 
 def _existing(run_dir: Path) -> dict[str, Any] | None:

@@ -188,3 +188,28 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
         f"where: {tmp_path}",
         "mend: choose --run-dir",
     ]
+
+
+# --- the batch script
+
+
+def test_a_batch_jobs_script_is_kept(tmp_path, monkeypatch):
+    script = tmp_path / "spool" / "slurm_script"
+    script.parent.mkdir()
+    script.write_text("#!/bin/bash\necho x\n")
+    monkeypatch.setenv("FEDMEF_BATCH_SCRIPT", str(script))
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    claim(tmp_path / "run", Config())
+    assert (tmp_path / "run" / "slurm" / "17.sbatch").read_text() == script.read_text()
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"SLURM_JOB_ID": "17"}, {"SLURM_JOB_ID": "17", "FEDMEF_BATCH_SCRIPT": "gone"}]
+)
+def test_without_a_batch_script_there_is_nothing_to_keep(tmp_path, monkeypatch, variables):
+    for name in ("FEDMEF_BATCH_SCRIPT", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    claim(tmp_path / "run", Config())
+    assert not (tmp_path / "run" / "slurm").exists()

@@ -1,6 +1,7 @@
 import os
 
 import pytest
+
 from slurm import SlurmCluster, missing_programs
 
 

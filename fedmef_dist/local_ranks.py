@@ -1,0 +1,80 @@
+"""Ranks as processes on this machine, without a launcher: for sweeps and scaling studies."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import IO
+
+# A rank that fails ends its peers within this time by itself.
+_PATIENCE_SECONDS = 30.0
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def run_ranks(arguments: Sequence[str], ranks: int, output: IO[bytes] | None = None) -> int:
+    """Run ``python -m fedmef_dist ARGUMENTS`` as so many ranks that meet on the loopback interface.
+
+    Signals that ask a run to stop are handed on to the ranks. What they print goes to ``output``, or where this process
+    prints. Returns the exit status of the first rank that ended otherwise than with 0, else 0.
+    """
+    command = [sys.executable, "-m", "fedmef_dist", *arguments]
+    return wait_for([(command, environment) for environment in _environments(ranks)], output)
+
+
+def wait_for(commands: Sequence[tuple[Sequence[str], Mapping[str, str]]], output: IO[bytes] | None = None) -> int:
+    """Start each command with its environment and wait for all; otherwise as :func:`run_ranks`."""
+    processes: list[subprocess.Popen[bytes]] = []
+    with _forwarding(processes):
+        for command, environment in commands:
+            # A session of its own: Ctrl-C reaches the ranks once, through this process.
+            processes.append(
+                subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+            )
+        return _first_failure(processes)
+
+
+def _environments(ranks: int) -> list[dict[str, str]]:
+    """Each rank's environment, in torchrun's words; that of a single process is left as it is."""
+    base = {"OMP_NUM_THREADS": "1", **os.environ}
+    if ranks == 1:
+        return [base]
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    size = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    return [base | meeting | size | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+@contextmanager
+def _forwarding(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
+    def forward(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()  # without effect on those that have ended
+            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _first_failure(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
+    status, deadline = 0, float("inf")
+    while time.monotonic() < deadline:
+        ended = [process.poll() for process in processes]
+        failed = [code for code in ended if code]
+        if failed and not status:
+            status, deadline = failed[0], time.monotonic() + _PATIENCE_SECONDS
+        if None not in ended:
+            break
+        time.sleep(0.05)
+    return status if status >= 0 else 128 - status

@@ -1,0 +1,45 @@
+# shellcheck shell=bash
+# What every batch script needs. Settings, from the environment of sbatch or from lines before this file is sourced:
+#   PYTHON        interpreter that has fedmef_dist, default: python
+#   MPIRUN        mpirun and its options (mpi.sbatch), default: mpirun
+#   MAX_RESTARTS  how often a run that a signal stopped early goes back into the queue, default: 20
+set -euo pipefail
+
+PYTHON=${PYTHON:-python}
+MAX_RESTARTS=${MAX_RESTARTS:-20}
+export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+export FEDMEF_BATCH_SCRIPT=$0 # rank 0 keeps a copy in the run directory
+
+# ranks COMMAND [ARGUMENT ...]: python -m fedmef_dist as one task a rank; every rank ends when one fails.
+ranks() {
+    # Since 22.05 a step does not take --cpus-per-task over from its job.
+    srun --kill-on-bad-exit=1 --cpus-per-task="$OMP_NUM_THREADS" --label "$PYTHON" -m fedmef_dist "$@"
+}
+
+# mpi_ranks COMMAND [ARGUMENT ...]: the same under mpirun, which dies of USR2 but hands USR1 on to its ranks.
+mpi_ranks() {
+    local mpirun status=0
+    read -r -a mpirun <<<"${MPIRUN:-mpirun}"
+    "${mpirun[@]}" -n "$SLURM_NTASKS" "$PYTHON" -m fedmef_dist "$@" &
+    trap 'kill -USR1 $!' USR2
+    wait $! || status=$?
+    while ((status == 128 + $(kill -l USR2))); do # only the wait was interrupted
+        status=0
+        wait $! || status=$?
+    done
+    return "$status"
+}
+
+# finish COMMAND [ARGUMENT ...]: runs it and ends the job with its status. Status 75: a signal stopped the run early and
+# it has written a checkpoint; the job goes back into the queue.
+finish() {
+    local status=0 restarts=${SLURM_RESTART_COUNT:-0}
+    "$@" || status=$?
+    if ((status == 75 && restarts < MAX_RESTARTS)); then
+        echo "stopped early: back into the queue, restart $((restarts + 1)) of at most $MAX_RESTARTS"
+        scontrol requeue "$SLURM_JOB_ID"
+    elif ((status == 75)); then
+        echo "stopped early: not requeued after $restarts restarts; to go on: scontrol requeue $SLURM_JOB_ID" >&2
+    fi
+    exit "$status"
+}

@@ -1,0 +1,131 @@
+"""`fedmef-dist submit`: a batch script for one run, or for an array of jobs that share out a grid's cells."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from fedmef_dist.atomic import write_text
+from fedmef_dist.config import Config, load_config, read_tree, to_tree
+from fedmef_dist.errors import UserError
+from fedmef_dist.run_directory import claim, round_to_resume
+from fedmef_dist.submission.script import Job, batch_script, common_functions
+from fedmef_dist.sweep import load_sweep
+
+_NAMES = {"script": "job.sbatch", "common": "common.sh", "config": "config.yaml", "grid": "grid.yaml"}
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What goes into the folder ``slurm`` of a run or of a sweep: file name -> text, the batch script among it."""
+
+    folder: Path
+    files: dict[str, str]
+
+    @property
+    def script(self) -> str:
+        """The text of the batch script."""
+        return self.files[_NAMES["script"]]
+
+    def write(self) -> Path:
+        """Write the files; returns the path of the batch script. Raises UserError where that cannot be done."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name, text in self.files.items():
+                write_text(self.folder / name, text)
+        except OSError as error:
+            raise UserError(
+                f"the batch script cannot be written: {error.strerror}\nwhere: {self.folder}\nmend: make it writable"
+            ) from None
+        return self.folder / _NAMES["script"]
+
+
+def submit(
+    path: Path,
+    overrides: Sequence[str],
+    job: Job,
+    *,
+    run_dir: Path | None = None,
+    grid: Path | None = None,
+    max_restarts: int = 20,
+    dry_run: bool = False,
+) -> None:
+    """Write a batch script and submit it, or print it.
+
+    Raises UserError where the configuration, the grid or the run directory does not fit, or sbatch refuses the script.
+    """
+    config = load_config(path, overrides)
+    if grid is None:
+        run_dir = (run_dir or Path("runs") / config.name).resolve()
+        submission = _one_run(config, job, run_dir, max_restarts)
+    else:
+        submission = _array(path, overrides, config, job, grid, max_restarts)
+    if dry_run:
+        print(submission.script, end="")
+        return
+    sbatch = _find_sbatch()
+    if grid is None and run_dir is not None:
+        round_to_resume(run_dir, config, "auto")
+        claim(run_dir, config)
+    _call(sbatch, submission.write())
+
+
+def _one_run(config: Config, job: Job, run_dir: Path, max_restarts: int) -> Submission:
+    folder = run_dir / "slurm"
+    job = replace(job, name=config.name, output=str(folder / "%j.log"))
+    # The resolved configuration: what is edited while the job waits does not change it.
+    command = shlex.join(["finish", "ranks", "run", str(run_dir / "config.yaml"), "--run-dir", str(run_dir)])
+    return Submission(folder, _files(folder, job, max_restarts, command))
+
+
+def _array(path: Path, overrides: Sequence[str], config: Config, job: Job, grid: Path, max_restarts: int) -> Submission:
+    sweep = load_sweep(grid, overrides)
+    if sweep.config.resolve() != path.resolve():
+        raise UserError(
+            f"the grid varies {sweep.config}, not {path}\nwhere: {grid}\nmend: give the configuration that it names"
+        )
+    runs = sweep.cells[0].run_dir.parent.resolve()
+    folder = runs / "slurm"
+    array = replace(job, name=config.name, output=str(folder / "%A_%a.log"), array=len(sweep.cells))
+    command = f'{shlex.join(["finish", "ranks", "sweep", str(folder / _NAMES["grid"])])} --cell "$SLURM_ARRAY_TASK_ID"'
+    kept = read_tree(grid.read_text(encoding="utf-8"), str(grid)) | {"config": _NAMES["config"], "runs": str(runs)}
+    trees = {_NAMES["config"]: to_tree(config), _NAMES["grid"]: kept}
+    texts = {name: yaml.safe_dump(tree, sort_keys=False) for name, tree in trees.items()}
+    return Submission(folder, _files(folder, array, max_restarts, command) | texts)
+
+
+def _files(folder: Path, job: Job, max_restarts: int, command: str) -> dict[str, str]:
+    common = shlex.quote(str(folder / _NAMES["common"]))
+    setup = (
+        f"PYTHON=${{PYTHON:-{shlex.quote(sys.executable)}}}",
+        f"MAX_RESTARTS={max_restarts}",
+        "# shellcheck source=/dev/null",
+        f"source {common}",
+    )
+    comments = (f"Written by fedmef-dist submit; to send it again: sbatch {folder / _NAMES['script']}",)
+    return {
+        _NAMES["script"]: batch_script(job, comments, setup, command),
+        _NAMES["common"]: common_functions(),
+    }
+
+
+def _find_sbatch() -> str:
+    sbatch = shutil.which("sbatch")
+    if sbatch is None:
+        raise UserError(
+            "there is no sbatch\nwhere: PATH\nmend: submit on a login node, or see the script with --dry-run"
+        )
+    return sbatch
+
+
+def _call(sbatch: str, script: Path) -> None:
+    done = subprocess.run([sbatch, str(script)], capture_output=True, text=True)
+    if done.returncode:
+        reason = " ".join(done.stderr.split())[:300]
+        raise UserError(f"sbatch refuses the script: {reason}\nwhere: {script}\nmend: change the options of submit")
+    print(f"{done.stdout.strip()}, script {script}")

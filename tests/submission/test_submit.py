@@ -1,0 +1,119 @@
+import stat
+import sys
+
+import pytest
+import yaml
+
+from fedmef_dist.config import Config, load_config, to_tree
+from fedmef_dist.errors import UserError
+from fedmef_dist.run_directory import claim
+from fedmef_dist.submission.script import Job, common_functions
+from fedmef_dist.submission.submit import submit
+from fedmef_dist.sweep import load_sweep
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("name: small\nfederation: {clients: 20, clients_per_round: 5, rounds: 3}\n")
+    return path
+
+
+@pytest.fixture
+def grid(tmp_path, config):
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        f"config: {config.name}\nruns: {tmp_path / 'sweep'}\ngrid: {{seed: [1, 2], method.density: [0.5]}}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """A program in the place of sbatch, which answers as it does; returns a function that sets its answer."""
+
+    def answer(shell):
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        (folder / "sbatch").write_text(f"#!/bin/sh\n{shell}\n")
+        (folder / "sbatch").chmod(stat.S_IRWXU)
+        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    answer("echo Submitted batch job 7")
+    return answer
+
+
+def test_a_dry_run_prints_the_script_and_writes_nothing(config, tmp_path, capsys):
+    submit(config, ["seed=3"], Job(nodes=2, time="1:00:00"), run_dir=tmp_path / "run", dry_run=True)
+    shown = capsys.readouterr().out
+    run_dir = tmp_path / "run"
+    assert f"\nfinish ranks run {run_dir}/config.yaml --run-dir {run_dir}\n" in shown
+    assert f"\nsource {run_dir}/slurm/common.sh\n" in shown
+    assert f"PYTHON=${{PYTHON:-{sys.executable}}}" in shown
+    assert "#SBATCH --job-name=small" in shown
+    assert f"#SBATCH --output={run_dir}/slurm/%j.log" in shown
+    assert not run_dir.exists()
+
+
+def test_the_run_directory_holds_script_functions_and_resolved_configuration(config, sbatch, tmp_path, capsys):
+    run_dir = tmp_path / "a run"
+    submit(config, ["seed=3"], Job(), run_dir=run_dir, max_restarts=5)
+    assert capsys.readouterr().out == f"Submitted batch job 7, script {run_dir}/slurm/job.sbatch\n"
+    assert load_config(run_dir / "config.yaml") == load_config(config, ["seed=3"])
+    assert (run_dir / "slurm" / "common.sh").read_text() == common_functions()
+    script = (run_dir / "slurm" / "job.sbatch").read_text()
+    assert "\nMAX_RESTARTS=5\n" in script
+    assert f"\nsource '{run_dir}/slurm/common.sh'\n" in script
+    assert f"finish ranks run '{run_dir}/config.yaml' --run-dir '{run_dir}'\n" in script
+
+
+def test_another_configurations_directory_is_refused_before_anything_is_submitted(config, sbatch, tmp_path):
+    claim(tmp_path / "run", Config())
+    sbatch("touch $0.called")
+    with pytest.raises(UserError, match="another configuration's run"):
+        submit(config, [], Job(), run_dir=tmp_path / "run")
+    assert not (tmp_path / "bin" / "sbatch.called").exists()
+    assert not (tmp_path / "run" / "slurm").exists()
+
+
+def test_an_array_has_a_job_for_each_cell_and_keeps_grid_and_configuration(config, grid, sbatch, tmp_path):
+    submit(config, ["federation.rounds=4"], Job(), grid=grid)
+    folder = tmp_path / "sweep" / "slurm"
+    script = (folder / "job.sbatch").read_text()
+    assert "#SBATCH --array=0-1\n" in script
+    assert f'\nfinish ranks sweep {folder}/grid.yaml --cell "$SLURM_ARRAY_TASK_ID"\n' in script
+    grid.write_text("config: elsewhere.yaml\n")
+    kept = load_sweep(folder / "grid.yaml")
+    assert [cell.run_dir.name for cell in kept.cells] == ["seed-1_density-0.5", "seed-2_density-0.5"]
+    assert {cell.run_dir.parent for cell in kept.cells} == {tmp_path / "sweep"}
+    assert load_config(kept.config, kept.cells[1].overrides) == load_config(
+        config, ["federation.rounds=4", "name=seed-2_density-0.5", "seed=2", "method.density=0.5"]
+    )
+
+
+def test_a_grid_of_another_configuration_is_refused(grid, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(to_tree(Config())))
+    with pytest.raises(UserError, match=f"not {other}\nwhere: {grid}\nmend: "):
+        submit(other, [], Job(), grid=grid, dry_run=True)
+
+
+def test_without_slurm_there_is_a_way_to_see_the_script(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no sbatch\nwhere: PATH\nmend: .*--dry-run"):
+        submit(config, [], Job(), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_sbatch_refuses_is_said_with_its_reason(config, sbatch, tmp_path):
+    sbatch("echo 'sbatch: error: invalid partition' >&2; exit 1")
+    with pytest.raises(
+        UserError, match=r"sbatch refuses the script: sbatch: error: invalid partition\nwhere: .*job.sbatch"
+    ):
+        submit(config, [], Job(), run_dir=tmp_path / "run")
+
+
+def test_a_sweep_folder_that_cannot_be_written_is_refused(config, grid, sbatch, tmp_path):
+    (tmp_path / "sweep").write_text("")
+    with pytest.raises(UserError, match=r"the batch script cannot be written: .*\nwhere: .*sweep/slurm\nmend: "):
+        submit(config, [], Job(), grid=grid)
