@@ -30,15 +30,16 @@ mpi_ranks() {
     return "$status"
 }
 
-# finish COMMAND [ARGUMENT ...]: runs it and ends the job with its status. Status 75: a signal stopped the run early and
-# it has written a checkpoint; the job goes back into the queue.
+# finish COMMAND [ARGUMENT ...]: runs it and ends the job with its status. Where a signal stopped the run early, the job
+# goes back into the queue. Status 75: with a checkpoint; 128 + USR2: before Python could listen to signals.
 finish() {
-    local status=0 restarts=${SLURM_RESTART_COUNT:-0}
+    local status=0 restarts=${SLURM_RESTART_COUNT:-0} stopped=0
     "$@" || status=$?
-    if ((status == 75 && restarts < MAX_RESTARTS)); then
+    ((status == 75 || status == 128 + $(kill -l USR2))) && stopped=1
+    if ((stopped && restarts < MAX_RESTARTS)); then
         echo "stopped early: back into the queue, restart $((restarts + 1)) of at most $MAX_RESTARTS"
         scontrol requeue "$SLURM_JOB_ID"
-    elif ((status == 75)); then
+    elif ((stopped)); then
         echo "stopped early: not requeued after $restarts restarts; to go on: scontrol requeue $SLURM_JOB_ID" >&2
     fi
     exit "$status"

@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import os
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "sinfo", "scontrol")
 SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 CONF = """
+# A requeued job waits for cred_expire seconds; 5 is the least that Slurm takes.
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
@@ -131,7 +134,7 @@ class SlurmCluster:
         return shown.stdout.split() if shown.returncode == 0 else []
 
     def run(self, command, env=None, timeout=120, cwd=None):
-        """A Slurm command with this cluster's configuration; text streams."""
+        """A command with this cluster's configuration; text streams."""
         environ = {**os.environ, **self.env, "OMP_NUM_THREADS": "1", **(env or {})}
         return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=timeout, cwd=cwd)
 
@@ -143,6 +146,29 @@ class SlurmCluster:
     def sbatch(self, script, *arguments, env=None, timeout=120, cwd=None):
         """A batch script, waited for: sbatch's streams and the job's exit status."""
         return self.run(["sbatch", "--wait", str(script), *map(str, arguments)], env, timeout, cwd)
+
+    def submit(self, script, *arguments, env=None, cwd=None):
+        """The number of a batch job that is not waited for; its options stand before the script."""
+        done = self.run(["sbatch", "--parsable", *map(str, script), *map(str, arguments)], env, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def jobs(self, number):
+        """What the controller knows of a job, or of each job of an array: a dictionary a job."""
+        shown = self.run(["scontrol", "show", "job", number]).stdout
+        return [dict(re.findall(r"(\S+?)=(\S+)", record)) for record in shown.split("\n\n") if record.strip()]
+
+    def wait(self, number, *states, timeout=100):
+        """Wait until each job of this number is in one of the states; returns them."""
+        deadline = time.monotonic() + timeout
+        while True:
+            jobs = self.jobs(number)
+            if all(job["JobState"] in states for job in jobs):
+                return jobs
+            reasons = [(job["JobState"], job["Reason"], job["ExitCode"], job["StdOut"]) for job in jobs]
+            assert time.monotonic() < deadline, reasons
+            assert not all(job["JobState"] in ENDED for job in jobs), reasons
+            time.sleep(0.2)
 
     def close(self):
         """Cancel what runs, end the daemons in the opposite order of their start, remove their files."""

@@ -46,9 +46,11 @@ def test_the_jobs_status_is_the_commands(shell, tmp_path, status):
     assert calls(tmp_path) == []
 
 
-def test_a_run_that_a_signal_stopped_goes_back_into_the_queue(shell, tmp_path):
-    status, out, _ = finished(shell("finish bash -c 'exit 75'", SLURM_RESTART_COUNT="2", MAX_RESTARTS="3"))
-    assert status == 75
+@pytest.mark.parametrize("status", [75, 128 + signal.SIGUSR2])
+def test_a_run_that_a_signal_stopped_goes_back_into_the_queue(shell, tmp_path, status):
+    process = shell(f"finish bash -c 'exit {status}'", SLURM_RESTART_COUNT="2", MAX_RESTARTS="3")
+    ended, out, _ = finished(process)
+    assert ended == status
     assert out == "stopped early: back into the queue, restart 3 of at most 3\n"
     assert calls(tmp_path) == ["scontrol requeue 7"]
 
