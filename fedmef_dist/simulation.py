@@ -44,6 +44,7 @@ from fedmef_dist.randomness import numpy_generator, torch_generator
 from fedmef_dist.server import Server
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.tracking import Tracker
+from fedmef_dist.tracking.timeline import Timeline
 
 _LOG = logging.getLogger(__name__)
 _METHOD, _CLIENTS = "method/", "clients/"
@@ -105,6 +106,7 @@ class Simulation:
         self.costs = CostModel()
         self.store = CheckpointStore(run_dir, config.checkpoint.keep)
         self.grace = GraceTime(config.checkpoint.grace, interruption or Interruption(), group.watch)
+        self.timeline = Timeline(run_dir if config.tracking.timeline else None, group.rank)
         self.stopping = False
         self.totals = Totals()
         self.first_metrics: Metrics = {}
@@ -150,6 +152,8 @@ class Simulation:
             return None
         self.costs.observe(cohort.samples, result.client_seconds)
         reduced = time.perf_counter()
+        slowest = float(result.rank_seconds.max() - result.rank_seconds[self.group.rank])
+        met = min(trained + slowest, reduced)  # the reduction begins when the slowest rank has trained
         metrics = self.update_server(plan, total, result, before, accuracies)
         metrics |= self.account(cohort, plan, mask)
 
@@ -157,9 +161,7 @@ class Simulation:
         metrics |= self.evaluate_if_due()
         end = time.perf_counter()
         metrics |= {
-            "time/train": trained - start,
-            "time/reduce": reduced - trained,
-            "time/eval": end - evaluated,
+            **self.timeline.phases(self.round, (start, trained, met, reduced, evaluated, end)),
             "time/round": end - start,
             "time/imbalance": float(result.rank_seconds.max() / max(result.rank_seconds.mean(), 1e-9)),
             "cluster/reduce_bytes": self.group.bytes_moved - moved,
@@ -201,6 +203,7 @@ class Simulation:
         """Trains the client of one place in the cohort and adds its update."""
         client = int(total.cohort.clients[slot])
         self.group.watch.place = f"round {self.round}, client {client}"
+        start = time.perf_counter()
         states = self.client_states
         state = states.recall(client, self.server.values) if states is not None else None
         accepted = total.add(slot, self.train_client(client, plan, rate, state))
@@ -208,7 +211,9 @@ class Simulation:
             states.keep(client, state)
         if not accepted:
             _LOG.warning("round %d: client %d refused, its update is not finite or too large", self.round, client)
-        self.grace.trained(int(total.cohort.samples[slot]))
+        samples = int(total.cohort.samples[slot])
+        self.grace.trained(samples)
+        self.timeline.add(f"client {client}", start, time.perf_counter(), round=self.round, samples=samples)
 
     def train_client(self, client: int, plan: RoundPlan, rate: float, state: Keepsake | None = None) -> ClientReport:
         """Trains one client on its own batches, which depend on nothing but (seed, round, client)."""

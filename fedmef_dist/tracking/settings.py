@@ -27,4 +27,7 @@ class TrackingSettings(Settings):
     """Where metrics go beside metrics.jsonl."""
 
     console: bool = Field(default=True, description="show progress: a bar on a terminal, plain lines elsewhere")
+    timeline: bool = Field(
+        default=False, description="write what each rank did and when to timeline/; ui.perfetto.dev opens these traces"
+    )
     wandb: WandbSettings = Field(default=WandbSettings(), description="Weights & Biases")

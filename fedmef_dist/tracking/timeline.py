@@ -1,0 +1,75 @@
+"""When each rank did what: ``timeline/rank-NNN.json`` in the run directory, a trace that Perfetto opens.
+
+The format is Chrome's JSON array, one event a line. It needs no closing bracket, so the trace of a run that is killed,
+or goes on later in the same file, is one too.
+"""
+
+import itertools
+import json
+import resource
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedmef_dist.notices import tell
+
+PHASES = ("train", "wait", "reduce", "adjust", "eval")
+_MICROSECONDS = 1e6
+_KIBIBYTE = 1024
+
+
+class Timeline:
+    """The spans of one rank; nothing is kept without a run directory.
+
+    A trace never ends a run: where it cannot be written, one line on stderr says so and the run goes on without it.
+    """
+
+    def __init__(self, run_dir: Path | None, rank: int) -> None:
+        self.path = None if run_dir is None else run_dir / "timeline" / f"rank-{rank:03d}.json"
+        self._rank = rank
+        # The ranks' own clocks start anywhere; their traces meet on the wall clock.
+        self._epoch = time.time() - time.perf_counter()
+        self._events = [self._event("process_name", "M", args={"name": f"rank {rank} on {socket.gethostname()}"})]
+
+    def add(self, name: str, start: float, end: float, **details: float) -> None:
+        """One span between two readings of ``time.perf_counter``, in seconds."""
+        if self.path is not None:
+            place = {"ts": round((self._epoch + start) * _MICROSECONDS), "dur": round((end - start) * _MICROSECONDS)}
+            self._events.append(self._event(name, "X", **place, args=details))
+
+    def phases(self, round: int, edges: Sequence[float]) -> dict[str, float]:
+        """The spans of a round's PHASES, which follow one another at these six readings, and the metrics of them."""
+        spans = dict(zip(PHASES, itertools.pairwise(edges), strict=True))
+        for name, (start, end) in spans.items():
+            self.add(name, start, end, round=round)
+        self._write()
+        return {f"time/{name}": end - start for name, (start, end) in spans.items()}
+
+    def _event(self, name: str, kind: str, **fields: Any) -> dict[str, Any]:
+        return {"name": name, "ph": kind, "pid": self._rank, "tid": 0, **fields}
+
+    def _write(self) -> None:
+        """Appends what has happened since, and the most memory that the process has held until now, in bytes."""
+        if self.path is None:
+            return
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIBIBYTE
+        now = round(time.time() * _MICROSECONDS)
+        self._events.append(self._event("peak memory", "C", ts=now, args={"bytes": peak}))
+        lines = "".join(f"{json.dumps(event)},\n" for event in self._events)
+        self._events.clear()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(lines if file.tell() else f"[\n{lines}")
+        except OSError as error:
+            tell(f"the timeline cannot be written: {error.strerror}; the run goes on; where: {self.path}")
+            self.path = None
+
+
+def read_timelines(run_dir: Path) -> list[dict[str, Any]]:
+    """All events of all ranks of a run. Raises OSError where a file cannot be read, ValueError where it is damaged."""
+    paths = sorted((run_dir / "timeline").glob("rank-*.json"))
+    texts = [path.read_text(encoding="utf-8").rstrip().rstrip(",") for path in paths]
+    return [event for text in texts for event in json.loads(f"{text}]")]

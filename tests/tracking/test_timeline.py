@@ -1,0 +1,67 @@
+import json
+import time
+
+import pytest
+
+from fedmef_dist.tracking.timeline import Timeline, read_timelines
+
+EDGES = (10.0, 12.0, 12.5, 12.75, 13.0, 15.0)
+
+
+def test_phases_follow_one_another_and_are_the_rounds_metrics():
+    assert Timeline(None, 0).phases(1, EDGES) == {
+        "time/train": 2.0,
+        "time/wait": 0.5,
+        "time/reduce": 0.25,
+        "time/adjust": 0.25,
+        "time/eval": 2.0,
+    }
+
+
+def test_spans_stand_on_the_wall_clock_in_microseconds(tmp_path):
+    before = time.time() - time.perf_counter()
+    timeline = Timeline(tmp_path, 3)
+    timeline.add("client 5", 10.5, 11.0, round=1, samples=7)
+    timeline.phases(1, EDGES)
+    name, client, *phases, memory = read_timelines(tmp_path)
+    assert name["ph"] == "M"
+    assert name["args"]["name"].startswith("rank 3 on ")
+    assert client["ts"] == pytest.approx((before + 10.5) * 1e6, abs=1e5)
+    assert (client["dur"], client["pid"], client["args"]) == (500_000, 3, {"round": 1, "samples": 7})
+    assert [event["name"] for event in phases] == ["train", "wait", "reduce", "adjust", "eval"]
+    assert phases[1]["ts"] - phases[0]["ts"] == 2_000_000
+    assert memory["ph"] == "C"
+    assert memory["args"]["bytes"] > 10e6  # an interpreter with torch holds more
+
+
+def test_the_file_is_a_trace_at_any_moment_and_grows_when_a_run_goes_on(tmp_path):
+    for number in (1, 2):
+        Timeline(tmp_path, 0).phases(number, EDGES)
+        text = (tmp_path / "timeline" / "rank-000.json").read_text()
+        # Chrome's format allows the missing bracket, and nothing else, behind the last comma.
+        assert len(json.loads(text.rstrip().rstrip(",") + "]")) == 7 * number
+    assert text.count("[") == 1
+
+
+def test_ranks_are_read_together(tmp_path):
+    for rank in (1, 0):
+        Timeline(tmp_path, rank).phases(1, EDGES)
+    assert [event["pid"] for event in read_timelines(tmp_path) if event["ph"] == "M"] == [0, 1]
+
+
+def test_without_a_run_directory_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    timeline = Timeline(None, 0)
+    timeline.add("x", 0, 1)
+    timeline.phases(1, EDGES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trace_that_cannot_be_written_is_told_once_and_ends_nothing(tmp_path, capsys):
+    (tmp_path / "timeline").write_text("")
+    timeline = Timeline(tmp_path, 0)
+    for number in (1, 2):
+        timeline.phases(number, EDGES)
+    shown = capsys.readouterr().err
+    assert shown.count("the timeline cannot be written") == 1
+    assert str(tmp_path / "timeline" / "rank-000.json") in shown
