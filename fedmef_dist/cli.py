@@ -146,6 +146,22 @@ def submit(
     submit_job(config, overrides or [], job, run_dir=run_dir, grid=array, max_restarts=max_restarts, dry_run=dry_run)
 
 
+@app.command()
+def scale(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    ranks: Annotated[str, typer.Option(help="numbers of ranks")] = "1,2",
+    clients: Annotated[str, typer.Option(help="sizes of the population; none: only the configuration's")] = "",
+    repeats: Annotated[int, typer.Option(min=1, help="runs of each point, which take turns")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="measured rounds of a run, behind one to warm up")] = 5,
+    out: Annotated[Path | None, typer.Option(help="default: runs/<name>-scaling")] = None,
+) -> None:
+    """Measure strong and weak scaling, fit a cost model, predict larger clusters; on this machine or an allocation."""
+    from fedmef_dist.scaling.scale import scale as run_study
+
+    run_study(config, overrides or [], ranks, clients, repeats, rounds, out)
+
+
 def main() -> None:
     """Entry point; wrong input ends with exit status 2 and its message."""
     try:

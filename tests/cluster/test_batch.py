@@ -1,5 +1,6 @@
 """Every batch script on a real Slurm: preempted, cancelled, killed, and still the bits of an undisturbed run."""
 
+import csv
 import json
 import os
 import signal
@@ -161,3 +162,15 @@ def test_an_array_runs_every_cell_and_one_failure_is_that_cells_alone(slurm, sen
     runs = {path.name: path for path in (tmp_path / "runs").iterdir()}
     assert set(runs) == {"clients_per_round-5", "clients_per_round-4"}
     assert {read(path)["rounds"] for path in runs.values()} == {4}
+
+
+def test_a_scaling_study_measures_each_point_as_a_step(slurm, send, log, batch_config, tmp_path):
+    out = tmp_path / "study"
+    job = send("scaling", ["--nodes=2"], batch_config, "--ranks", "1,2", "--repeats", 1, "--rounds", 2, "--out", out)
+    slurm.wait(job, "COMPLETED")
+    with (out / "scaling.csv").open() as file:
+        measured = [(row["ranks"], row["local_ranks"]) for row in csv.DictReader(file)]
+    assert sorted(measured) == [("1", "1"), ("2", "1"), ("2", "1")]
+    assert "an allocation of 2 nodes with 2 tasks" in (out / "scaling.md").read_text()
+    launchers = {json.loads(path.read_text())["launcher"] for path in out.glob("points/*/summary.json")}
+    assert launchers == {"srun"}, log()

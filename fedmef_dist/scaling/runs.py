@@ -1,0 +1,106 @@
+"""Starts the runs of a study: as processes of this machine, or with srun over an allocation."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedmef_dist.atomic import write_json
+from fedmef_dist.comm.environment import detect
+from fedmef_dist.comm.group import STOPPED_EARLY
+from fedmef_dist.comm.slurm import expand_tasks
+from fedmef_dist.config import differing_keys, load_config, read_tree, to_tree
+from fedmef_dist.errors import UserError
+from fedmef_dist.local_ranks import run_ranks, wait_for
+from fedmef_dist.scaling.points import Point
+
+PROCESS_FILE = "process.json"
+_TAIL = 12
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the ranks run: ``tasks_per_node`` of an allocation, or None for this machine alone."""
+
+    tasks_per_node: tuple[int, ...] | None
+
+    def check(self, ranks: int) -> None:
+        """Raises UserError where the allocation is too small for so many ranks."""
+        if self.tasks_per_node is not None and ranks > sum(self.tasks_per_node):
+            raise UserError(
+                f"the allocation has {sum(self.tasks_per_node)} tasks, not {ranks}\nwhere: --ranks\n"
+                "mend: ask for more nodes or tasks, or measure fewer ranks"
+            )
+
+    def local_ranks(self, ranks: int) -> int:
+        """How many of the ranks share a node."""
+        return ranks if self.tasks_per_node is None else min(ranks, self.tasks_per_node[0])
+
+    def run(self, arguments: Sequence[str], ranks: int, log: Path) -> int:
+        """Run ``fedmef-dist ARGUMENTS`` on so many ranks; returns the exit status. What they print goes to ``log``."""
+        with log.open("wb") as output:
+            if self.tasks_per_node is None:
+                return run_ranks(arguments, ranks, output)
+            nodes = -(-ranks // self.tasks_per_node[0])
+            threads = os.environ.get("SLURM_CPUS_PER_TASK", "1")
+            step = [f"--nodes={nodes}", f"--ntasks={ranks}", f"--cpus-per-task={threads}", "--kill-on-bad-exit=1"]
+            command = ["srun", *step, sys.executable, "-m", "fedmef_dist", *arguments]
+            return wait_for([(command, os.environ)], output)
+
+
+def find_place() -> Place:
+    """The machine itself, or the allocation whose batch script runs here. Raises UserError inside a launcher's rank."""
+    environment = detect(os.environ)
+    if environment.launcher != "single":
+        raise UserError(
+            f"scale starts its ranks itself, {environment.launcher} has started it\nwhere: command line\n"
+            "mend: call it without a launcher; inside an allocation it uses srun"
+        )
+    tasks = os.environ.get("SLURM_TASKS_PER_NODE") if "SLURM_JOB_ID" in os.environ else None
+    return Place(None if tasks is None else tuple(expand_tasks(tasks)))
+
+
+def measure(
+    place: Place, config: Path, overrides: Sequence[str], point: Point, rounds: int, repeat: int, out: Path
+) -> Path:
+    """The run directory of one repetition of a point; runs it unless it lies there finished.
+
+    Raises:
+        UserError: the configuration does not fit, or the directory holds another study's run.
+        SystemExit: the run failed, which is shown, or a signal stopped it.
+    """
+    changes = [*overrides, *point.overrides(rounds)]
+    run_dir = out / "points" / f"{point.name}_{repeat}"
+    if (run_dir / PROCESS_FILE).is_file():
+        _refuse_another(run_dir, to_tree(load_config(config, changes)))
+        return run_dir
+    shutil.rmtree(run_dir, ignore_errors=True)  # half a run has half the times
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    log = run_dir.with_suffix(".log")
+    start = time.perf_counter()
+    status = place.run(["run", str(config), *changes, "--run-dir", str(run_dir)], point.ranks, log)
+    if status:
+        _give_up(status, point, log)
+    write_json(run_dir / PROCESS_FILE, {"seconds": time.perf_counter() - start})
+    return run_dir
+
+
+def _refuse_another(run_dir: Path, wanted: dict[str, object]) -> None:
+    path = run_dir / "config.yaml"
+    keys = differing_keys(read_tree(path.read_text(encoding="utf-8"), str(path)), wanted)
+    if keys:
+        raise UserError(
+            f"the directory holds another study; different: {', '.join(keys[:8])}\nwhere: {run_dir}\n"
+            "mend: choose another --out, or delete it"
+        )
+
+
+def _give_up(status: int, point: Point, log: Path) -> None:
+    if status == STOPPED_EARLY:
+        raise SystemExit(STOPPED_EARLY)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
+    print(f"the run {point.name} ended with exit status {status}; {log} ends with:", *lines, sep="\n", file=sys.stderr)
+    raise SystemExit(2 if status == 2 else 1)

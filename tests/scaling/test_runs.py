@@ -1,0 +1,120 @@
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedmef_dist.config import load_config
+from fedmef_dist.errors import UserError
+from fedmef_dist.run_directory import claim
+from fedmef_dist.scaling import runs as module
+from fedmef_dist.scaling.points import Point
+from fedmef_dist.scaling.runs import Place, find_place, measure
+
+POINT = Point(2, 30, 3)
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in [*os.environ]:
+        if name.startswith(("SLURM_", "PMI_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("method: {name: fedavg}\n")
+    return path
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Collects the commands in place of starting them; they end with the status at the list's front."""
+    calls, statuses = [], []
+
+    def wait_for(commands, output):
+        calls.extend(command for command, _ in commands)
+        output.write(b"first line\nlast line\n")
+        if "--run-dir" in calls[-1]:
+            Path(calls[-1][-1]).mkdir(parents=True)
+        return statuses.pop(0) if statuses else 0
+
+    monkeypatch.setattr(module, "wait_for", wait_for)
+    monkeypatch.setattr(module, "run_ranks", lambda arguments, ranks, output: wait_for([(arguments, None)], output))
+    return calls, statuses
+
+
+def test_alone_the_ranks_are_this_machines():
+    assert find_place() == Place(None)
+    assert Place(None).local_ranks(3) == 3
+    Place(None).check(64)
+
+
+def test_inside_an_allocation_every_point_is_a_step(monkeypatch, started, tmp_path):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_TASKS_PER_NODE", "4(x2)")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    place = find_place()
+    assert place == Place((4, 4))
+    assert [place.local_ranks(ranks) for ranks in (1, 4, 6)] == [1, 4, 4]
+    assert place.run(["run", "x"], 6, tmp_path / "log") == 0
+    options = ["--nodes=2", "--ntasks=6", "--cpus-per-task=3", "--kill-on-bad-exit=1"]
+    assert started[0] == [["srun", *options, sys.executable, "-m", "fedmef_dist", "run", "x"]]
+    with pytest.raises(UserError, match="allocation has 8 tasks, not 9\nwhere: --ranks"):
+        place.check(9)
+
+
+def test_a_rank_cannot_start_a_study(monkeypatch):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(UserError, match="torchrun has started it"):
+        find_place()
+
+
+def test_a_run_is_started_once_and_its_time_kept(config, started, tmp_path):
+    arguments = (Place(None), config, ["seed=1"], POINT, 4)
+    run_dir = measure(*arguments, 0, tmp_path)
+    assert run_dir == tmp_path / "points" / "ranks-2_clients-30_cohort-3_0"
+    (command,) = started[0]
+    assert command[:3] == ["run", str(config), "seed=1"]
+    assert command[-2:] == ["--run-dir", str(run_dir)]
+    assert "federation.rounds=5" in command
+    assert 0 <= json.loads((run_dir / "process.json").read_text())["seconds"] < 10
+
+
+def finish(run_dir, config, overrides):
+    claim(run_dir, load_config(config, [*overrides, *POINT.overrides(4)]))
+    (run_dir / "process.json").write_text(json.dumps({"seconds": 1.0}))
+
+
+def test_a_finished_run_is_not_started_again(config, started, tmp_path):
+    finish(tmp_path / "points" / f"{POINT.name}_0", config, ["seed=1"])
+    measure(Place(None), config, ["seed=1"], POINT, 4, 0, tmp_path)
+    assert started[0] == []
+
+
+def test_another_studys_run_is_refused(config, started, tmp_path):
+    finish(tmp_path / "points" / f"{POINT.name}_0", config, ["seed=1"])
+    with pytest.raises(UserError, match="holds another study; different: seed\nwhere: "):
+        measure(Place(None), config, ["seed=2"], POINT, 4, 0, tmp_path)
+
+
+def test_half_a_run_is_started_anew(config, started, tmp_path):
+    run_dir = tmp_path / "points" / f"{POINT.name}_0"
+    run_dir.mkdir(parents=True)
+    (run_dir / "metrics.jsonl").write_text("half")
+    measure(Place(None), config, [], POINT, 4, 0, tmp_path)
+    assert len(started[0]) == 1
+    assert not (run_dir / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(("status", "expected"), [(2, 2), (1, 1), (137, 1), (75, 75)])
+def test_a_run_that_fails_ends_the_study_with_its_last_lines(config, started, tmp_path, capsys, status, expected):
+    started[1].append(status)
+    with pytest.raises(SystemExit) as left:
+        measure(Place(None), config, [], POINT, 4, 0, tmp_path)
+    assert left.value.code == expected
+    assert ("last line" in capsys.readouterr().err) == (status != 75)

@@ -1,0 +1,57 @@
+import json
+
+import pytest
+
+from fedmef_dist.errors import UserError
+from fedmef_dist.scaling.scale import scale
+
+CONFIG = """
+name: small
+data: {dataset: synthetic, synthetic: {samples: 400, test_samples: 50, channels: 1, image_size: 8}}
+model: {name: cnn, width: 0.25, hidden: 0}
+federation: {clients: 20, clients_per_round: 2, rounds: 9, local_epochs: 1}
+method: {name: fedavg}
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.mark.cluster
+def test_a_study_measures_fits_and_predicts_and_a_second_one_finds_it_done(config, tmp_path, capsys):
+    out = tmp_path / "out"
+    scale(config, ["seed=1"], "2", "", 1, 2, out)
+    shown = capsys.readouterr().out
+    assert "## Strong scaling: 2 clients a round" in shown
+    assert {path.name for path in out.iterdir()} == {
+        "points", "scaling.md", "scaling.csv", "cost_model.json", "timeline.json",
+        "speedup.png", "efficiency.png", "phases.png",
+    }  # fmt: skip
+    events = json.loads((out / "timeline.json").read_text())["traceEvents"]
+    assert {event["pid"] for event in events} == {0, 1}
+    assert sum(event["name"].startswith("client ") for event in events) == 6  # 3 rounds of a cohort of 2
+    (process,) = out.glob("points/*/process.json")
+    started, csv = process.stat().st_mtime_ns, (out / "scaling.csv").read_text()
+    scale(config, ["seed=1"], "2", "", 1, 2, out)
+    assert process.stat().st_mtime_ns == started
+    assert (out / "scaling.csv").read_text() == csv
+
+
+@pytest.mark.parametrize(
+    ("ranks", "clients", "message"),
+    [("", "", "no number of ranks"), ("a", "", "--ranks"), ("1", "x", "--clients"), ("1,11", "", "needs 22 clients")],
+)
+def test_wrong_input_is_refused_before_anything_runs(config, tmp_path, ranks, clients, message):
+    with pytest.raises(UserError, match=message):
+        scale(config, [], ranks, clients, 1, 1, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_configuration_is_refused_before_anything_runs(config, tmp_path):
+    with pytest.raises(UserError, match="unknown key"):
+        scale(config, ["sed=1"], "1", "", 1, 1, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
