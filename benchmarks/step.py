@@ -193,7 +193,7 @@ def counting() -> Iterator[list[tuple[int, int]]]:
 
 
 def faithfulness(one: Contestant, dense: Contestant, options: argparse.Namespace) -> None:
-    """Kept share against the wanted one over five steps; then the cosine of weight gradients to those without pruning."""
+    """Kept share against the wanted one over five steps; cosine of weight gradients to those without pruning."""
     source = batches(options)
     forget_thresholds(one.model)
     with counting() as counts:

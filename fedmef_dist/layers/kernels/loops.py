@@ -44,7 +44,7 @@ def _call_all(row: np.ndarray, bitmap: np.ndarray) -> None:
     find_threshold(row, 1)
     pack_row(row, 1, 9, bitmap, row.copy())
     unpack_row(bitmap, row, row.copy())
-    pack_between(row, 2, 3, bitmap)
+    pack_between(row, 2, bitmap)
     select(bitmap, row, row.copy())
 
 
@@ -150,22 +150,19 @@ def unpack_row(bitmap: np.ndarray, values: np.ndarray, row: np.ndarray) -> None:
 
 
 @_compiled
-def pack_between(row: np.ndarray, high: int, infinity: int, bitmap: np.ndarray) -> None:
-    """Sets the bits of the elements above 0 and below the positive number whose pattern is ``high``, and of NaN.
+def pack_between(row: np.ndarray, high: int, bitmap: np.ndarray) -> None:
+    """Sets the bits of the elements above 0 and below the positive number whose pattern is ``high``.
 
     Args:
         row: integer (n,), patterns.
         high: pattern.
-        infinity: pattern of infinity.
         bitmap: uint8 (ceil(n / 8),); every byte is written.
     """
-    unsigned = (1 << (8 * row.itemsize - 1)) - 1
     for byte in range(bitmap.size):
         flags = 0
         for bit in range(min(8, row.size - 8 * byte)):
             pattern = row[8 * byte + bit]
-            inside = int(pattern > 0) & int(pattern < high) | int((pattern & unsigned) > infinity)
-            flags |= inside << bit
+            flags |= (int(pattern > 0) & int(pattern < high)) << bit
         bitmap[byte] = flags
 
 
