@@ -96,6 +96,12 @@ def start(folder):
     return subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, text=True)
 
 
+def test_without_a_place_for_the_cache_every_process_compiles():
+    closed = "import numba.core.caching as caching\ncaching.CompileResultCacheImpl._locator_classes = []\n"
+    output = subprocess.run([sys.executable, "-c", closed + PROGRAM], capture_output=True, text=True, check=True)
+    assert output.stdout.split() == ["6", "0"]
+
+
 def test_two_processes_that_start_on_an_empty_cache_compile_once(tmp_path):
     outputs = sorted(process.communicate()[0].split() for process in [start(tmp_path), start(tmp_path)])
     assert [counted for counted, _ in outputs] == ["6", "6"]
