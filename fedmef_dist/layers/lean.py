@@ -22,7 +22,7 @@ class _Gate(Function):
     def forward(ctx: Any, x: Tensor, ceiling: float | None, inplace: bool) -> Tensor:
         row = patterns(bits.flatten(x.detach()))
         high = torch.iinfo(row.dtype).max if ceiling is None else pattern(ceiling, x.dtype)
-        ctx.save_for_backward(kernels_for(row).pack_between(row, high, pattern(torch.inf, x.dtype)))
+        ctx.save_for_backward(kernels_for(row).pack_between(row, high))
         ctx.channels_last = bits.is_channels_last(x)
         if inplace:
             ctx.mark_dirty(x)
@@ -203,6 +203,12 @@ class Window(NamedTuple):
         return rows.view(-1, 1), columns
 
 
+def _gradient_of_input(ctx: Any, grad: Tensor) -> Tensor:
+    """Memory for it; stands also for the input itself, of which a pooling's gradient needs shape and order alone."""
+    order = torch.channels_last if ctx.channels_last else torch.contiguous_format
+    return torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=order)
+
+
 class _MaxPool(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
@@ -222,10 +228,8 @@ class _MaxPool(Function):
         offset = offset.long()
         row = top + offset // window.size[1] * window.dilation[0]
         index = row * width + left + offset % window.size[1] * window.dilation[1]
-        order = torch.channels_last if ctx.channels_last else torch.contiguous_format
-        # Only its shape and memory order are looked at.
-        x = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=order)
-        return torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *window, index), None
+        grad_x = _gradient_of_input(ctx, grad)
+        return torch.ops.aten.max_pool2d_with_indices_backward(grad, grad_x, *window, index, grad_input=grad_x), None
 
 
 class LeanMaxPool2d(nn.Module):
@@ -263,21 +267,16 @@ class LeanMaxPool2d(nn.Module):
         return _MaxPool.apply(x, self.window)
 
 
-def _shape_only(grad: Tensor, shape: torch.Size) -> Tensor:
-    """Stands for an input of which a backward function looks only at the shape; takes no memory."""
-    return grad.new_zeros(()).expand(shape)
-
-
 class _AvgPool(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, options: tuple[Any, ...]) -> Tensor:
-        ctx.shape, ctx.options = x.shape, options
+        ctx.shape, ctx.channels_last, ctx.options = x.shape, bits.is_channels_last(x), options
         return F.avg_pool2d(x, *options)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        x = _shape_only(grad, ctx.shape)
-        return torch.ops.aten.avg_pool2d_backward(grad.contiguous(), x, *ctx.options), None
+        grad_x = _gradient_of_input(ctx, grad)
+        return torch.ops.aten.avg_pool2d_backward(grad, grad_x, *ctx.options, grad_input=grad_x), None
 
 
 class LeanAvgPool2d(nn.Module):
@@ -304,12 +303,13 @@ class LeanAvgPool2d(nn.Module):
 class _AdaptiveAvgPool(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: Any) -> Tensor:
-        ctx.shape = x.shape
+        ctx.shape, ctx.channels_last = x.shape, bits.is_channels_last(x)
         return F.adaptive_avg_pool2d(x, size)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return torch.ops.aten._adaptive_avg_pool2d_backward(grad.contiguous(), _shape_only(grad, ctx.shape)), None
+        grad_x = _gradient_of_input(ctx, grad)
+        return torch.ops.aten._adaptive_avg_pool2d_backward(grad, grad_x, out=grad_x), None
 
 
 class LeanAdaptiveAvgPool2d(nn.Module):
@@ -325,4 +325,7 @@ class LeanAdaptiveAvgPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pools (B, C, H, W)."""
+        # One pixel is a mean, for which torch keeps nothing either.
+        if self.output_size in (1, (1, 1)):
+            return F.adaptive_avg_pool2d(x, self.output_size)
         return _AdaptiveAvgPool.apply(x, self.output_size)

@@ -18,7 +18,17 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fedmef_dist.layers.pruning import DENSE, Affine, Operation, Pruning, keep, padded_convolution, restore
+from fedmef_dist.layers import bits
+from fedmef_dist.layers.pruning import (
+    DENSE,
+    Affine,
+    Operation,
+    Pruning,
+    in_autocast_type,
+    keep,
+    padded_convolution,
+    restore,
+)
 
 GAMMA_RELU = sqrt(2 / (1 - 1 / pi))
 EPSILON = 1e-4
@@ -58,37 +68,64 @@ def gamma_of(kinds: Iterable[type[nn.Module]]) -> float:
 STANDARD = Normaliser()
 
 
-class _Parts(NamedTuple):
-    """Deviations from the filter's mean (like theta, 0 where inactive) and, (O, 1, ...), for each filter three numbers.
+def _rows(weight: Tensor, channels_last: bool) -> Tensor:
+    """(O, n): a filter a row; a view where the weight has this memory order."""
+    return bits.flatten(weight, channels_last).view(weight.shape[0], -1)
 
-    ``inverse_count`` is 1 / N_i where the mean is subtracted, else 0; ``scale`` multiplies g_i and the deviation;
-    ``squares`` is N_i var_i, but infinite where the scale does not depend on theta: where eps acts, or N_i < 2.
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Dot product of every two rows, (O, 1), without a tensor of their products."""
+    return torch.bmm(left.unsqueeze(1), right.unsqueeze(2)).view(-1, 1)
+
+
+class Filters(NamedTuple):
+    """What the normalisation sees of a weight, in its memory order: a filter a row.
+
+    Attributes:
+        deviation: (O, n), from the filter's mean; 0 where inactive.
+        inverse_count: (O, 1), 1 / N_i where the mean is subtracted, else 0.
+        scale: (O, 1), the factor beside g_i and the deviation.
+        squares: (O, 1), N_i var_i, but infinite where the scale does not depend on theta: where eps acts, or N_i < 2.
+        shape: of the weight.
+        channels_last: memory order of the weight.
     """
 
     deviation: Tensor
     inverse_count: Tensor
     scale: Tensor
     squares: Tensor
+    shape: torch.Size
+    channels_last: bool
+
+    def weight(self, gain: Tensor) -> Tensor:
+        """The weight that acts, with the gain (O,)."""
+        return self.like(self.deviation * (self.scale * gain.unsqueeze(1)))
+
+    def like(self, rows: Tensor) -> Tensor:
+        """Rows (O, n) in the form of the weight."""
+        return bits.like(rows.view(-1), self.shape, self.channels_last)
+
+
+def filters_of(theta: Tensor, mask: Tensor | None, normaliser: Normaliser) -> Filters:
+    """Arguments: see :func:`normalise`."""
+    order = bits.is_channels_last(theta)
+    count = _counts(theta, mask)
+    full = count > 1
+    inverse = torch.where(full, 1 / count.clamp(min=1), 0.0) if normaliser.centre else torch.zeros_like(count)
+    rows = _rows(theta, order)
+    deviation = rows - rows.sum(1, keepdim=True) * inverse
+    if mask is not None:
+        deviation *= _rows(mask, order)
+    squares = _dot(deviation, deviation)
+    scale = torch.where(full, normaliser.gamma * squares.clamp(min=EPSILON).rsqrt(), 1.0)
+    squares = torch.where(full & (squares > EPSILON), squares, torch.inf)
+    return Filters(deviation, inverse, scale, squares, theta.shape, order)
 
 
 def _counts(weight: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
-        return weight.new_full((weight.shape[0], *[1] * (weight.dim() - 1)), prod(weight.shape[1:]))
-    return mask.sum(tuple(range(1, mask.dim())), keepdim=True)
-
-
-def _parts(theta: Tensor, mask: Tensor | None, normaliser: Normaliser) -> _Parts:
-    dims = tuple(range(1, theta.dim()))
-    count = _counts(theta, mask)
-    full = count > 1
-    inverse = torch.where(full, 1 / count.clamp(min=1), 0.0) if normaliser.centre else torch.zeros_like(count)
-    deviation = theta - theta.sum(dims, keepdim=True) * inverse
-    if mask is not None:
-        deviation *= mask
-    squares = deviation.square().sum(dims, keepdim=True)
-    scale = torch.where(full, normaliser.gamma * squares.clamp(min=EPSILON).rsqrt(), 1.0)
-    squares = torch.where(full & (squares > EPSILON), squares, torch.inf)
-    return _Parts(deviation, inverse, scale, squares)
+        return weight.new_full((weight.shape[0], 1), prod(weight.shape[1:]))
+    return mask.sum(tuple(range(1, mask.dim()))).unsqueeze(1)
 
 
 def filter_means(weight: Tensor, mask: Tensor | None) -> Tensor:
@@ -111,30 +148,28 @@ def normalise(theta: Tensor, gain: Tensor, mask: Tensor | None, normaliser: Norm
         mask: like theta, 1 where active; None: all are.
         normaliser: constants.
     """
-    parts = _parts(theta, mask, normaliser)
-    return parts.deviation.mul_(parts.scale * gain.view_as(parts.scale))
+    return filters_of(theta, mask, normaliser).weight(gain)
 
 
-def normalise_backward(
-    grad: Tensor, theta: Tensor, gain: Tensor, mask: Tensor | None, normaliser: Normaliser
-) -> tuple[Tensor, Tensor]:
+def normalise_backward(grad: Tensor, gain: Tensor, mask: Tensor | None, filters: Filters) -> tuple[Tensor, Tensor]:
     """Gradients of theta and gain from that of the normalised weight.
 
     Inactive positions get what they would as active weights without effect (deviation 0): the server grows by it, and
     the optimiser masks it.
+
+    Args:
+        grad: like theta; overwritten, since a large weight's temporaries would be the peak of a step.
+        gain: (O,).
+        mask: like theta, 1 where active; None: all are.
+        filters: of theta.
     """
-    return _backward(grad, gain, mask, _parts(theta, mask, normaliser))
-
-
-def _backward(grad: Tensor, gain: Tensor, mask: Tensor | None, parts: _Parts) -> tuple[Tensor, Tensor]:
-    dims = tuple(range(1, grad.dim()))
-    along = (grad * parts.deviation).sum(dims, keepdim=True)
-    grad_gain = (along * parts.scale).view_as(gain)
-    active = grad if mask is None else grad * mask
+    rows = _rows(grad, filters.channels_last)
+    along = _dot(rows, filters.deviation)
+    total = rows.sum(1, keepdim=True) if mask is None else _dot(rows, _rows(mask, filters.channels_last))
     # The deviations sum to 0 over a centred filter, so their part of the gradient has no mean to subtract.
-    grad_theta = grad - active.sum(dims, keepdim=True) * parts.inverse_count
-    grad_theta -= parts.deviation * (along / parts.squares)
-    return grad_theta.mul_(parts.scale * gain.view_as(parts.scale)), grad_gain
+    rows.sub_(total * filters.inverse_count).addcmul_(filters.deviation, along / filters.squares, value=-1)
+    rows.mul_(filters.scale * gain.unsqueeze(1))
+    return filters.like(rows), (along * filters.scale).view_as(gain)
 
 
 class _Normalised(Function):
@@ -152,22 +187,23 @@ class _Normalised(Function):
         normaliser: Normaliser,
         pruning: Pruning,
     ) -> Tensor:
-        output = operation.forward(x, normalise(theta, gain, mask, normaliser), bias)
-        saved, ctx.kept = keep(x.to(output.dtype), pruning)
+        x = in_autocast_type(x)
+        saved, ctx.kept = keep(x, pruning)  # first, so that its scratch and the output are not alive together
         ctx.save_for_backward(theta, gain, mask, *saved)
         ctx.operation, ctx.normaliser = operation, normaliser
-        return output
+        return operation.forward(x, normalise(theta, gain, mask, normaliser), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         theta, gain, mask, *saved = ctx.saved_tensors
+        filters = filters_of(theta, mask, ctx.normaliser)
+        weight = filters.weight(gain).to(grad.dtype)
         x = restore(tuple(saved), ctx.kept)
-        parts = _parts(theta, mask, ctx.normaliser)
-        weight = (parts.deviation * (parts.scale * gain.view_as(parts.scale))).to(grad.dtype)
         needed = (ctx.needs_input_grad[0], True, True)
         grad_x, grad_weight, grad_bias = ctx.operation.gradients(grad, x, weight, needed)
-        grad_theta, grad_gain = _backward(grad_weight.to(theta.dtype), gain, mask, parts)
+        del weight, x
+        grad_theta, grad_gain = normalise_backward(grad_weight.to(theta.dtype), gain, mask, filters)
         return grad_x, grad_theta, grad_gain, grad_bias, None, None, None, None
 
 

@@ -190,6 +190,14 @@ def padded_convolution(module: nn.Conv2d, x: Tensor) -> tuple[Convolution, Tenso
     return Convolution(module.stride, (0, 0), module.dilation, module.groups), border
 
 
+def in_autocast_type(x: Tensor) -> Tensor:
+    """``x`` in the type in which autocast runs convolutions and linear layers."""
+    kind = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 class _Pruned(Function):
     """An operation whose input is kept pruned. Autocast runs it in its own type, which is then that of what is kept."""
 
@@ -197,11 +205,11 @@ class _Pruned(Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, operation: Operation, pruning: Pruning
     ) -> Tensor:
-        output = operation.forward(x, weight, bias)
-        saved, ctx.kept = keep(x.to(output.dtype), pruning)
+        x = in_autocast_type(x)
+        saved, ctx.kept = keep(x, pruning)  # first, so that its scratch and the output are not alive together
         ctx.save_for_backward(weight, *saved)
         ctx.operation = operation
-        return output
+        return operation.forward(x, weight, bias)
 
     @staticmethod
     @once_differentiable

@@ -46,6 +46,7 @@ _LEAN: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
         stock.divisor_override,
     ),
 }
+_ROUNDED = (nn.SiLU, nn.Hardswish, nn.GELU)
 
 
 def weighted_layers(model: nn.Module) -> dict[str, _Weighted]:
@@ -181,7 +182,10 @@ def _convert_other(module: nn.Module, sap: SapSettings, norm: str) -> nn.Module:
     # Known by name: the class is torchvision's, which is not imported for the networks of our own.
     if kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision."):
         return StochasticDepth(module.p, module.mode)  # type: ignore[arg-type]
-    return _LEAN[kind](module) if sap.enabled and kind in _LEAN else module
+    # A smooth activation's derivative is kept rounded; with ratio 0 all gradients are exact.
+    if not sap.enabled or (kind in _ROUNDED and not sap.prune_ratio):
+        return module
+    return _LEAN[kind](module) if kind in _LEAN else module
 
 
 def _normalisation(stock: nn.BatchNorm2d, norm: str) -> nn.Module:

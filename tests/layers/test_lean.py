@@ -7,6 +7,7 @@ from fedmef_dist.layers import lean
 PAIRS = [
     (nn.ReLU(), lean.LeanReLU()),
     (nn.ReLU6(), lean.LeanReLU6()),
+    (nn.LeakyReLU(0.2), lean.LeanLeakyReLU(0.2)),
     (nn.MaxPool2d(2), lean.LeanMaxPool2d(2)),
     (nn.MaxPool2d(3, 2, 1), lean.LeanMaxPool2d(3, 2, 1)),
     (nn.MaxPool2d((2, 3), (1, 2), (1, 0)), lean.LeanMaxPool2d((2, 3), (1, 2), (1, 0))),
@@ -23,6 +24,15 @@ SMOOTH = [
     (nn.Hardswish(), lean.LeanHardswish()),
     (nn.GELU(), lean.LeanGELU()),
     (nn.GELU("tanh"), lean.LeanGELU("tanh")),
+]
+
+
+INPLACE = [
+    (nn.ReLU(inplace=True), lean.LeanReLU(inplace=True)),
+    (nn.ReLU6(inplace=True), lean.LeanReLU6(inplace=True)),
+    (nn.LeakyReLU(0.2, inplace=True), lean.LeanLeakyReLU(0.2, inplace=True)),
+    (nn.SiLU(inplace=True), lean.LeanSiLU(inplace=True)),
+    (nn.Hardswish(inplace=True), lean.LeanHardswish(inplace=True)),
 ]
 
 
@@ -75,6 +85,43 @@ def test_smooth_activations_are_exact_forward_and_close_backward(stock, ours):
     assert 0.3 * step < error < 0.502 * step
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("stock", "ours"), PAIRS[:3], ids=name)
+def test_gates_work_in_every_type(stock, ours, dtype):
+    x = activations(False).to(dtype)
+    x.view(-1)[:2] = torch.tensor([float("inf"), -float("inf")])
+    for mine, theirs in zip(run(ours, x), run(stock, x), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("stock", "ours"), INPLACE, ids=name)
+def test_in_place_overwrites_the_input(stock, ours, channels_last):
+    x = activations(channels_last)
+    results = []
+    for layer in (ours, stock):
+        leaf = x.clone().requires_grad_()
+        before = leaf * 1
+        output = layer(before)
+        assert output.data_ptr() == before.data_ptr()
+        output.backward(torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
+        results.append((output, leaf.grad))
+        with torch.no_grad():
+            assert torch.equal(layer(x.clone()), output)
+    (mine, my_grad), (theirs, their_grad) = results
+    assert torch.equal(mine, theirs)
+    torch.testing.assert_close(my_grad, their_grad, atol=0.02, rtol=0)
+
+
+def test_an_input_that_somebody_else_keeps_may_not_be_overwritten():
+    x = activations(False).requires_grad_()
+    squared = (x * 1).square()
+    output = squared.exp()
+    lean.LeanReLU(inplace=True)(output)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
 @pytest.mark.parametrize("layer", [ours for _, ours in PAIRS + SMOOTH], ids=name)
 def test_without_gradients_nothing_is_recorded(layer):
     x = activations(False).requires_grad_()
@@ -89,6 +136,7 @@ def test_without_gradients_nothing_is_recorded(layer):
     [
         (lean.LeanReLU(), 54),  # 432 elements, a bit each
         (lean.LeanReLU6(), 54),
+        (lean.LeanLeakyReLU(), 54),
         (lean.LeanSiLU(), 432),
         (lean.LeanGELU(), 432),
         (lean.LeanMaxPool2d(2), 2 * 3 * 4 * 4),

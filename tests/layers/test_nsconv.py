@@ -13,6 +13,7 @@ from fedmef_dist.layers.nsconv import (
     NSConv2d,
     NSLinear,
     filter_means,
+    filters_of,
     gamma_of,
     normalise,
     normalise_backward,
@@ -92,10 +93,28 @@ def test_fewer_than_two_active_weights_are_taken_as_they_are():
 def test_equal_weights_do_not_divide_by_zero():
     weight = torch.full((1, 4), 0.7)
     gain = torch.ones(1)
-    grad_theta, grad_gain = normalise_backward(torch.tensor([[1.0, 0, 0, 0]]), weight, gain, None, Normaliser())
+    filters = filters_of(weight, None, Normaliser())
+    grad_theta, grad_gain = normalise_backward(torch.tensor([[1.0, 0, 0, 0]]), gain, None, filters)
     expected = torch.tensor([[0.75, -0.25, -0.25, -0.25]]) * (GAMMA_RELU / sqrt(EPSILON))
     torch.testing.assert_close(grad_theta, expected)
     assert grad_gain.item() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_memory_order_does_not_matter(masked):
+    torch.manual_seed(0)
+    weight, gain, grad = torch.randn(5, 4, 3, 3).double(), torch.rand(5).double(), torch.randn(5, 4, 3, 3).double()
+    mask = ragged_mask(weight.shape) if masked else None
+    weight = weight if mask is None else weight * mask
+    results = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        theta = weight.contiguous(memory_format=order)
+        acting = normalise(theta, gain, mask, Normaliser())
+        assert acting.is_contiguous(memory_format=order)
+        backward = normalise_backward(grad.clone(), gain, mask, filters_of(theta, mask, Normaliser()))
+        results.append((acting, *backward))
+    for contiguous, channels_last in zip(*results, strict=True):
+        torch.testing.assert_close(channels_last, contiguous)
 
 
 def test_filter_means():
@@ -152,7 +171,7 @@ def test_inactive_weights_get_the_gradient_of_a_weight_without_effect():
     weight, mask = torch.randn(1, 6).double(), torch.tensor([[1.0, 1, 1, 1, 0, 0]]).double()
     grad = torch.randn(1, 6).double()
     gain = torch.tensor([0.7]).double()
-    mine, _ = normalise_backward(grad, weight * mask, gain, mask, Normaliser())
+    mine, _ = normalise_backward(grad.clone(), gain, mask, filters_of(weight * mask, mask, Normaliser()))
     # The same filter with position 4 active at the others' mean: neither mu nor the scale changes.
     grown, grown_mask = (weight * mask).clone(), mask.clone()
     grown[0, 4], grown_mask[0, 4] = weight[0, :4].mean(), 1
@@ -202,7 +221,8 @@ def test_with_activation_pruning_only_the_weights_gradients_change(ratio):
 
     acting.grad = None
     F.conv2d(restore(*keep(x.detach(), Pruning(ratio))), acting, padding=1).backward(grad)
-    expected = normalise_backward(acting.grad, pruned.weight.detach(), pruned.gain.detach(), None, Normaliser())
+    filters = filters_of(pruned.weight.detach(), None, Normaliser())
+    expected = normalise_backward(acting.grad, pruned.gain.detach(), None, filters)
     torch.testing.assert_close((pruned.weight.grad, pruned.gain.grad), expected)
 
 

@@ -216,3 +216,15 @@ def test_pruned_gradient_points_where_the_dense_one_does():
     # The larger half of a normal variable carries erf(c / sqrt 2) - 2 c phi(c) less than all of its square, c = 0.6745:
     # 1 - 0.0713; where gradient and input are independent the cosine is the root of that.
     assert cosine(x) == pytest.approx(0.9287**0.5, abs=0.02)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_keeps_what_a_cpu_keeps(dtype):
+    x = torch.randn(4, 8, 16, 16).relu().to(dtype, memory_format=torch.channels_last)
+    for pruning in (Pruning(0.5), Pruning(0.9, per_sample=True), Pruning(0.3, storage=torch.float16)):
+        on_cpu, on_gpu = keep(x, pruning), keep(x.cuda(), pruning)
+        for mine, theirs in zip(on_gpu[0], on_cpu[0], strict=True):
+            assert torch.equal(mine.cpu(), theirs)
+        assert torch.equal(restore(*on_gpu).cpu(), restore(*on_cpu))

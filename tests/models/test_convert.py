@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -6,7 +8,7 @@ from fedmef_dist.layers import lean
 from fedmef_dist.layers.batchnorm import BatchNorm2d
 from fedmef_dist.layers.nsconv import GAMMA_RELU, NSConv2d
 from fedmef_dist.layers.pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings
-from fedmef_dist.layers.random import Dropout
+from fedmef_dist.layers.random import Dropout, set_generator
 from fedmef_dist.models.convert import convert, prunable_weights
 
 OFF = SapSettings(enabled=False)
@@ -113,3 +115,54 @@ def test_all_but_biases_normalisation_and_the_output_layer_is_prunable():
 
 def test_evaluation_mode_survives():
     assert not any(module.training for module in convert(network().eval(), ON, "nsconv").modules())
+
+
+def gradients(model, x, **autocast):
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bool(autocast)):
+        loss = model(x).float().square().mean()
+    loss.backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def smooth_network():
+    activations = [nn.SiLU(inplace=True), nn.Hardswish(), nn.GELU(), nn.LeakyReLU(0.1), nn.ReLU()]
+    layers = [layer for activation in activations for layer in (nn.Conv2d(4, 4, 3, 1, 1), activation, nn.AvgPool2d(1))]
+    return nn.Sequential(nn.Conv2d(3, 4, 3), *layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 9, 3))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("build", [network, smooth_network])
+def test_with_ratio_0_all_gradients_are_those_of_the_stock_network_bit_for_bit(build, channels_last):
+    torch.manual_seed(0)
+    stock = build()
+    stock = convert(stock, OFF, "batch")
+    model = convert(copy.deepcopy(stock), SapSettings(enabled=True, prune_ratio=0.0), "batch")
+    x = torch.randn(4, 3, 8, 8)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    for module in (stock, model):
+        set_generator(module, torch.Generator().manual_seed(1))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(gradients(model, x), gradients(stock, x), strict=True))
+
+
+@pytest.mark.parametrize("sap", [ON, SapSettings(enabled=True, scope="sample", selection="carried", storage="bf16")])
+@pytest.mark.parametrize("norm", ["nsconv", "batch", "group", "none"])
+def test_lean_networks_train_on_one_image_under_autocast_and_add_up_gradients(norm, sap):
+    model = convert(network(), sap, norm)
+    x = torch.randn(1, 3, 8, 8).to(memory_format=torch.channels_last)
+    for autocast in ({}, {"on": True}):
+        assert all(gradient.isfinite().all() for gradient in gradients(model, x, **autocast))
+    model.eval()  # no dropout
+    once = [gradient.clone() for gradient in gradients(model, x)]
+    model(x).square().mean().backward()
+    twice = [parameter.grad for parameter in model.parameters()]
+    torch.testing.assert_close(twice, [2 * gradient for gradient in once])
+
+
+def test_a_lean_network_keeps_nothing_without_gradients():
+    model = convert(network(), ON, "nsconv")
+    kept = []
+    with torch.no_grad(), torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
+        model(torch.randn(2, 3, 8, 8))
+    assert not kept

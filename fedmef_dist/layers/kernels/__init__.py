@@ -1,9 +1,12 @@
-"""What the lean layers do to bit patterns, on the CPU (compiled loops) and on other devices (torch's operations).
+"""What the lean layers do to bit patterns: on the CPU (compiled loops), on a GPU (Triton) and elsewhere (torch).
 
 The modules offer the same functions on tensors of integers, and their results are the same bit for bit: floats are seen
 as integers of their size, see :func:`patterns`. Bits are little endian within a byte.
 """
 
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -23,11 +26,14 @@ def pattern(number: float, dtype: torch.dtype) -> int:
 
 
 def kernels_for(tensor: Tensor) -> ModuleType:
-    """The module for the tensor's device; imported when first needed, since compiled loops take time to load."""
-    if tensor.device.type == "cpu":
-        from fedmef_dist.layers.kernels import cpu
+    """The module for the tensor's device; imported when first needed, since compiled loops take time to load.
 
-        return cpu
-    from fedmef_dist.layers.kernels import portable
+    Triton comes with torch's wheels for CUDA; without it a GPU takes torch's operations.
+    """
+    return _kernels(tensor.device.type)
 
-    return portable
+
+@cache
+def _kernels(device: str) -> ModuleType:
+    name = "cpu" if device == "cpu" else "gpu" if device == "cuda" and find_spec("triton") else "portable"
+    return import_module(f"{__name__}.{name}")

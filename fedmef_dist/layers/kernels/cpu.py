@@ -51,16 +51,10 @@ def unpack(bitmap: Tensor, values: Tensor, row: Tensor) -> None:
     loops.unpack_row(bitmap.numpy(), _array(values), row.numpy())
 
 
-def pack_between(row: Tensor, high: int, infinity: int) -> Tensor:
-    """Bitmap, uint8 (ceil(n / 8),), of the elements above 0 and below the positive number ``high``, and of NaN.
-
-    Args:
-        row: integer (n,), patterns.
-        high: pattern.
-        infinity: pattern of infinity.
-    """
+def pack_between(row: Tensor, high: int) -> Tensor:
+    """Bitmap, uint8 (ceil(n / 8),), of the elements of ``row``, patterns (n,), above 0 and below ``high``."""
     bitmap = torch.empty((row.numel() + 7) // 8, dtype=torch.uint8)
-    loops.pack_between(_array(row), high, infinity, bitmap.numpy())
+    loops.pack_between(_array(row), high, bitmap.numpy())
     return bitmap
 
 

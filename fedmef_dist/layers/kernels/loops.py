@@ -5,13 +5,17 @@ order of magnitude, NaN above infinity. What decides about an element is compute
 """
 
 import fcntl
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
+from llvmlite.binding import get_host_cpu_name
 from numba import njit
 
 
@@ -26,25 +30,33 @@ def _compiled(function: Callable[..., Any]) -> Any:
 def prepare(kind: np.dtype) -> None:
     """Compiles the loops for integers of this ``kind``, or loads what an earlier process has compiled.
 
-    Processes that start together on an empty cache would all compile, and two kinds of processor that share it could
-    overwrite each other's code; so one after another has it to itself.
+    Processes that start together on an empty cache would all compile, and different processors that share it could
+    overwrite each other's code; so one after another has it to itself until a marker says that it is full.
     """
-    row, bitmap = np.ones(9, kind), np.zeros(2, np.uint8)
     folder = count_from.stats.cache_path
-    if folder is None:
-        return _call_all(row, bitmap)
-    with (Path(folder) / "loops.lock").open("w") as lock:
+    marker = Path(folder) / f"loops-{_key(kind)}.ready" if folder else None
+    if marker is None or marker.exists():
+        return _call_all(kind)
+    with (marker.parent / "loops.lock").open("w") as lock:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)
-        _call_all(row, bitmap)
+        _call_all(kind)
+        marker.touch()
 
 
-def _call_all(row: np.ndarray, bitmap: np.ndarray) -> None:
+def _key(kind: np.dtype) -> str:
+    """Stands for all that the machine code depends on."""
+    parts = [get_host_cpu_name(), numba.__version__, sys.version, kind.name, Path(__file__).read_text()]
+    return sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _call_all(kind: np.dtype) -> None:
+    row, bitmap = np.ones(9, kind), np.zeros(2, np.uint8)
     count_from(row, 1)
     find_threshold(row, 1)
     pack_row(row, 1, 9, bitmap, row.copy())
     unpack_row(bitmap, row, row.copy())
-    pack_between(row, 2, 3, bitmap)
+    pack_between(row, 2, bitmap)
     select(bitmap, row, row.copy())
 
 
@@ -150,22 +162,19 @@ def unpack_row(bitmap: np.ndarray, values: np.ndarray, row: np.ndarray) -> None:
 
 
 @_compiled
-def pack_between(row: np.ndarray, high: int, infinity: int, bitmap: np.ndarray) -> None:
-    """Sets the bits of the elements above 0 and below the positive number whose pattern is ``high``, and of NaN.
+def pack_between(row: np.ndarray, high: int, bitmap: np.ndarray) -> None:
+    """Sets the bits of the elements above 0 and below the positive number whose pattern is ``high``.
 
     Args:
         row: integer (n,), patterns.
         high: pattern.
-        infinity: pattern of infinity.
         bitmap: uint8 (ceil(n / 8),); every byte is written.
     """
-    unsigned = (1 << (8 * row.itemsize - 1)) - 1
     for byte in range(bitmap.size):
         flags = 0
         for bit in range(min(8, row.size - 8 * byte)):
             pattern = row[8 * byte + bit]
-            inside = int(pattern > 0) & int(pattern < high) | int((pattern & unsigned) > infinity)
-            flags |= inside << bit
+            flags |= (int(pattern > 0) & int(pattern < high)) << bit
         bitmap[byte] = flags
 
 

@@ -40,9 +40,9 @@ def unpack(bitmap: Tensor, values: Tensor, row: Tensor) -> None:
     row.zero_().masked_scatter_(bits.unpack(bitmap, row.numel()), values)
 
 
-def pack_between(row: Tensor, high: int, infinity: int) -> Tensor:
+def pack_between(row: Tensor, high: int) -> Tensor:
     """As in ``cpu.py``."""
-    return bits.pack((row > 0) & (row < high) | (_magnitude(row) > infinity))
+    return bits.pack((row > 0) & (row < high))
 
 
 def select(bitmap: Tensor, row: Tensor) -> Tensor:
