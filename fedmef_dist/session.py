@@ -24,7 +24,8 @@ from fedmef_dist.notices import tell
 from fedmef_dist.run_directory import Resume, claim, round_to_resume
 from fedmef_dist.run_memory import RunMemory
 from fedmef_dist.simulation import Simulation
-from fedmef_dist.tracking import Tracker, open_trackers
+from fedmef_dist.tracking import METRICS, Tracker, open_trackers
+from fedmef_dist.tracking.jsonl import lines_until
 from fedmef_dist.tracking.logs import rank_log
 
 _LOG = logging.getLogger(__name__)
@@ -133,6 +134,7 @@ def _agree_on_start(simulation: Simulation, run_dir: Path, resume: Resume) -> Ch
     checkpoint = None
     if simulation.group.rank == 0 and round_to_resume(run_dir, simulation.config, resume) is not None:
         checkpoint = simulation.store.load_newest()
+        lines_until(run_dir / METRICS, checkpoint.state["round"])  # refuses before anything is written
     return broadcast(checkpoint, simulation.group)
 
 

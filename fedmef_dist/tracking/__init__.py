@@ -10,7 +10,9 @@ from fedmef_dist.tracking.settings import TrackingSettings, WandbSettings
 from fedmef_dist.tracking.tracker import Metrics, Tracker, Trackers
 from fedmef_dist.tracking.wandb import WandbTracker
 
-__all__ = ["Metrics", "Tracker", "TrackingSettings", "WandbSettings", "open_trackers"]
+METRICS = "metrics.jsonl"
+
+__all__ = ["METRICS", "Metrics", "Tracker", "TrackingSettings", "WandbSettings", "open_trackers"]
 
 
 def open_trackers(
@@ -26,7 +28,7 @@ def open_trackers(
     ``resume_round`` is the last round that the loaded checkpoint has done (None: a fresh run), ``state`` what
     ``Tracker.state`` gave when it was saved. Raises UserError where metrics.jsonl is damaged.
     """
-    trackers: list[Tracker] = [JsonlTracker(run_dir / "metrics.jsonl", resume_round)]
+    trackers: list[Tracker] = [JsonlTracker(run_dir / METRICS, resume_round)]
     if settings.wandb.mode != "disabled":
         trackers.append(WandbTracker(settings.wandb, run_dir, config, state))
     if settings.console:

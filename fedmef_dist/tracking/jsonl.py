@@ -23,7 +23,7 @@ class JsonlTracker:
     """
 
     def __init__(self, path: Path, resume_round: int | None) -> None:
-        kept = "" if resume_round is None else _lines_until(path, resume_round)
+        kept = "" if resume_round is None else lines_until(path, resume_round)
         write_text(path, kept)
         self._path = path
         self._file = path.open("r+b", buffering=0)
@@ -70,7 +70,8 @@ def _not_finite(value: float | int | str) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _lines_until(path: Path, last_round: int) -> str:
+def lines_until(path: Path, last_round: int) -> str:
+    """The file's lines up to a round; empty without a file. Raises UserError where a line is damaged."""
     if not path.exists():
         return ""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
