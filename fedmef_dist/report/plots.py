@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("#1b4f8a", "#c4501b", "#3f7d3a", "#7a3b8f", "#8a6d1b", "#444444")
+COLOURS = ("#1b4f8a", "#c4501b", "#3f7d3a", "#7a3b8f", "#8a6d1b", "#444444")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "x", "P")
 
@@ -43,9 +43,9 @@ def save_plots(groups: Sequence[Group], directory: Path) -> list[Path]:
     for curve in _CURVES:
         drawn = [(group.label, line) for group in groups if (line := _line(group, curve)) is not None]
         if drawn:
-            files.append(_save(_draw_curves(drawn, curve), directory / curve.file))
+            files.append(save_figure(_draw_curves(drawn, curve), directory / curve.file))
     if any(group.mean(key) is not None for group in groups for key, _, _ in _BARS):
-        files.append(_save(_draw_bars(groups), directory / "costs.png"))
+        files.append(save_figure(_draw_bars(groups), directory / "costs.png"))
     return files
 
 
@@ -79,8 +79,8 @@ def _points(run: Run, key: str) -> dict[int, tuple[float, float]]:
 
 
 def _draw_curves(lines: Sequence[tuple[str, _Line]], curve: _Curve) -> "Figure":
-    figure, (axes,) = _figure(1)
-    styles = zip(cycle(_COLOURS), cycle(_LINES), cycle(_MARKERS), strict=False)
+    figure, (axes,) = new_figure(1)
+    styles = zip(cycle(COLOURS), cycle(_LINES), cycle(_MARKERS), strict=False)
     for (label, line), (colour, dashes, marker) in zip(lines, styles, strict=False):
         every = max(1, len(line.x) // 12)
         axes.plot(line.x, line.accuracy, color=colour, ls=dashes, marker=marker, markevery=every, ms=4, label=label)
@@ -110,14 +110,14 @@ _BARS = (
 
 def _draw_bars(groups: Sequence[Group]) -> "Figure":
     """A panel for each cost: every run's bar and, beside it, that of dense FedAvg."""
-    figure, panels = _figure(len(_BARS))
+    figure, panels = new_figure(len(_BARS))
     for axes, (key, reference, title) in zip(panels, _BARS, strict=True):
         values = [group.mean(key) or 0.0 for group in groups]
         dense = [group.mean(reference) or 0.0 for group in groups]
         unit, prefix = decimal_prefix(max(values + dense))
         places = np.arange(len(groups))
         style: dict[str, Any] = {"width": 0.38, "edgecolor": "black", "lw": 0.8}
-        shown = axes.bar(places - 0.2, np.array(values) / unit, color=_COLOURS[0], label="this run", **style)
+        shown = axes.bar(places - 0.2, np.array(values) / unit, color=COLOURS[0], label="this run", **style)
         axes.bar_label(shown, [ratio(*pair) for pair in zip(values, dense, strict=True)], fontsize=8, padding=2)
         axes.bar(places + 0.2, np.array(dense) / unit, color="white", hatch="///", label="dense FedAvg", **style)
         crowded: dict[str, Any] = {"rotation": 25, "ha": "right"} if len(groups) > 2 else {}
@@ -131,7 +131,7 @@ def _draw_bars(groups: Sequence[Group]) -> "Figure":
     return figure
 
 
-def _figure(panels: int) -> tuple["Figure", list["Axes"]]:
+def new_figure(panels: int) -> tuple["Figure", list["Axes"]]:
     """A figure that belongs to no window and no global state, drawn by Agg wherever it runs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -141,6 +141,7 @@ def _figure(panels: int) -> tuple["Figure", list["Axes"]]:
     return figure, [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
 
 
-def _save(figure: "Figure", path: Path) -> Path:
+def save_figure(figure: "Figure", path: Path) -> Path:
+    """Write a figure; returns its file."""
     figure.savefig(path)
     return path
