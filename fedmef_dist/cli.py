@@ -43,6 +43,19 @@ def _resume(text: str) -> Literal["auto", "never", "must"]:
 
 
 @app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, help="ranks that would share the clients")] = 1,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="also draw the partition")] = None,
+) -> None:
+    """Show what a run would be like: who holds what, what a round moves and computes, how ranks share it."""
+    from fedmef_dist.plan import plan_command
+
+    plan_command(config, overrides or [], ranks, out)
+
+
+@app.command()
 def memory(
     config: ConfigPath,
     overrides: Overrides = None,

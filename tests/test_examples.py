@@ -6,6 +6,7 @@ import data_files
 import pytest
 
 import fedmef_dist
+from fedmef_dist.plan import plan_command
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 # As little as keeps the file's data set, partition, behaviour of clients and method.
@@ -14,7 +15,7 @@ SMALL = [
     "federation.clients=3",
     "federation.clients_per_round=2",
     "federation.local_epochs=1",
-    "federation.batch_size=4",
+    "federation.batch_size=16",
     "data.partition.min_samples=1",
     "model={name: resnet8}",
     "evaluation.every=1",
@@ -34,6 +35,19 @@ def test_a_configuration_runs(path, tmp_path, monkeypatch):
     summary = fedmef_dist.run(config, tmp_path / "run").values
     assert summary["rounds"] == 2
     assert 0 <= summary["eval/accuracy_last"] <= 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_configuration_with_its_own_model_can_be_planned(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    config = fedmef_dist.load_config(path)
+    overrides = [f"data.root={tmp_path / 'data'}", "data.partition.min_samples=1", "federation.rounds=2"]
+    if config.data.dataset in data_files.WRITE:
+        data_files.WRITE[config.data.dataset](tmp_path / "data")
+        if config.data.partition.scheme != "lazy_dirichlet":
+            overrides += ["federation.clients=3", "federation.clients_per_round=2"]
+    plan_command(path, overrides, 2, None)
+    assert f"run                 {config.name}: {config.method.name}, {config.model.name}," in capsys.readouterr().out
 
 
 def test_every_data_set_has_a_configuration():

@@ -1,0 +1,93 @@
+"""A plan as text, and a partition as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedmef_dist.config import Config
+from fedmef_dist.plan import PartitionView, PlannedRound
+from fedmef_dist.report.plots import COLOURS, new_figure, save_figure
+from fedmef_dist.report.units import scaled
+from fedmef_dist.sparsity import ParameterSpace
+
+_SHOWN = 100  # bars that can be told apart
+
+
+def describe(config: Config, space: ParameterSpace, view: PartitionView, rounds: Sequence[PlannedRound]) -> str:
+    """What the command ``plan`` prints: a name and a value on each line."""
+    lines = [
+        ("run", f"{config.name}: {config.method.name}, {config.model.name}, {space.n_parameters:,} parameters"),
+        ("density", f"{space.density:.3f}, {space.mask.count + space.n_dense:,} parameters are active"),
+        *_partition_lines(view),
+        *_round_lines(config, rounds),
+        *_rank_lines(rounds),
+    ]
+    width = max(len(name) for name, _ in lines) + 2
+    return "\n".join(f"{name:{width}}{value}" for name, value in lines)
+
+
+def _partition_lines(view: PartitionView) -> list[tuple[str, str]]:
+    looked = (
+        f"{view.clients:,}"
+        if len(view.counts) == view.clients
+        else f"{view.clients:,}, of which {len(view.counts):,} drawn"
+    )
+    return [
+        ("clients", looked),
+        ("samples a client", _spread(view.sizes, "{:,.0f}")),
+        ("labels a client", f"{_spread(view.labels, '{:.0f}')}, of {np.count_nonzero(view.counts.sum(axis=0))}"),
+        ("commonest label", f"{_spread(100 * view.dominance, '{:.0f} %')} of a client's samples"),
+    ]
+
+
+def _spread(values: np.ndarray, form: str) -> str:
+    low, middle, high = (form.format(value) for value in np.quantile(values, (0.0, 0.5, 1.0)))
+    return f"{low} to {high}, median {middle}"
+
+
+def _round_lines(config: Config, rounds: Sequence[PlannedRound]) -> list[tuple[str, str]]:
+    total = config.federation.rounds
+
+    def mean(key: str) -> float:
+        return float(np.mean([getattr(one, key) for one in rounds]))
+
+    up, down, flops = mean("up_bytes"), mean("down_bytes"), mean("flops")
+    busiest = max(rounds, key=lambda one: one.up_bytes + one.down_bytes)
+    return [
+        ("rounds", f"{total:,}; the means below are over the first {len(rounds)}"),
+        (
+            "clients a round",
+            f"{mean('asked'):.1f} asked, {mean('trained'):.1f} trained, {mean('dropped'):.1f} dropped, "
+            f"{mean('surplus'):.1f} surplus",
+        ),
+        ("bytes a round", f"{scaled(down, 'B')} down, {scaled(up, 'B')} up, encoded"),
+        ("  at most", f"{scaled(busiest.down_bytes, 'B')} down, {scaled(busiest.up_bytes, 'B')} up"),
+        ("bytes of the run", f"about {scaled(total * (up + down), 'B')}"),
+        ("compute a round", f"{scaled(flops, 'FLOP')}, at most {scaled(max(one.flops for one in rounds), 'FLOP')}"),
+        ("compute of the run", f"about {scaled(total * flops, 'FLOP')}"),
+    ]
+
+
+def _rank_lines(rounds: Sequence[PlannedRound]) -> list[tuple[str, str]]:
+    clients = np.array([one.rank_clients for one in rounds])
+    return [
+        ("ranks", f"{clients.shape[1]}"),
+        ("clients a rank", f"{clients.mean():.1f} a round, {clients.min()} to {clients.max()}"),
+        ("imbalance", f"{np.mean([one.imbalance for one in rounds]):.2f} (samples of the busiest rank over the mean)"),
+    ]
+
+
+def save_partition(view: PartitionView, path: Path) -> Path:
+    """Draws samples a client and labels a client as a PNG; raises OSError or ValueError where it cannot be written."""
+    figure, (sizes, labels) = new_figure(2)
+    order = np.argsort(-view.sizes, kind="stable")
+    sizes.step(np.arange(len(order)), view.sizes[order], where="mid", color=COLOURS[0])
+    sizes.set(xlabel="Clients, largest first", ylabel="Samples", ylim=(0, None))
+    sizes.grid(alpha=0.3, lw=0.5)
+    shown = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), _SHOWN)).astype(np.int64))]
+    shares = view.counts[shown] / view.sizes[shown, None]
+    image = labels.imshow(shares.T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1)
+    labels.set(xlabel=f"{len(shown)} clients, largest first", ylabel="Label")
+    figure.colorbar(image, ax=labels, label="Share of the client's samples")
+    return save_figure(figure, path)
