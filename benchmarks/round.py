@@ -84,7 +84,7 @@ class PlainLoop:
         # Grey images count as contiguous in either order; a new tensor has the strides of the one that is meant.
         self.images = torch.empty(images.shape, memory_format=memory_format).copy_(images)
         self.labels = dataset.train.labels
-        channels, size, _ = simulation.image_shape
+        channels, size, _ = dataset.shape
         settings = self.config.model
         self.model = cnn(dataset.classes, channels, size, settings.width, settings.hidden)
         self.model.to(memory_format=memory_format)

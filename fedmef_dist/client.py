@@ -7,10 +7,10 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedmef_dist.client_state import Keepsake
 from fedmef_dist.layers.pruning import forget_thresholds
+from fedmef_dist.loss import cross_entropy
 from fedmef_dist.methods.base import RoundPlan
 from fedmef_dist.optim import MaskedSGD, OptimizerSettings
 from fedmef_dist.sparsity import ParameterSpace
@@ -100,9 +100,9 @@ class Client:
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy of the model on one batch, 0-dim."""
-        images, labels = batch
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
-            return F.cross_entropy(self.model(images), labels)
+        inputs, labels = batch
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.autocast):
+            return cross_entropy(self.model(inputs), labels)
 
     def _descend(self, sgd: MaskedSGD, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan) -> float:
         total = torch.zeros((), device=self.space.values.device)

@@ -46,10 +46,10 @@ class Config(Settings):
 
     @property
     def norm(self) -> str:
-        """The model's normalisation with ``auto`` settled: nsconv for fedmef, batch for the others."""
+        """The model's normalisation with ``auto`` settled: nsconv for fedmef, else batch, or layer for gpt."""
         if self.model.norm != "auto":
             return self.model.norm
-        return "nsconv" if self.method.name == "fedmef" else "batch"
+        return "nsconv" if self.method.name == "fedmef" else "layer" if self.model.name == "gpt" else "batch"
 
     @property
     def resolved_sap(self) -> SapSettings:

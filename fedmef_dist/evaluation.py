@@ -1,28 +1,30 @@
 """Accuracy and loss of a model on the whole test set, shared out over the ranks."""
 
 from collections.abc import Iterable
-from math import isfinite
+from math import exp, isfinite
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedmef_dist.comm.group import Group
 from fedmef_dist.data.batches import evaluation_batches
 from fedmef_dist.data.dataset import Dataset
+from fedmef_dist.data.text import TextDataset
+from fedmef_dist.loss import cross_entropy
 from fedmef_dist.settings import Settings
 
 _LOSS_BITS = 24
 _LARGEST_LOSS = 2.0**30
+_LARGEST_EXPONENT = 700.0  # what a float64 can still show
 
 
 class EvaluationSettings(Settings):
     """Section ``evaluation``: when and how the global model is tested."""
 
     every: int = Field(10, ge=1, description="rounds between two evaluations; the last round is always evaluated")
-    batch_size: int = Field(512, ge=1, description="images of one forward pass")
+    batch_size: int = Field(512, ge=1, description="samples of one forward pass")
     per_client: int = Field(
         0, ge=0, description="clients whose own data are tested too, the same ones every time; 0: none"
     )
@@ -33,8 +35,8 @@ class EvaluationSettings(Settings):
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: Dataset, batch_size: int, group: Group) -> tuple[float, float]:
-    """Mean loss and accuracy of the model on the test split.
+def evaluate(model: nn.Module, dataset: Dataset | TextDataset, batch_size: int, group: Group) -> tuple[float, float]:
+    """Mean loss and accuracy of the model on the test split, over images or over all tokens to be predicted.
 
     The batches are fixed and their sums are added as integers, so the result is the same on any number of ranks.
     """
@@ -49,17 +51,25 @@ def evaluate(model: nn.Module, dataset: Dataset, batch_size: int, group: Group) 
     total = torch.tensor(add_up(model, batches), dtype=torch.int64, device=group.device)
     group.all_reduce(total)
     loss_sum, correct = total.tolist()
-    return loss_sum / 2**_LOSS_BITS / len(dataset.test), correct / len(dataset.test)
+    return loss_sum / 2**_LOSS_BITS / dataset.test.predictions, correct / dataset.test.predictions
 
 
 @torch.no_grad()
 def add_up(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[int, int]:
-    """The sum of the samples' losses in units of 2^-24, and the number of right answers; sets eval mode."""
+    """The sum of all predictions' losses in units of 2^-24, and the number of right ones; sets eval mode."""
     model.eval()
     sums = [0, 0]
-    for images, labels in batches:
-        output = model(images)
-        loss = F.cross_entropy(output, labels, reduction="sum").item()
+    for inputs, labels in batches:
+        output = model(inputs)
+        loss = cross_entropy(output, labels, reduction="sum").item()
         sums[0] += round((min(loss, _LARGEST_LOSS) if isfinite(loss) else _LARGEST_LOSS) * 2**_LOSS_BITS)
-        sums[1] += int((output.argmax(1) == labels).sum())
+        sums[1] += int((output.argmax(-1) == labels).sum())
     return sums[0], sums[1]
+
+
+def quality(dataset: Dataset | TextDataset, loss: float, accuracy: float) -> dict[str, float]:
+    """The metrics of an evaluation; of text also the perplexity, the exponential of the mean loss in nats."""
+    found = {"eval/loss": loss, "eval/accuracy": accuracy}
+    if isinstance(dataset, TextDataset):
+        found["eval/perplexity"] = exp(min(loss, _LARGEST_EXPONENT))
+    return found

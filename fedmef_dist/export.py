@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from fedmef_dist.config import Config, parse_config, read_tree
 from fedmef_dist.data.batches import evaluation_batches
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.sources import load_dataset
+from fedmef_dist.data.text import TextDataset
 from fedmef_dist.errors import UserError
 from fedmef_dist.models import build_model, prunable_weights, stock_model
 from fedmef_dist.models.plain import make_plain
@@ -41,9 +43,9 @@ def export(run_dir: Path, out: Path) -> None:
     _fill(model, checkpoint)
     about = {"model": config.model.name, "stem": config.model.stem}
     _write(out, model.state_dict(), {**about, "norm": config.norm})
-    images = evaluation_batches(dataset.test, dataset, batch_size=_PROBES, rank=0, world_size=1, device="cpu")
+    samples = evaluation_batches(dataset.test, dataset, batch_size=_PROBES, rank=0, world_size=1, device="cpu")
     plain = out.with_name(f"{out.stem}.torchvision.safetensors")
-    if make_plain(model, stock, next(images)[0]):
+    if make_plain(model, stock, next(samples)[0]):
         _write(plain, stock.state_dict(), about)
     else:
         print(f"{plain} was not written: the stock {config.model.name} cannot compute what norm {config.norm} does")
@@ -64,12 +66,11 @@ def _newest(run_dir: Path, config: Config) -> Checkpoint:
     return store.load(store.rounds()[-1])
 
 
-def _models(config: Config, dataset: Dataset) -> tuple[nn.Module, nn.Module]:
+def _models(config: Config, dataset: Dataset | TextDataset) -> tuple[nn.Module, nn.Module]:
     """The run's model and the stock network that it was converted from."""
-    channels, size, _ = dataset.train.images.shape[1:]
-    shape = {"classes": dataset.classes, "channels": channels, "image_size": size, "seed": config.seed}
-    model = build_model(config.model, config.resolved_sap, norm=config.norm, **shape)
-    return model, stock_model(config.model, **shape)
+    size: dict[str, Any] = {"classes": dataset.classes, "shape": dataset.shape, "seed": config.seed}
+    model = build_model(config.model, config.resolved_sap, norm=config.norm, **size)
+    return model, stock_model(config.model, **size)
 
 
 def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -25,6 +25,7 @@ from fedmef_dist.costs.wire import VALUE_BYTES
 from fedmef_dist.data.batches import client_batches
 from fedmef_dist.errors import UserError
 from fedmef_dist.interruption import Interruption, listening
+from fedmef_dist.loss import cross_entropy
 from fedmef_dist.models import build_model
 from fedmef_dist.notices import tell
 from fedmef_dist.run_directory import Resume, claim, round_to_resume
@@ -178,6 +179,7 @@ def _summary(simulation: Simulation, reference: "_Reference | None") -> dict[str
         "eval/accuracy_last": last.get("eval/accuracy"),
         "eval/accuracy_best": totals.best_accuracy,
         "eval/loss_last": last.get("eval/loss"),
+        **({"eval/perplexity_last": last["eval/perplexity"]} if "eval/perplexity" in last else {}),
         "rounds": simulation.round,
         "sparsity/density": simulation.space.density,
         "wire/total_bytes": totals.wire_bytes,
@@ -200,14 +202,12 @@ class _Reference:
         self.simulation = simulation
         config = simulation.config
         self.batch = self._full_batch()
-        channels, _, size = simulation.image_shape
         self.dense_model = build_model(
             config.model,
             config.sap.model_copy(update={"enabled": False}),
             norm="batch",
             classes=simulation.dataset.classes,
-            channels=channels,
-            image_size=size,
+            shape=simulation.dataset.shape,
             seed=config.seed,
         ).to(simulation.group.device)
         simulation.space.load(simulation.server.values)
@@ -239,8 +239,8 @@ class _Reference:
         return measure_step(model, self._step(model))
 
     def _step(self, model: nn.Module) -> Callable[[], Tensor]:
-        images, labels = self.batch
-        return lambda: nn.functional.cross_entropy(model(images), labels)
+        inputs, labels = self.batch
+        return lambda: cross_entropy(model(inputs), labels)
 
     def metrics(self) -> dict[str, float | int | str]:
         """Memory keys of the metrics."""

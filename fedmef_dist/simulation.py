@@ -34,7 +34,7 @@ from fedmef_dist.data.batches import client_batches, steps_per_epoch
 from fedmef_dist.data.federation import Cohort, draw_cohort
 from fedmef_dist.data.population import build_population
 from fedmef_dist.data.sources import load_dataset
-from fedmef_dist.evaluation import evaluate
+from fedmef_dist.evaluation import evaluate, quality
 from fedmef_dist.interruption import GraceTime, Interruption, RoundAbandonedError
 from fedmef_dist.layers.random import set_generator
 from fedmef_dist.methods import create_method
@@ -82,19 +82,16 @@ class Simulation:
             config.data.partition,
             config.seed,
         )
-        channels, height, width = self.dataset.train.images.shape[1:]
-        self.image_shape = (channels, height, width)
         self.model = build_model(
             config.model,
             config.resolved_sap,
             norm=config.norm,
             classes=self.dataset.classes,
-            channels=channels,
-            image_size=height,
+            shape=self.dataset.shape,
             seed=config.seed,
         ).to(group.device)
         self.space = ParameterSpace(self.model, prunable_weights(self.model))
-        self.flops = FlopsLedger(self.model, self.space, self.image_shape, config.resolved_sap.enabled is True)
+        self.flops = FlopsLedger(self.model, self.space, self.dataset.example(), config.resolved_sap.enabled is True)
         self.wire = WireLedger(self.space, config.federation.clients, config.wire)
         self.method = create_method(config.method, self.space, config.optimizer.lr)
         self.client = Client(self.model, self.space, config.optimizer, config.runtime.precision == "bf16")
@@ -279,12 +276,12 @@ class Simulation:
         }
 
     def evaluate_if_due(self) -> Metrics:
-        """Loss and accuracy on the test set and on clients' data, every so many rounds and in the last one."""
+        """Loss and accuracy (and perplexity) on the test set and on clients' data, every so many rounds and last."""
         if self.round % self.config.evaluation.every and self.round < self.config.federation.rounds:
             return {}
         loss, accuracy = self.test()
         self.totals.best_accuracy = max(self.totals.best_accuracy, accuracy)
-        metrics: Metrics = {"eval/loss": loss, "eval/accuracy": accuracy}
+        metrics: Metrics = {**quality(self.dataset, loss, accuracy)}
         if self.client_evaluation is not None:
             metrics |= self.client_evaluation.metrics(
                 self.model, self.space, self.server.values, self.client_states, self.group

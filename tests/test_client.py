@@ -205,8 +205,7 @@ def test_a_client_smaller_than_one_batch_trains(dataset, samples, norm):
         SapSettings(enabled=norm == "nsconv"),
         norm=norm,
         classes=4,
-        channels=1,
-        image_size=8,
+        shape=(1, 8, 8),
         seed=0,
     )
     space = ParameterSpace(model, prunable_weights(model))

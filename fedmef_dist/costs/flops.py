@@ -5,25 +5,32 @@ from math import log2, prod
 import torch
 from torch import Tensor, nn
 
+from fedmef_dist.layers.attention import SelfAttention
 from fedmef_dist.sparsity import ParameterSpace
 
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, SelfAttention)
 
 
-def layer_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
-    """Dense forward FLOPs (two a multiply-add) and input elements of each convolution and linear layer, for one image.
+def layer_flops(model: nn.Module, example: Tensor) -> dict[str, tuple[int, int]]:
+    """Dense forward FLOPs (two a multiply-add) and input elements of each convolution and linear layer, for one sample.
+
+    A layer counts as often as it is applied: at each pixel of its output, at each token. Attention itself, which has no
+    weights, is two products of tokens with tokens.
 
     Args:
-        model: any module that takes images.
-        image_shape: channels, height, width.
+        model: any network.
+        example: a batch of one sample.
     """
     flops: dict[str, tuple[int, int]] = {}
 
     def note(name: str) -> object:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            done, elements = flops.get(name, (0, 0))
+            if isinstance(module, SelfAttention):
+                flops[name] = done + 4 * output.numel() * output.shape[1], elements
+                return
             weight = module.weight
             assert isinstance(weight, Tensor)
-            done, elements = flops.get(name, (0, 0))
             positions = output.numel() // weight.shape[0]
             flops[name] = done + 2 * positions * weight.numel(), elements + inputs[0].numel()
 
@@ -37,7 +44,7 @@ def layer_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str
     training = model.training
     device = next(model.parameters()).device
     with torch.no_grad():
-        model.eval()(torch.zeros(1, *image_shape, device=device))
+        model.eval()(example.to(device))
     model.train(training)
     for hook in hooks:
         hook.remove()
@@ -52,20 +59,18 @@ class FlopsLedger:
     one dense weight gradient (2 F_d) a gradient batch in an adjusting round.
     """
 
-    def __init__(
-        self, model: nn.Module, space: ParameterSpace, image_shape: tuple[int, int, int], prunes_activations: bool
-    ) -> None:
-        per_layer = layer_flops(model, image_shape)
+    def __init__(self, model: nn.Module, space: ParameterSpace, example: Tensor, prunes_activations: bool) -> None:
+        per_layer = layer_flops(model, example)
         names = {layer.name.removesuffix(".weight") for layer in space.layers}
         self.space = space
         self.prunable = [per_layer.get(layer.name.removesuffix(".weight"), (0, 0))[0] for layer in space.layers]
         self.rest = sum(flops for name, (flops, _) in per_layer.items() if name not in names)
         self.dense = sum(flops for flops, _ in per_layer.values())
         self.normalises = any(layer.centred for layer in space.layers)
-        self.selection = sum(n * log2(n) for _, n in per_layer.values()) if prunes_activations else 0.0
+        self.selection = sum(n * log2(n) for _, n in per_layer.values() if n) if prunes_activations else 0.0
 
     def forward(self, counts: list[int]) -> float:
-        """Forward FLOPs of one image with so many active weights in the layers."""
+        """Forward FLOPs of one sample with so many active weights in the layers."""
         shares = [
             flops * count / prod(layer.shape)
             for flops, count, layer in zip(self.prunable, counts, self.space.layers, strict=True)
@@ -77,10 +82,10 @@ class FlopsLedger:
 
         Args:
             counts: active weights of the layers.
-            samples: images trained on, over all clients and epochs.
+            samples: how many were trained on, over all clients and epochs.
             steps: SGD steps, over all clients.
-            gradient_samples: images on which clients took gradients of inactive weights.
+            gradient_samples: samples on which clients took gradients of inactive weights.
         """
-        image = 3 * self.forward(counts) + self.selection
+        sample = 3 * self.forward(counts) + self.selection
         extra = 4 * sum(counts) * steps if self.normalises else 0
-        return image * samples + extra + 2 * self.dense * gradient_samples
+        return sample * samples + extra + 2 * self.dense * gradient_samples

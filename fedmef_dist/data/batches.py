@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_border
 
 from fedmef_dist.data.dataset import Dataset, Split
+from fedmef_dist.data.text import TextDataset, TextSplit
 from fedmef_dist.randomness import torch_generator
 
 Batch = tuple[Tensor, Tensor]
@@ -26,7 +27,7 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 
 
 def client_batches(
-    dataset: Dataset,
+    dataset: Dataset | TextDataset,
     indices: np.ndarray,
     *,
     batch_size: int,
@@ -39,35 +40,47 @@ def client_batches(
 ) -> Iterator[Batch]:
     """The training batches of one client in one round, in a new order in each epoch.
 
-    Yields images, float32 (B, C, H, W), channels_last, normalised, and labels, int64 (B,), both on ``device``. The
-    client's images are gathered once and stay on ``device`` as uint8 until the iterator ends. With ``augment`` each
-    image is cropped at random from itself with a border of zero pixels, and mirrored with probability 1/2, as far as
-    the data set allows; the order of the samples is the same with and without it.
+    Yields images, float32 (B, C, H, W), channels_last, normalised, and labels, int64 (B,), both on ``device``; or of
+    text, tokens and the tokens behind them, both int64 (B, context). The client's images are gathered once and stay on
+    ``device`` as uint8 until the iterator ends. With ``augment`` each image is cropped at random from itself with a
+    border of zero pixels, and mirrored with probability 1/2, as far as the data set allows; the order of the samples is
+    the same with and without it.
     """
-    chosen = torch.from_numpy(indices).to(dataset.train.images.device)
-    labels = dataset.train.labels[chosen].to(device)
-    crops = _Crops(dataset, _pixel_rows(dataset.train.images).index_select(0, chosen).to(device), augment)
+    samples: _Windows | _Crops
+    if isinstance(dataset, TextDataset):
+        samples = _Windows(dataset.train, indices, device)
+    else:
+        samples = _Crops(dataset, indices, augment, device)
     order_generator = torch_generator(seed, "order", round, client)
     crop_generator = torch_generator(seed, "crop", round, client)
     for _ in range(epochs):
         order = torch.randperm(len(indices), generator=order_generator).to(device)
-        if augment:
-            crops.draw(crop_generator)
+        samples.draw(crop_generator)
         for rows in order.split(batch_size):
-            yield normalise(dataset, crops.take(rows)), labels[rows]
+            yield samples.take(rows)
 
 
 def evaluation_batches(
-    split: Split, dataset: Dataset, *, batch_size: int, rank: int, world_size: int, device: torch.device | str
+    split: Split | TextSplit,
+    dataset: Dataset | TextDataset,
+    *,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    device: torch.device | str,
 ) -> Iterator[Batch]:
     """One rank's share of the split, in fixed batches: batch ``b`` belongs to rank ``b % world_size``.
 
-    Yields images, float32 (B, C, H, W), channels_last, normalised, and labels, int64 (B,), both on ``device``.
+    Yields what :func:`client_batches` yields, without augmentation.
     """
-    images = _pixel_rows(split.images)
     for start in range(rank * batch_size, len(split), world_size * batch_size):
         rows = slice(start, start + batch_size)
-        yield normalise(dataset, images[rows].to(device)), split.labels[rows].to(device)
+        if isinstance(split, TextSplit):
+            inputs, targets = split.windows(split.starts[rows])
+            yield inputs.to(device), targets.to(device)
+        else:
+            assert isinstance(dataset, Dataset)
+            yield normalise(dataset, _pixel_rows(split.images[rows]).to(device)), split.labels[rows].to(device)
 
 
 def normalise(dataset: Dataset, images: Tensor) -> Tensor:
@@ -93,6 +106,23 @@ def _pixel_rows(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).contiguous()
 
 
+class _Windows:
+    """A client's windows of a text."""
+
+    def __init__(self, split: TextSplit, indices: np.ndarray, device: torch.device | str) -> None:
+        self.split = split
+        self.starts = split.starts[torch.from_numpy(indices).to(split.starts.device)]
+        self.device = device
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Nothing: text is not augmented."""
+
+    def take(self, rows: Tensor) -> Batch:
+        """Tokens and the tokens behind them, int64 (B, context)."""
+        inputs, targets = self.split.windows(self.starts[rows.to(self.starts.device)])
+        return inputs.to(self.device), targets.to(self.device)
+
+
 class _Crops:
     """A client's images, uint8 (n, H, W, C), each seen through a window and perhaps a mirror drawn once an epoch.
 
@@ -100,8 +130,11 @@ class _Crops:
     and ``windows`` the view that has one entry (H, W * C) for every start.
     """
 
-    def __init__(self, dataset: Dataset, images: Tensor, augment: bool) -> None:
-        self.shape = images.shape
+    def __init__(self, dataset: Dataset, indices: np.ndarray, augment: bool, device: torch.device | str) -> None:
+        chosen = torch.from_numpy(indices).to(dataset.train.images.device)
+        images = _pixel_rows(dataset.train.images).index_select(0, chosen).to(device)
+        self.dataset, self.labels = dataset, dataset.train.labels[chosen].to(device)
+        self.augment, self.shape = augment, images.shape
         self.border = dataset.pad if augment else 0
         self.mirrored = augment and dataset.flip
         images = torch.cat([images, images.flip(2)]) if self.mirrored else images
@@ -115,12 +148,15 @@ class _Crops:
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw each image's window and mirror for the coming epoch."""
+        if not self.augment:
+            return
         sample = torch.arange(self.shape[0])
         top, left = torch.randint(2 * self.border + 1, (2, len(sample)), generator=generator)
         if self.mirrored:
             sample += len(sample) * torch.randint(2, sample.shape, generator=generator)
         self.start = ((sample * self.lines + top) * self.line + left).to(self.windows.device)
 
-    def take(self, rows: Tensor) -> Tensor:
-        """The epoch's crops of these images, uint8 (B, H, W, C)."""
-        return self.windows.index_select(0, self.start[rows]).view(len(rows), *self.shape[1:])
+    def take(self, rows: Tensor) -> Batch:
+        """The epoch's crops of these images, normalised, and their labels."""
+        crops = self.windows.index_select(0, self.start[rows]).view(len(rows), *self.shape[1:])
+        return normalise(self.dataset, crops), self.labels[rows]

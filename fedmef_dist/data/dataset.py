@@ -16,6 +16,11 @@ class Split:
     def __len__(self) -> int:
         return self.labels.numel()
 
+    @property
+    def predictions(self) -> int:
+        """How many answers a model gives on the split: one an image."""
+        return len(self)
+
     def take(self, rows: Tensor) -> "Split":
         """Some of the samples: ``rows``, int64 (n,), copied."""
         return Split(self.images.index_select(0, rows), self.labels[rows])
@@ -44,6 +49,15 @@ class Dataset:
     flip: bool
     owners: Tensor | None = None
     test_owners: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a sample: (channels, height, width)."""
+        return tuple(self.train.images.shape[1:])
+
+    def example(self) -> Tensor:
+        """A batch of one sample as a model takes it: zeros, float32 (1, channels, height, width)."""
+        return torch.zeros(1, *self.shape)
 
     def to(self, device: torch.device | str) -> "Dataset":
         """The same data set on another device; no copy where it is there already."""

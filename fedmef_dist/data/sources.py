@@ -15,9 +15,12 @@ from fedmef_dist.data.fashion_mnist import fashion_mnist
 from fedmef_dist.data.femnist import femnist
 from fedmef_dist.data.folder import FolderSettings, image_folder
 from fedmef_dist.data.partitions import PartitionSettings
+from fedmef_dist.data.shakespeare import load_shakespeare
 from fedmef_dist.data.svhn import svhn
 from fedmef_dist.data.synthetic import SyntheticSettings, load_synthetic
+from fedmef_dist.data.text import TextDataset, TextSettings
 from fedmef_dist.data.tiny_imagenet import tiny_imagenet
+from fedmef_dist.data.tinystories import load_tinystories
 from fedmef_dist.settings import Settings
 
 
@@ -34,6 +37,8 @@ class DataSettings(Settings):
         "svhn",
         "femnist",
         "folder",
+        "shakespeare",
+        "tinystories",
         "synthetic",
     ] = Field(default="digits", description="the data set")
     root: str = Field(default="data", min_length=1, description="folder with the data sets' files")
@@ -43,21 +48,26 @@ class DataSettings(Settings):
     )
     partition: PartitionSettings = Field(default_factory=PartitionSettings, description="how samples fall to clients")
     folder: FolderSettings = Field(default_factory=FolderSettings, description="images for dataset: folder")
+    text: TextSettings = Field(default_factory=TextSettings, description="samples of text data sets")
     synthetic: SyntheticSettings = Field(default_factory=SyntheticSettings, description="sizes for dataset: synthetic")
 
 
-def load_dataset(settings: DataSettings, seed: int) -> Dataset:
+def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
     """Both splits as uint8, in memory or mapped into it; only ``synthetic`` depends on ``seed``.
 
     Raises:
         UserError: a file is missing, damaged, or cannot be downloaded.
     """
+    root = Path(settings.root).expanduser()
     match settings.dataset:
         case "digits":
             return load_digits(digits_path())
         case "synthetic":
             return load_synthetic(settings.synthetic, seed)
-    root = Path(settings.root).expanduser()
+        case "shakespeare":
+            return load_shakespeare(root, settings.text.context)
+        case "tinystories":
+            return load_tinystories(root, settings.text)
     return load_cached(_source(settings, root), root)
 
 

@@ -19,9 +19,10 @@ from fedmef_dist.layers.lean import (
     LeanReLU6,
     LeanSiLU,
 )
-from fedmef_dist.layers.nsconv import Normaliser, NSConv2d, gamma_of
+from fedmef_dist.layers.nsconv import Normaliser, NSConv2d, NSLinear, gamma_of
 from fedmef_dist.layers.pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings, pruning_of
 from fedmef_dist.layers.random import Dropout, StochasticDepth
+from fedmef_dist.models.gpt import BranchNorm
 
 _Weighted = nn.Conv2d | nn.Linear
 GROUPS = 8
@@ -68,33 +69,59 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = True) -> nn.Module:
     """Replaces layers in place; weights are carried over.
 
+    With norm nsconv normalised convolutions stand for convolution and batch normalisation. Linear layers are normalised
+    where that replaces layer normalisation, in the GPT; other transformers keep both as they are.
+
     Without activation pruning the layers stay torch's own, so that a dense baseline is not flattered or burdened;
     only batch normalisation, dropout and stochastic depth are replaced by layers that survive a batch of one and draw
     from a generator of the client's own.
 
     Args:
-        model: a network of stock torch layers; its first convolution or linear layer sees the images, its last one is
-            the output layer.
+        model: a network of stock torch layers; its first convolution or linear layer sees the images, or else its
+            embedding the tokens; the last one is the output layer.
         sap: activation pruning, ``enabled`` settled.
-        norm: nsconv (no normalisation layers, normalised convolutions instead), batch, group (8 groups, or the largest
-            common divisor with the channels) or none.
+        norm: nsconv (normalised weights instead of batch normalisation), batch, group (8 groups, or the largest common
+            divisor with the channels), layer (one group) or none.
         centre: nsconv subtracts every filter's mean.
 
     Returns:
         The model.
     """
     layers = list(weighted_layers(model))
-    first, output = layers[0], layers[-1]
-    normaliser = Normaliser(gamma_of(type(module) for module in model.modules()), centre)
+    output = layers[-1]
+    first = None if any(isinstance(module, nn.Embedding) for module in model.modules()) else layers[0]
+    normalisers = _normalisers(model, norm, centre)
     for name, module in list(model.named_modules()):
         if isinstance(module, _Weighted):
             pruning = _pruning(sap, name == first, name == output)
-            new = _convert_weighted(module, pruning, norm, normaliser, name == output)
+            new = _convert_weighted(module, pruning, norm, normalisers.get(name), name == output)
         else:
             new = _convert_other(module, sap, norm)
         if new is not module:
             replace_module(model, name, new)
     return model
+
+
+def _normalisers(model: nn.Module, norm: str, centre: bool) -> dict[str, Normaliser]:
+    """The layers that get normalised weights.
+
+    A convolution's gamma is that of the network's activation. A linear layer's is that of the activation right before
+    it, and 1 where there is none.
+    """
+    layers = weighted_layers(model)
+    del layers[next(reversed(layers))]
+    if norm != "nsconv":
+        return {}
+    convolution = Normaliser(gamma_of(type(module) for module in model.modules()), centre)
+    normalisers = {name: convolution for name, module in layers.items() if isinstance(module, nn.Conv2d)}
+    if any(isinstance(module, BranchNorm) for module in model.modules()):
+        before: type[nn.Module] = nn.Identity
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and name in layers:
+                gamma = gamma_of([before]) if before in _LEAN else 1.0
+                normalisers[name] = Normaliser(gamma, centre)
+            before = type(module)
+    return normalisers
 
 
 def _pruning(sap: SapSettings, is_first: bool, is_output: bool) -> Pruning:
@@ -105,13 +132,13 @@ def _pruning(sap: SapSettings, is_first: bool, is_output: bool) -> Pruning:
 
 
 def _convert_weighted(
-    module: _Weighted, pruning: Pruning, norm: str, normaliser: Normaliser, is_output: bool
+    module: _Weighted, pruning: Pruning, norm: str, normaliser: Normaliser | None, is_output: bool
 ) -> nn.Module:
     new: _Weighted
     if isinstance(module, nn.Conv2d):
         # Without a normalisation behind it a convolution needs a bias of its own.
         bias = module.bias is not None or (norm == "none" and not is_output)
-        if norm == "nsconv" and not is_output:
+        if normaliser is not None:
             new = NSConv2d(**_arguments(module), normaliser=normaliser, pruning=pruning)
         elif not pruning.is_dense:
             new = PrunedConv2d(**_arguments(module), bias=bias, pruning=pruning)
@@ -119,6 +146,8 @@ def _convert_weighted(
             new = nn.Conv2d(**_arguments(module))
         else:
             return module
+    elif normaliser is not None:
+        new = NSLinear(module.in_features, module.out_features, normaliser=normaliser, pruning=pruning)
     # Attention's output projection is a subclass that its owner never calls.
     elif not pruning.is_dense and type(module) is nn.Linear:
         new = PrunedLinear(module.in_features, module.out_features, module.bias is not None, pruning=pruning)
@@ -145,6 +174,8 @@ def _convert_other(module: nn.Module, sap: SapSettings, norm: str) -> nn.Module:
     kind = type(module)
     if kind is nn.BatchNorm2d:
         return _normalisation(module, norm)  # type: ignore[arg-type]
+    if kind is BranchNorm and norm in ("nsconv", "none"):
+        return nn.Identity()
     if kind is nn.Dropout:
         return Dropout(module.p)  # type: ignore[arg-type]
     # Known by name: the class is torchvision's, which is not imported for the networks of our own.
@@ -159,4 +190,5 @@ def _normalisation(stock: nn.BatchNorm2d, norm: str) -> nn.Module:
         new = BatchNorm2d(channels, stock.eps, stock.momentum, stock.affine, stock.track_running_stats)
         new.load_state_dict(stock.state_dict())
         return new
-    return nn.GroupNorm(gcd(channels, GROUPS), channels) if norm == "group" else nn.Identity()
+    groups = {"group": gcd(channels, GROUPS), "layer": 1}
+    return nn.GroupNorm(groups[norm], channels) if norm in groups else nn.Identity()

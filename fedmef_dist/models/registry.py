@@ -1,4 +1,4 @@
-"""Models by name: our own small networks and any torchvision classifier."""
+"""Models by name: our own small networks, a GPT, and any torchvision classifier."""
 
 import difflib
 from typing import Any, Literal
@@ -11,11 +11,12 @@ from fedmef_dist.errors import UserError
 from fedmef_dist.layers.pruning import SapSettings
 from fedmef_dist.models import small
 from fedmef_dist.models.convert import convert, replace_module, weighted_layers
+from fedmef_dist.models.gpt import GPTSettings, build_gpt
 from fedmef_dist.models.torchvision_import import import_torchvision
 from fedmef_dist.randomness import torch_seed
 from fedmef_dist.settings import Settings
 
-OWN_MODELS = ("cnn", "resnet8", "resnet20")
+OWN_MODELS = ("cnn", "resnet8", "resnet20", "gpt")
 
 
 class NSConvSettings(Settings):
@@ -27,14 +28,15 @@ class NSConvSettings(Settings):
 class ModelSettings(Settings):
     """Section ``model``."""
 
-    name: str = Field("resnet18", min_length=1, description="cnn, resnet8, resnet20 or any torchvision classifier")
+    name: str = Field("resnet18", min_length=1, description="cnn, resnet8, resnet20, gpt or any torchvision classifier")
     stem: Literal["cifar", "imagenet"] = Field(
         "cifar", description="cifar: the stem of a torchvision model keeps the resolution of small images"
     )
     width: float = Field(1.0, gt=0, description="factor on the number of filters; not every torchvision model has it")
     hidden: int = Field(512, ge=0, description="neurons of cnn's hidden layer; 0 leaves it out")
-    norm: Literal["auto", "nsconv", "batch", "group", "none"] = Field(
-        "auto", description="normalisation; auto: nsconv for fedmef, batch for the others"
+    gpt: GPTSettings = Field(default_factory=GPTSettings, description="size of model gpt")
+    norm: Literal["auto", "nsconv", "batch", "group", "layer", "none"] = Field(
+        "auto", description="normalisation; auto: nsconv for fedmef, for the others batch, or layer for gpt"
     )
     nsconv: NSConvSettings = Field(default_factory=NSConvSettings, description="details of norm nsconv")
 
@@ -45,8 +47,7 @@ def build_model(
     *,
     norm: str,
     classes: int,
-    channels: int,
-    image_size: int,
+    shape: tuple[int, ...],
     seed: int,
 ) -> nn.Module:
     """The network that a run trains: :func:`stock_model`, converted.
@@ -54,22 +55,21 @@ def build_model(
     Args:
         settings: section ``model``.
         sap: section ``sap`` with ``enabled`` settled.
-        norm: nsconv, batch, group or none.
+        norm: nsconv, batch, group, layer or none.
         classes: outputs.
-        channels: channels of the images.
-        image_size: side of the images in pixels.
+        shape: of a sample: (channels, height, width) of images, (tokens,) of text.
         seed: the run's seed.
 
     Raises:
-        UserError: the name is not known, or the model cannot be had with this width or image size.
+        UserError: the name is not known, or the model cannot be had with this width or for such samples.
     """
-    model = stock_model(settings, classes=classes, channels=channels, image_size=image_size, seed=seed)
+    model = stock_model(settings, classes=classes, shape=shape, seed=seed)
     # Layers that take another's place draw weights, which those of the stock model overwrite.
     with torch.random.fork_rng(devices=[]):
         return convert(model, sap, norm, centre=settings.nsconv.centre)
 
 
-def stock_model(settings: ModelSettings, *, classes: int, channels: int, image_size: int, seed: int) -> nn.Module:
+def stock_model(settings: ModelSettings, *, classes: int, shape: tuple[int, ...], seed: int) -> nn.Module:
     """A network of torch's own layers with weights drawn from ``seed``, the same on every rank.
 
     A torchvision classifier, its first convolution fitted to the images (and with stem cifar without downsampling), or
@@ -77,11 +77,24 @@ def stock_model(settings: ModelSettings, *, classes: int, channels: int, image_s
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "model"))
+        _check_kind(settings, shape)
+        if settings.name == "gpt":
+            return build_gpt(settings.gpt, classes, context=shape[0])
+        channels, image_size, _ = shape
         if settings.name not in OWN_MODELS:
             return _from_torchvision(settings, classes, channels)
         model = _own(settings, classes, channels, image_size)
         small.initialise(model)
         return model
+
+
+def _check_kind(settings: ModelSettings, shape: tuple[int, ...]) -> None:
+    wanted, given = ("text", "images") if settings.name == "gpt" else ("images", "text")
+    if (len(shape) == 1) == (wanted == "images"):
+        raise UserError(
+            f"{settings.name} reads {wanted}, and the data set holds {given}\nwhere: model.name, data.dataset\n"
+            f"mend: {'take model.name=gpt' if given == 'text' else 'choose a model for images'}, or another data set"
+        )
 
 
 def _own(settings: ModelSettings, classes: int, channels: int, image_size: int) -> nn.Module:

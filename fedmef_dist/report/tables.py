@@ -32,6 +32,7 @@ _NUMBERS = (
     ("density", "sparsity/density"),
     ("accuracy_last", "eval/accuracy_last"),
     ("accuracy_best", "eval/accuracy_best"),
+    ("perplexity_last", "eval/perplexity_last"),
     ("wire_bytes", "wire/total_bytes"),
     ("dense_wire_bytes", "reference/wire_bytes"),
     ("activation_bytes", "memory/activation_bytes"),

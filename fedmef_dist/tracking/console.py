@@ -88,6 +88,7 @@ def describe(metrics: Metrics) -> list[str]:
     formats: tuple[tuple[str, Callable[[Any], str]], ...] = (
         ("train/loss", lambda value: f"loss {value:.4f}"),
         ("eval/accuracy", lambda value: f"accuracy {100 * value:.2f} %"),
+        ("eval/perplexity", lambda value: f"perplexity {value:.3f}"),
         ("time/round", lambda value: f"{value:.2f} s"),
         ("clients/refused", lambda value: f"{value} refused" if value else ""),
         ("clients/dropped", lambda value: f"{value} dropped" if value else ""),

@@ -12,18 +12,18 @@ from fedmef_dist.sparsity import ParameterSpace
 @pytest.mark.parametrize("name", ["cnn", "resnet8", "resnet18", "mobilenet_v2"])
 def test_dense_forward_flops_equal_torchs_counter(name):
     sap = SapSettings(enabled=False)
-    model = build_model(
-        ModelSettings(name=name), sap, norm="batch", classes=10, channels=3, image_size=32, seed=0
-    ).eval()
+    model = build_model(ModelSettings(name=name), sap, norm="batch", classes=10, shape=(3, 32, 32), seed=0).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, 32, 32))
-    assert sum(flops for flops, _ in layer_flops(model, (3, 32, 32)).values()) == counter.get_total_flops()
+    assert (
+        sum(flops for flops, _ in layer_flops(model, torch.zeros(1, 3, 32, 32)).values()) == counter.get_total_flops()
+    )
 
 
 def test_a_round_by_hand():
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(32, 4))
     space = ParameterSpace(model, ["0.weight"])
-    ledger = FlopsLedger(model, space, (1, 4, 4), prunes_activations=False)
+    ledger = FlopsLedger(model, space, torch.zeros(1, 1, 4, 4), prunes_activations=False)
     # Convolution: 2 * 16 positions * 18 weights = 576; linear: 2 * 128 = 256.
     assert ledger.dense == 832
     assert ledger.forward([9]) == 288 + 256

@@ -21,13 +21,14 @@ def build(name="resnet8", *, norm="nsconv", sap=True, ratio=0.5, seed=0, channel
         SapSettings(enabled=sap, prune_ratio=ratio),
         norm=norm,
         classes=classes,
-        channels=channels,
-        image_size=size,
+        shape=(channels, size, size),
         seed=seed,
     )
 
 
-@pytest.mark.parametrize("values", [{"width": 0.0}, {"hidden": -1}, {"norm": "layer"}, {"stem": "small"}, {"depth": 3}])
+@pytest.mark.parametrize(
+    "values", [{"width": 0.0}, {"hidden": -1}, {"norm": "instance"}, {"stem": "small"}, {"depth": 3}]
+)
 def test_settings_refuse(values):
     with pytest.raises(ValidationError):
         ModelSettings(**values)
@@ -135,7 +136,7 @@ import sys
 from fedmef_dist.layers.pruning import SapSettings
 from fedmef_dist.models import ModelSettings, build_model
 settings = ModelSettings(name="resnet8")
-build_model(settings, SapSettings(enabled=True), norm="nsconv", classes=2, channels=1, image_size=8, seed=0)
+build_model(settings, SapSettings(enabled=True), norm="nsconv", classes=2, shape=(1, 8, 8), seed=0)
 sys.exit("torchvision" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0

@@ -1,0 +1,53 @@
+"""TinyStories (Eldan and Li 2023, arXiv 2305.07759), or any file of short texts in its form."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from fedmef_dist.data.files import damaged
+from fedmef_dist.data.text import TextDataset, TextSettings, text_dataset
+from fedmef_dist.errors import UserError
+
+FILE = "tinystories.txt"
+END_OF_STORY = "<|endoftext|>"
+_TEST_EVERY = 10
+
+
+def load_tinystories(root: Path, settings: TextSettings) -> TextDataset:
+    """Read the first stories of ``root/tinystories.txt``; every tenth one is test text.
+
+    The file is read as far as it is needed: a line with ``<|endoftext|>`` ends a story.
+
+    Raises:
+        UserError: the file is missing, is no UTF-8 text, or holds fewer than ten stories.
+    """
+    path = root / FILE
+    try:
+        with path.open(encoding="utf-8") as lines:
+            stories = list(islice(_stories(lines), settings.stories))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"tinystories: the file is missing\n{path}\nput the data set's TinyStories-train.txt or "
+            "TinyStories-valid.txt there under this name"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise damaged(path, "UTF-8 text", str(error)) from error
+    except OSError as error:
+        raise UserError(f"a data file cannot be read: {error.strerror}\n{path}\nmend its permissions") from error
+    if len(stories) < _TEST_EVERY:
+        raise damaged(path, f"{_TEST_EVERY} stories or more, each ended by a line {END_OF_STORY}", f"{len(stories)}")
+    train = [story for number, story in enumerate(stories, start=1) if number % _TEST_EVERY]
+    test = stories[_TEST_EVERY - 1 :: _TEST_EVERY]
+    return text_dataset("tinystories", train, test, settings.context, owned=False)
+
+
+def _stories(lines: Iterator[str]) -> Iterator[str]:
+    story: list[str] = []
+    for line in lines:
+        if line.strip() != END_OF_STORY:
+            story.append(line)
+        elif story:
+            yield "".join(story)
+            story = []
+    if story:
+        yield "".join(story)
