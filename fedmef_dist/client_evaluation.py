@@ -12,6 +12,7 @@ from fedmef_dist.data.batches import evaluation_batches
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.partitions import PartitionSettings
 from fedmef_dist.data.population import Population
+from fedmef_dist.data.text import TextDataset, TextSplit
 from fedmef_dist.evaluation import EvaluationSettings, add_up
 from fedmef_dist.randomness import numpy_generator
 from fedmef_dist.sparsity import ParameterSpace
@@ -32,7 +33,12 @@ class ClientEvaluation:
     """
 
     def __init__(
-        self, settings: EvaluationSettings, dataset: Dataset, population: Population, natural: bool, seed: int
+        self,
+        settings: EvaluationSettings,
+        dataset: Dataset | TextDataset,
+        population: Population,
+        natural: bool,
+        seed: int,
     ) -> None:
         self.settings, self.dataset, self.population = settings, dataset, population
         self.natural = natural
@@ -59,11 +65,11 @@ class ClientEvaluation:
             batches = evaluation_batches(
                 data, self.dataset, batch_size=self.settings.batch_size, rank=0, world_size=1, device=group.device
             )
-            counts[place, 0], counts[place, 1] = add_up(model, batches)[1], len(data)
+            counts[place, 0], counts[place, 1] = add_up(model, batches)[1], data.predictions
         group.all_reduce(counts)
         return self._summarise(counts.numpy())
 
-    def local_data(self, client: int) -> Split:
+    def local_data(self, client: int) -> Split | TextSplit:
         """What the client is tested on; empty where it is a natural one without test samples."""
         samples, device = torch.from_numpy(self.population.samples(client)), self.dataset.train.labels.device
         owners, test_owners = self.dataset.owners, self.dataset.test_owners
@@ -104,7 +110,11 @@ class ClientEvaluation:
 
 
 def open_client_evaluation(
-    settings: EvaluationSettings, dataset: Dataset, population: Population, partition: PartitionSettings, seed: int
+    settings: EvaluationSettings,
+    dataset: Dataset | TextDataset,
+    population: Population,
+    partition: PartitionSettings,
+    seed: int,
 ) -> ClientEvaluation | None:
     """What the configuration asks for; None where clients are not tested."""
     if not settings.per_client:

@@ -34,7 +34,7 @@ class _Normalise(Function):
 
 
 class LeanLayerNorm(nn.LayerNorm):
-    """Keeps the large entries of the normalised input and one number a token; with ratio 0 the stock layer.
+    """Keeps the large entries of the normalised input and one number a token; without pruning the stock layer.
 
     They stand for the input in its own gradient too, in the part that is proportional to it. The gradients of weight
     and bias are those of a pruned linear layer.
@@ -51,6 +51,6 @@ class LeanLayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises over the last dimensions."""
-        if not self.pruning.ratio or not torch.is_grad_enabled():
+        if self.pruning.is_dense or not torch.is_grad_enabled():
             return super().forward(input)
         return _Normalise.apply(input, self.weight, self.bias, list(self.normalized_shape), self.eps, self.pruning)
