@@ -1,6 +1,7 @@
 """Turns a stock network into one with the chosen normalisation and, with activation pruning, lean layers."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from math import gcd
 from typing import Any
 
@@ -96,6 +97,8 @@ def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = Tru
     first = None if any(isinstance(module, nn.Embedding) for module in model.modules()) else layers[0]
     normalisers = _normalisers(model, norm, centre)
     recomputed = _recompute_attention(model) if sap.enabled else set()
+    if sap.enabled:
+        _spare_linear_outputs(model)
     for name, module in list(model.named_modules()):
         pruning = Pruning() if module in recomputed else _pruning(sap, name == first, name == output)
         if isinstance(module, _Weighted):
@@ -114,6 +117,13 @@ def _expose_attention(model: nn.Module) -> None:
             replace_module(model, name, MultiheadAttention(module))
         elif type(module).__name__ in _WINDOWS and type(module).__module__.startswith("torchvision."):
             replace_module(model, name, calling_its_layers(module))
+
+
+def _spare_linear_outputs(model: nn.Module) -> None:
+    """Lets no activation overwrite a linear layer's output: over tokens it is a view, and autograd refuses that."""
+    for before, module in pairwise(model.modules()):
+        if isinstance(before, nn.Linear) and getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
 
 
 def _recompute_attention(model: nn.Module) -> set[nn.Module]:
