@@ -1,13 +1,16 @@
 """Turns a stock network into one with the chosen normalisation and, with activation pruning, lean layers."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from math import gcd
 from typing import Any
 
 import torch
 from torch import nn
 
+from fedmef_dist.layers.attention import MultiheadAttention, SelfAttention, calling_its_layers
 from fedmef_dist.layers.batchnorm import BatchNorm2d
+from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.lean import (
     LeanAdaptiveAvgPool2d,
     LeanAvgPool2d,
@@ -26,6 +29,7 @@ from fedmef_dist.models.gpt import BranchNorm
 
 _Weighted = nn.Conv2d | nn.Linear
 GROUPS = 8
+_WINDOWS = ("ShiftedWindowAttention", "ShiftedWindowAttentionV2")
 _LEAN: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.ReLU: lambda stock: LeanReLU(stock.inplace),
     nn.ReLU6: lambda stock: LeanReLU6(stock.inplace),
@@ -75,7 +79,7 @@ def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = Tru
 
     Without activation pruning the layers stay torch's own, so that a dense baseline is not flattered or burdened;
     only batch normalisation, dropout and stochastic depth are replaced by layers that survive a batch of one and draw
-    from a generator of the client's own.
+    from a generator of the client's own, and attention by one whose linear layers a mask can find.
 
     Args:
         model: a network of stock torch layers; its first convolution or linear layer sees the images, or else its
@@ -88,19 +92,47 @@ def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = Tru
     Returns:
         The model.
     """
+    _expose_attention(model)
     layers = list(weighted_layers(model))
     output = layers[-1]
     first = None if any(isinstance(module, nn.Embedding) for module in model.modules()) else layers[0]
     normalisers = _normalisers(model, norm, centre)
+    recomputed = _recompute_attention(model) if sap.enabled else set()
+    if sap.enabled:
+        _spare_linear_outputs(model)
     for name, module in list(model.named_modules()):
+        pruning = Pruning() if module in recomputed else _pruning(sap, name == first, name == output)
         if isinstance(module, _Weighted):
-            pruning = _pruning(sap, name == first, name == output)
             new = _convert_weighted(module, pruning, norm, normalisers.get(name), name == output)
         else:
-            new = _convert_other(module, sap, norm)
+            new = _convert_other(module, pruning, sap, norm)
         if new is not module:
             replace_module(model, name, new)
     return model
+
+
+def _expose_attention(model: nn.Module) -> None:
+    """Lets attention that uses weights of linear layers, or packs several into one, call linear layers instead."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.MultiheadAttention:
+            replace_module(model, name, MultiheadAttention(module))
+        elif type(module).__name__ in _WINDOWS and type(module).__module__.startswith("torchvision."):
+            replace_module(model, name, calling_its_layers(module))
+
+
+def _spare_linear_outputs(model: nn.Module) -> None:
+    """Lets no activation overwrite a linear layer's output: over tokens it is a view, and autograd refuses that."""
+    for before, module in pairwise(model.modules()):
+        if isinstance(before, nn.Linear) and getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+
+
+def _recompute_attention(model: nn.Module) -> set[nn.Module]:
+    """Makes attention lean; returns the modules whose inputs are not kept then."""
+    attention = [module for module in model.modules() if isinstance(module, SelfAttention)]
+    for module in attention:
+        module.lean = True
+    return {inner for module in attention for inner in module.recomputed()}
 
 
 def _normalisers(model: nn.Module, norm: str, centre: bool) -> dict[str, Normaliser]:
@@ -171,12 +203,14 @@ def _carry_over(old: _Weighted, new: _Weighted) -> None:
             new.bias.zero_() if old.bias is None else new.bias.copy_(old.bias)
 
 
-def _convert_other(module: nn.Module, sap: SapSettings, norm: str) -> nn.Module:
+def _convert_other(module: nn.Module, pruning: Pruning, sap: SapSettings, norm: str) -> nn.Module:
     kind = type(module)
     if kind is nn.BatchNorm2d:
         return _normalisation(module, norm)  # type: ignore[arg-type]
     if kind is BranchNorm and norm in ("nsconv", "none"):
         return nn.Identity()
+    if kind in (nn.LayerNorm, BranchNorm) and not pruning.is_dense:
+        return _lean_layer_norm(module, pruning)  # type: ignore[arg-type]
     if kind is nn.Dropout:
         return Dropout(module.p)  # type: ignore[arg-type]
     # Known by name: the class is torchvision's, which is not imported for the networks of our own.
@@ -186,6 +220,12 @@ def _convert_other(module: nn.Module, sap: SapSettings, norm: str) -> nn.Module:
     if not sap.enabled or (kind in _ROUNDED and not sap.prune_ratio):
         return module
     return _LEAN[kind](module) if kind in _LEAN else module
+
+
+def _lean_layer_norm(stock: nn.LayerNorm, pruning: Pruning) -> nn.Module:
+    new = LeanLayerNorm(stock.normalized_shape, stock.eps, pruning=pruning)
+    new.load_state_dict(stock.state_dict())
+    return new
 
 
 def _normalisation(stock: nn.BatchNorm2d, norm: str) -> nn.Module:

@@ -42,9 +42,8 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, scale: float) -> None:
         super().__init__()
         self.scale = scale
-        self.norm1 = BranchNorm(width)
-        self.attention = SelfAttention(width, heads)
-        self.norm2 = BranchNorm(width)
+        self.attention = SelfAttention(width, heads, BranchNorm(width), causal=True)
+        self.norm = BranchNorm(width)
         # ReLU: half of what the second layer keeps for the backward pass is 0 already.
         self.mlp = nn.Sequential(
             OrderedDict(up=nn.Linear(width, 4 * width), relu=nn.ReLU(), down=nn.Linear(4 * width, width))
@@ -52,8 +51,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, width) to (B, T, width)."""
-        x = torch.add(x, self.attention(self.norm1(x)), alpha=self.scale)
-        return torch.add(x, self.mlp(self.norm2(x)), alpha=self.scale)
+        x = torch.add(x, self.attention(x), alpha=self.scale)
+        return torch.add(x, self.mlp(self.norm(x)), alpha=self.scale)
 
 
 class GPT(nn.Module):

@@ -87,7 +87,7 @@ def stock_model(settings: ModelSettings, *, classes: int, shape: tuple[int, ...]
             return build_gpt(settings.gpt, classes, context=shape[0])
         channels, image_size, _ = shape
         if settings.name not in OWN_MODELS:
-            return _from_torchvision(settings, classes, channels)
+            return _from_torchvision(settings, classes, channels, image_size)
         model = _own(settings, classes, channels, image_size)
         small.initialise(model)
         return model
@@ -112,18 +112,31 @@ def _own(settings: ModelSettings, classes: int, channels: int, image_size: int) 
     return small.SmallResNet({"resnet8": 1, "resnet20": 3}[settings.name], classes, channels, settings.width)
 
 
-def _from_torchvision(settings: ModelSettings, classes: int, channels: int) -> nn.Module:
+def _from_torchvision(settings: ModelSettings, classes: int, channels: int, image_size: int) -> nn.Module:
     models = import_torchvision().models
     known = models.list_models(module=models)
     if settings.name not in known:
         near = difflib.get_close_matches(settings.name, [*OWN_MODELS, *known], n=1, cutoff=0)
         raise UserError(f"unknown model {settings.name!r}\nwhere: model.name\nmend: did you mean {near[0]}?")
-    model = models.get_model(settings.name, weights=None, num_classes=classes, **_extra_arguments(settings))
+    extra = _extra_arguments(settings, image_size)
+    try:
+        model = models.get_model(settings.name, weights=None, num_classes=classes, **extra)
+    except ValueError as error:
+        raise UserError(
+            f"{settings.name} cannot be had for images of {image_size} pixels: {error}\nwhere: model.name\n"
+            "mend: choose another model"
+        ) from error
     _fit_stem(model, settings, channels)
     return model
 
 
-def _extra_arguments(settings: ModelSettings) -> dict[str, object]:
+def _extra_arguments(settings: ModelSettings, image_size: int) -> dict[str, object]:
+    if settings.name.startswith("vit_"):
+        return {"image_size": image_size}
+    if settings.name.startswith("maxvit_"):
+        # Behind a stem without downsampling the rest sees what it would see of an image of twice the size.
+        side = image_size * (2 if settings.stem == "cifar" else 1)
+        return {"input_size": (side, side)}
     if settings.name in ("googlenet", "inception_v3"):
         return {"aux_logits": False, "init_weights": True}
     if settings.name == "mobilenet_v2":

@@ -42,7 +42,7 @@ def kinds(model, kind):
 LINEAR = [
     f"blocks.{block}.{layer}"
     for block in range(2)
-    for layer in ("attention.qkv", "attention.proj", "mlp.up", "mlp.down")
+    for layer in ("attention.in_proj", "attention.out_proj", "mlp.up", "mlp.down")
 ]
 
 
@@ -92,8 +92,8 @@ def test_without_normalisation_layers_the_residual_path_keeps_its_size():
 
 def test_all_linear_layers_but_the_output_prune_what_they_keep():
     model = build(enabled=True)
-    assert [name for name in kinds(model, PrunedLinear) if name.endswith(("proj", "up", "down"))] == [
-        name for name in LINEAR if not name.endswith("qkv")
+    assert [name for name in kinds(model, PrunedLinear) if name.endswith(("out_proj", "up", "down"))] == [
+        name for name in LINEAR if not name.endswith("in_proj")
     ]
     assert type(model.output) is nn.Linear
 

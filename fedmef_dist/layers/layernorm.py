@@ -1,0 +1,56 @@
+"""Layer normalisation that keeps its normalised input pruned."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from fedmef_dist.layers.pruning import DENSE, Pruning, keep, restore
+
+
+class _Normalise(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shape: list[int], eps: float, pruning: Pruning
+    ) -> Tensor:
+        output, mean, factor = torch.native_layer_norm(x, shape, weight, bias, eps)
+        saved, ctx.kept = keep((x - mean) * factor, pruning)
+        ctx.save_for_backward(weight, bias, factor, *saved)
+        ctx.shape = shape
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, bias, factor, *saved = ctx.saved_tensors
+        normal = restore(tuple(saved), ctx.kept)
+        # Of a normalised input mean and factor are 0 and 1.
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
+            grad, normal, ctx.shape, torch.zeros_like(factor), torch.ones_like(factor), weight, bias, (True, True, True)
+        )
+        return grad_x * factor, grad_weight, grad_bias, None, None, None
+
+
+class LeanLayerNorm(nn.LayerNorm):
+    """Keeps the large entries of the normalised input and one number a token; without pruning the stock layer.
+
+    They stand for the input in its own gradient too, in the part that is proportional to it. The gradients of weight
+    and bias are those of a pruned linear layer.
+
+    Args:
+        args: those of ``nn.LayerNorm``, with weight and bias.
+        pruning: what is kept.
+        kwargs: those of ``nn.LayerNorm``.
+    """
+
+    def __init__(self, *args: Any, pruning: Pruning = DENSE, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pruning = pruning
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises over the last dimensions."""
+        if self.pruning.is_dense or not torch.is_grad_enabled():
+            return super().forward(input)
+        return _Normalise.apply(input, self.weight, self.bias, list(self.normalized_shape), self.eps, self.pruning)
