@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from fedmef_dist.costs.memory import ModuleBytes
 from fedmef_dist.costs.wire import VALUE_BYTES, encoded_bytes
 from fedmef_dist.layers import lean, random
-from fedmef_dist.layers.pruning import Pruning
+from fedmef_dist.layers.attention import SelfAttention
+from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
+from fedmef_dist.layers.pruning import DENSE, Pruning
 from fedmef_dist.optim import OptimizerSettings
 from fedmef_dist.sparsity import ParameterSpace
 
@@ -36,19 +38,28 @@ _Rule = Callable[[_Call], _Kept]
 
 
 def _weighted(call: _Call) -> _Kept:
-    pruning = getattr(call.module, "pruning", Pruning())
+    pruning = getattr(call.module, "pruning", DENSE)
     if pruning.ratio:
         return [_packed_bytes(call.x, pruning)]
     # Autocast gives a stock layer a copy of its weight in the type of its input, and autograd keeps it.
     weight = call.module.weight
-    copied = weight.nbytes if weight.dtype != torch.float32 and not hasattr(call.module, "normaliser") else 0
-    return [call.x, copied]
+    copied = weight.nbytes if weight.dtype != torch.float32 and pruning.is_dense and not _is_normalised(call) else 0
+    value = _value_bytes(call.x, pruning)
+    return [call.x if value == call.x.element_size() else value * call.x.numel(), copied]
+
+
+def _is_normalised(call: _Call) -> bool:
+    return isinstance(call.module, NSConv2d | NSLinear)
 
 
 def _packed_bytes(x: Tensor, pruning: Pruning) -> int:
     rows = x.shape[0] if pruning.per_sample else 1
     values = rows * round((1 - pruning.ratio) * x.numel() / rows)
-    return _bits(x) + values * x.element_size()
+    return _bits(x) + values * _value_bytes(x, pruning)
+
+
+def _value_bytes(x: Tensor, pruning: Pruning) -> int:
+    return min(x.element_size(), pruning.storage.itemsize if pruning.storage is not None else x.element_size())
 
 
 def _bits(x: Tensor) -> int:
@@ -94,6 +105,14 @@ def _stochastic_depth(call: _Call) -> _Kept:
     return [call.x.element_size() * (len(call.x) if call.module.mode == "row" else 1)] if call.module.p else []
 
 
+def _attention(call: _Call) -> _Kept:
+    # Queries, keys, values, the logarithm of each softmax's denominator, and what it puts out. That is the projection's
+    # input, which the projection itself keeps where it keeps it whole.
+    batch, tokens, _ = call.x.shape
+    tensors = 4 if getattr(call.module.proj, "pruning", DENSE).ratio else 3
+    return [tensors * call.x.nbytes, _STATISTIC_BYTES * batch * tokens * call.module.heads]
+
+
 def _squeeze_excitation(call: _Call) -> _Kept:
     # It multiplies its input by one factor a channel, which a sigmoid has kept already.
     sigmoid = isinstance(call.module.scale_activation, nn.Sigmoid)
@@ -118,12 +137,14 @@ _RULES: dict[type[nn.Module], _Rule] = {
     nn.MaxPool2d: _max_pool,
     nn.AvgPool2d: lambda call: [call.x],
     nn.AdaptiveAvgPool2d: _adaptive_pool,
+    nn.Embedding: lambda call: [call.x],
     lean.LeanReLU: lambda call: [_bits(call.x)],
-    lean.LeanReLU6: lambda call: [_bits(call.x)],
+    lean.LeanLeakyReLU: lambda call: [_bits(call.x)],
     lean.LeanSiLU: lambda call: [call.x.numel()],
     lean.LeanHardswish: lambda call: [call.x.numel()],
     lean.LeanGELU: lambda call: [call.x.numel()],
     lean.LeanMaxPool2d: lambda call: [call.output.numel()],
+    SelfAttention: _attention,
     random.Dropout: _dropout,
     random.StochasticDepth: _stochastic_depth,
 }
@@ -158,7 +179,8 @@ class Activations:
 def model_activations(model: nn.Module, images: Tensor) -> Activations:
     """Activations of one training step with cross-entropy as its loss.
 
-    Whatever a model computes outside of modules that are known here counts as keeping nothing.
+    Whatever a model computes outside of modules that are known here counts as keeping nothing. Packed activations count
+    with the most that they can take: zeros are not packed, but how many there are no shape can tell.
 
     Args:
         model: on the meta device, in the type of its arithmetic: bfloat16 where autocast makes it so.
@@ -195,7 +217,7 @@ class _Counter:
             call = _Call(module, inputs[0], output)
             key = name, type(module).__name__
             self.bytes[key] = self.bytes.get(key, 0) + sum(self._size(kept) for kept in rule(call))
-            restored = call.x.nbytes if getattr(module, "pruning", Pruning()).ratio else 0
+            restored = call.x.nbytes if getattr(module, "pruning", DENSE).ratio else 0
             self.transient = max(self.transient, call.x.nbytes + output.nbytes + restored)
 
         return hook

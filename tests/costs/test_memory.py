@@ -182,8 +182,7 @@ def test_lean_activations_are_what_makes_activation_pruning_save():
 def held_mebibytes(name, norm, ratio, stock_relu):
     """Of a step on 16 images of 32 x 32 pixels."""
     sap = SapSettings(enabled=ratio > 0, prune_ratio=ratio)
-    shape = {"classes": 10, "channels": 3, "image_size": 32, "seed": 0}
-    model = build_model(ModelSettings(name=name), sap, norm=norm, **shape)
+    model = build_model(ModelSettings(name=name), sap, norm=norm, classes=10, shape=(3, 32, 32), seed=0)
     lean = [name for name, module in model.named_modules() if isinstance(module, LeanReLU)]
     for module in lean if stock_relu else []:
         replace_module(model, module, nn.ReLU(inplace=True))
