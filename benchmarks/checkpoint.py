@@ -66,7 +66,8 @@ def measure(method: str, rounds: int) -> None:
     round_seconds, save_seconds = statistics.median(played[1:]), statistics.median(saved[1:])
     paper = round_seconds * PAPER / TRAINED
     print(
-        f"{method}: round of {TRAINED} samples {quartiles(played[1:])}, checkpoint {quartiles(saved[1:])}, {size:.1f} MB"
+        f"{method}: round of {TRAINED} samples {quartiles(played[1:])}, "
+        f"checkpoint {quartiles(saved[1:])}, {size:.1f} MB"
     )
     print(
         f"  {100 * save_seconds / round_seconds:.2f} % of this round; {100 * save_seconds / paper:.4f} % of the paper's"

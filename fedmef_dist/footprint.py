@@ -153,6 +153,16 @@ class Footprint:
         ]
 
 
+def model_settings(config: Config, shape: Shape) -> list[tuple[Setting, DeviceMemory]]:
+    """Every compared setting and what its step would take on a simulated device; nothing is run."""
+    batch = random_batch(config, shape, torch.device("cpu"))
+    spaces = [(setting, training_step(config, setting, shape, batch).space) for setting in compared_settings(config)]
+    return [
+        (setting, device_memory(space, config.optimizer, modelled_activations(config, setting, shape, batch[0])))
+        for setting, space in spaces
+    ]
+
+
 def measure(config: Config, device: torch.device, steps: int) -> list[Footprint]:
     """Every compared setting; ``steps`` timed steps of each, one of every setting in turn.
 

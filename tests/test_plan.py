@@ -3,9 +3,12 @@ import pytest
 from tiny import Recorder, alone, tiny
 
 from fedmef_dist.data.federation import draw_cohort
+from fedmef_dist.data.shapes import Shape
 from fedmef_dist.errors import UserError
+from fedmef_dist.footprint import model_settings
 from fedmef_dist.plan import PartitionView, look_at_partition, plan_command, plan_rounds
 from fedmef_dist.report.partition import describe, save_partition
+from fedmef_dist.report.units import scaled
 from fedmef_dist.simulation import Simulation
 
 # Three clients and three labels.
@@ -60,7 +63,7 @@ def test_a_thousand_clients_stand_for_more(tmp_path):
     view = look_at_partition(run.dataset, run.population, seed=0)
     assert view.counts.shape == (1000, 4)
     assert view.clients == 5000
-    text = describe(run.config, run.space, view, plan_rounds(run, 3))
+    text = describe(run.config, run.space, view, plan_rounds(run, 3), [])
     assert "clients             5,000, of which 1,000 drawn" in text
     small = simulation(tmp_path)
     assert look_at_partition(small.dataset, small.population, seed=0).sizes.sum() == 160
@@ -68,9 +71,9 @@ def test_a_thousand_clients_stand_for_more(tmp_path):
 
 def test_the_description(tmp_path):
     run = simulation(tmp_path)
-    lines = dict(
-        line.split("  ", 1) for line in describe(run.config, run.space, VIEW, plan_rounds(run, 2)).splitlines()
-    )
+    memory = model_settings(run.config, Shape(run.dataset.shape, run.dataset.classes))
+    text = describe(run.config, run.space, VIEW, plan_rounds(run, 2), memory)
+    lines = dict(line.strip().split("  ", 1) for line in text.splitlines())
     values = {name: value.strip() for name, value in lines.items()}
     assert values["samples a client"] == "3 to 8, median 5"
     assert values["labels a client"] == "1 to 3, median 2, of 3"
@@ -78,6 +81,9 @@ def test_the_description(tmp_path):
     assert values["clients a round"] == "3.0 asked, 3.0 trained, 0.0 dropped, 0.0 surplus"
     assert values["clients a rank"] == "1.5 a round, 1 to 2"
     assert values["ranks"] == "2"
+    dense = memory[0][1]
+    assert values["fedavg, density 1"] == f"{scaled(dense.total, 'B')}, {scaled(dense.activations, 'B')}"
+    assert [name for name in values if name.startswith("fedmef")][-1] == "fedmef p = 0.9, density 0.5"
 
 
 def test_a_picture(tmp_path):

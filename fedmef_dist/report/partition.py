@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from fedmef_dist.config import Config
+from fedmef_dist.costs.device_memory import DeviceMemory
+from fedmef_dist.footprint import Setting
 from fedmef_dist.plan import PartitionView, PlannedRound
 from fedmef_dist.report.plots import COLOURS, new_figure, save_figure
 from fedmef_dist.report.units import scaled
@@ -14,14 +16,21 @@ from fedmef_dist.sparsity import ParameterSpace
 _SHOWN = 100  # bars that can be told apart
 
 
-def describe(config: Config, space: ParameterSpace, view: PartitionView, rounds: Sequence[PlannedRound]) -> str:
-    """What the command ``plan`` prints: a name and a value on each line."""
+def describe(
+    config: Config,
+    space: ParameterSpace,
+    view: PartitionView,
+    rounds: Sequence[PlannedRound],
+    memory: Sequence[tuple[Setting, DeviceMemory]],
+) -> str:
+    """What the command ``plan`` prints: a name and a value on each line; ``memory`` is that of the methods."""
     lines = [
         ("run", f"{config.name}: {config.method.name}, {config.model.name}, {space.n_parameters:,} parameters"),
         ("density", f"{space.density:.3f}, {space.mask.count + space.n_dense:,} parameters are active"),
         *_partition_lines(view),
         *_round_lines(config, rounds),
         *_rank_lines(rounds),
+        *_memory_lines(memory),
     ]
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join(f"{name:{width}}{value}" for name, value in lines)
@@ -78,8 +87,19 @@ def _rank_lines(rounds: Sequence[PlannedRound]) -> list[tuple[str, str]]:
     ]
 
 
+def _memory_lines(memory: Sequence[tuple[Setting, DeviceMemory]]) -> list[tuple[str, str]]:
+    lines = [("device memory", "modelled, of a training step; of it kept for the backward pass")]
+    for setting, device in memory:
+        ratio = f" p = {setting.prune_ratio:g}" if setting.prune_ratio else ""
+        name = f"  {setting.method}{ratio}, density {setting.density:g}"
+        lines.append((name, f"{scaled(device.total, 'B')}, {scaled(device.activations, 'B')}"))
+    return lines
+
+
 def save_partition(view: PartitionView, path: Path) -> Path:
     """Draws samples a client and labels a client as a PNG; raises OSError or ValueError where it cannot be written."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, (sizes, labels) = new_figure(2)
     order = np.argsort(-view.sizes, kind="stable")
     sizes.step(np.arange(len(order)), view.sizes[order], where="mid", color=COLOURS[0])
@@ -88,6 +108,7 @@ def save_partition(view: PartitionView, path: Path) -> Path:
     shown = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), _SHOWN)).astype(np.int64))]
     shares = view.counts[shown] / view.sizes[shown, None]
     image = labels.imshow(shares.T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1)
+    labels.xaxis.set_major_locator(MaxNLocator(integer=True))
     labels.set(xlabel=f"{len(shown)} clients, largest first", ylabel="Label")
     figure.colorbar(image, ax=labels, label="Share of the client's samples")
     return save_figure(figure, path)
