@@ -65,14 +65,11 @@ def measure(method: str, rounds: int) -> None:
         size = sum(path.stat().st_size for path in Path(folder).rglob("state.*")) / config.checkpoint.keep / 1e6
     round_seconds, save_seconds = statistics.median(played[1:]), statistics.median(saved[1:])
     paper = round_seconds * PAPER / TRAINED
+    print(f"{method}: round of {TRAINED} samples {quartiles(played[1:])}")
     print(
-        f"{method}: round of {TRAINED} samples {quartiles(played[1:])}, "
-        f"checkpoint {quartiles(saved[1:])}, {size:.1f} MB"
+        f"  checkpoint {quartiles(saved[1:])}, {size:.1f} MB, {100 * save_seconds / round_seconds:.2f} % of this round,"
     )
-    print(
-        f"  {100 * save_seconds / round_seconds:.2f} % of this round; {100 * save_seconds / paper:.4f} % of the paper's"
-    )
-    print(f"  at most 2 % of every round of {50 * save_seconds:.1f} s or more")
+    print(f"  {100 * save_seconds / paper:.4f} % of the paper's, 2 % of a round of {50 * save_seconds:.1f} s")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -19,6 +19,7 @@ from fedmef_dist.comm.group import Group
 from fedmef_dist.errors import UserError
 from fedmef_dist.notices import tell
 from fedmef_dist.settings import Settings
+from fedmef_dist.sparsity import Mask, ParameterSpace
 
 _LOG = logging.getLogger(__name__)
 _TENSORS, _STATE = "state.safetensors", "state.json"
@@ -198,6 +199,24 @@ def check_tensors(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> Non
             raise misfit(checkpoint, f"tensor {name}: a value is not finite")
 
 
+def model_tensors(space: ParameterSpace, values: Tensor) -> dict[str, Tensor]:
+    """The space's mask, and a state (float32 (total,)) packed by it: inactive weights take no room."""
+    return {"values": space.pack(values).cpu(), "mask": space.mask.to_bits()}
+
+
+def read_model(checkpoint: Checkpoint, space: ParameterSpace) -> tuple[Tensor, Mask]:
+    """The inverse of :func:`model_tensors`: the state, float32 (total,), and the mask, which becomes the space's.
+
+    Raises UserError where the checkpoint is of another model.
+    """
+    state, tensors = check_values(checkpoint, RunState, checkpoint.state), checkpoint.tensors
+    device = space.values.device
+    check_tensors(replace(checkpoint, tensors=_part(tensors, "mask")), {"mask": space.mask.to_bits()})
+    space.set_mask(Mask.from_bits(tensors["mask"], space.n_prunable, state.mask_version, device))
+    check_tensors(replace(checkpoint, tensors=_part(tensors, "values")), {"values": space.pack(space.values)})
+    return space.unpack(tensors["values"].to(device)), space.mask
+
+
 def misfit(checkpoint: Checkpoint, what: str) -> UserError:
     """The error of a checkpoint that is whole, but not of this run."""
     return UserError(
@@ -214,6 +233,10 @@ def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
 def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with ``prefix``, under their own names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in tensors.items() if key == name}
 
 
 def _write(directory: Path, checkpoint: Checkpoint) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedmef_dist.atomic import sync_directory
-from fedmef_dist.checkpoint import Checkpoint, CheckpointStore
+from fedmef_dist.checkpoint import Checkpoint, CheckpointStore, read_model
 from fedmef_dist.config import Config, parse_config, read_tree
 from fedmef_dist.data.batches import evaluation_batches
 from fedmef_dist.data.dataset import Dataset
@@ -16,7 +16,7 @@ from fedmef_dist.data.text import TextDataset
 from fedmef_dist.errors import UserError
 from fedmef_dist.models import build_model, prunable_weights, stock_model
 from fedmef_dist.models.plain import make_plain
-from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity import ParameterSpace
 
 _PROBES = 8
 
@@ -63,7 +63,7 @@ def _newest(run_dir: Path, config: Config) -> Checkpoint:
     store = CheckpointStore(run_dir, config.checkpoint.keep)
     if not store.rounds():
         raise UserError(f"the run has no checkpoint\nwhere: {run_dir}\nmend: let it reach one first")
-    return store.load(store.rounds()[-1])
+    return store.load_newest()
 
 
 def _models(config: Config, dataset: Dataset | TextDataset) -> tuple[nn.Module, nn.Module]:
@@ -75,9 +75,8 @@ def _models(config: Config, dataset: Dataset | TextDataset) -> tuple[nn.Module, 
 
 def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
     space = ParameterSpace(model, prunable_weights(model))
-    space.load(checkpoint.tensors["values"])
-    # Normalised layers count their active weights.
-    space.set_mask(Mask.from_bits(checkpoint.tensors["mask"], space.n_prunable, checkpoint.state["mask_version"]))
+    # Normalised layers count their active weights: they need the mask too, which the space has taken over.
+    space.load(read_model(checkpoint, space)[0])
 
 
 def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -17,6 +17,8 @@ from fedmef_dist.checkpoint import (
     check_tensors,
     check_values,
     misfit,
+    model_tensors,
+    read_model,
     with_prefix,
     without_prefix,
 )
@@ -316,8 +318,7 @@ class Simulation:
     def checkpoint(self, tracker_state: dict[str, str], kept: Mapping[str, torch.Tensor]) -> Checkpoint:
         """Everything that the next round depends on; ``kept`` is what clients keep, of all ranks."""
         tensors = {
-            "values": self.server.values.cpu(),
-            "mask": self.space.mask.to_bits(),
+            **model_tensors(self.space, self.server.values),
             "known_version": torch.from_numpy(self.wire.known_version),
             **with_prefix(_METHOD, self.method.state()),
             **with_prefix(_CLIENTS, kept),
@@ -336,10 +337,9 @@ class Simulation:
         """Goes on where the checkpoint was taken, on any number of ranks. Raises UserError for another run's."""
         state = check_values(checkpoint, RunState, checkpoint.state)
         kept = self.client_states.blank() if self.client_states is not None else {}
+        self.server.set_state(*read_model(checkpoint, self.space))
         check_tensors(checkpoint, self.checkpoint({}, kept).tensors)
-        tensors, device = checkpoint.tensors, self.group.device
-        mask = Mask.from_bits(tensors["mask"], self.space.n_prunable, state.mask_version, device)
-        self.server.set_state(tensors["values"].to(device), mask)
+        tensors = checkpoint.tensors
         self.wire.known_version = tensors["known_version"].numpy().copy()
         self.costs.sums = np.array(state.costs)
         self.totals = check_values(checkpoint, Totals, state.totals)

@@ -127,7 +127,8 @@ class ParameterSpace:
         """Makes ``mask`` the current one for every layer; values outside it become 0."""
         self.mask = mask
         self.mask_values.copy_(mask.active)
-        self.values[: self.n_prunable].mul_(self.mask_values)
+        # A product would leave zeros with a sign, which a packed state does not carry.
+        self.values[: self.n_prunable].masked_fill_(~mask.active, 0)
 
     def load(self, values: Tensor) -> None:
         """Copies a state (float32 (total,)) into the model."""
