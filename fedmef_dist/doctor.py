@@ -5,7 +5,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,10 +19,11 @@ from fedmef_dist.comm.failure import ends_together
 from fedmef_dist.comm.group import Group, RuntimeSettings, open_group
 from fedmef_dist.comm.rendezvous import interface_of, resolve
 from fedmef_dist.data.fashion_mnist import DEBIAN_FOLDER
+from fedmef_dist.symptoms import RankFacts, Symptom, own_cores, processor_name, symptoms
 
 _LIMIT_SECONDS = 60.0
-_ROW_BYTES = 256
-_FIELDS = ("rank", "host", "local rank", "device", "threads", "interface")
+_ROW_BYTES = 1024
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def doctor() -> int:
         rows = _gather(group, _own_row(group))
         if group.rank == 0:
             _show(group, rows, f"{'right' if right else 'WRONG SUM'}, {1000 * seconds:.2f} ms")
+            _show_symptoms(symptoms(rows, environment, os.environ, _shared_memory()))
     return 0 if right else 1
 
 
@@ -65,25 +67,47 @@ def _own_row(group: Group) -> str:
     place, host = group.environment, socket.gethostname()
     interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_of(resolve(host) or "127.0.0.1") or "unknown"
     device = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else "cpu"
-    fields = (place.rank, host, place.local_rank, f"{group.device} ({device})", torch.get_num_threads(), interface)
-    return "\t".join(map(str, fields))
+    facts = RankFacts(
+        rank=str(place.rank),
+        host=host,
+        local_rank=str(place.local_rank),
+        device=f"{group.device} ({device})",
+        threads=str(torch.get_num_threads()),
+        interface=interface,
+        torch=torch.__version__,
+        processor=processor_name(),
+        cores=own_cores(),
+    )
+    return "\t".join(facts)
 
 
-def _gather(group: Group, row: str) -> list[list[str]]:
+def _gather(group: Group, row: str) -> list[RankFacts]:
     """The rows of all ranks, sent as bytes of fixed length."""
     text = row.encode()[:_ROW_BYTES].ljust(_ROW_BYTES, b"\0")
     gathered = group.all_gather(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-    return [bytes(line.tolist()).rstrip(b"\0").decode(errors="replace").split("\t") for line in gathered]
+    lines = (bytes(line.tolist()).rstrip(b"\0").decode(errors="replace") for line in gathered)
+    return [RankFacts(*line.split("\t")) for line in lines]
 
 
-def _show(group: Group, rows: list[list[str]], all_reduce: str) -> None:
+def _shared_memory() -> int | None:
+    """Bytes of the file system that processes of one machine share memory in; None where there is none."""
+    return shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else None
+
+
+def _show_symptoms(found: Sequence[Symptom]) -> None:
+    console = Console(highlight=False)
+    for symptom in found:
+        console.print(f"\n[bold]{symptom.what}[/bold]\n  {symptom.cure}", soft_wrap=True)
+
+
+def _show(group: Group, rows: Sequence[RankFacts], all_reduce: str) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     place = group.environment
     meeting = f", meeting at {place.host}:{place.port}" if place.host else ""
     console.print(f"launcher    {place.launcher}, {place.world_size} rank{'s' * (place.world_size > 1)}{meeting}")
     console.print(f"backend     {group.backend if place.world_size > 1 else 'none needed for one rank'}")
     console.print(f"all-reduce  {all_reduce}\n")
-    ranks = Table(*_FIELDS, box=None, pad_edge=False)
+    ranks = Table(*(name.replace("_", " ") for name in RankFacts._fields), box=None, pad_edge=False)
     for row in rows:
         ranks.add_row(*row)
     console.print(ranks)

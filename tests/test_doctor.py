@@ -45,6 +45,16 @@ def test_extras_keep_their_brackets(capsys, monkeypatch):
     assert "pip install 'fedmef_dist[mpich]'" in capsys.readouterr().out
 
 
+def test_symptoms_stand_at_the_end_with_their_cures(capsys, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert doctor() == 0
+    last = capsys.readouterr().out.rstrip().splitlines()[-2:]
+    assert last == [
+        "the job has 4 tasks, but this is a single process",
+        "  start it with srun, or with the scripts in slurm/",
+    ]
+
+
 def test_a_wrong_sum_is_a_failure(capsys, monkeypatch):
     monkeypatch.setattr(module, "_try_all_reduce", lambda group: (0.001, False))
     assert doctor() == 1

@@ -7,8 +7,10 @@ import pytest
 
 import fedmef_dist
 from fedmef_dist.plan import plan_command
+from fedmef_dist.sweep import load_sweep
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+GRIDS = sorted((Path(__file__).parent.parent / "configs" / "sweeps").glob("*.yaml"))
 # As little as keeps the file's data set, partition, behaviour of clients and method.
 SMALL = [
     "federation.rounds=2",
@@ -57,3 +59,10 @@ def test_every_data_set_has_a_configuration():
 
     known = set(get_args(DataSettings.model_fields["dataset"].annotation)) - {"synthetic"}
     assert {fedmef_dist.load_config(path).data.dataset for path in FILES} == known
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_every_cell_of_a_grid_has_a_configuration(path):
+    sweep = load_sweep(path)
+    assert sweep.config.resolve() in [file.resolve() for file in FILES]
+    assert [sweep.state(cell)[1] > 0 for cell in sweep.cells] == [True] * len(sweep.cells)

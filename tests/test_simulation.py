@@ -299,8 +299,10 @@ def test_watching_an_adjustment_changes_nothing_but_its_keys(simulation):
 
 def test_the_times_add_up(simulation):
     for row in play(simulation()):
-        parts = row["time/train"] + row["time/reduce"] + row["time/eval"]
-        assert 0 < parts <= row["time/round"]
+        parts = [row[f"time/{phase}"] for phase in ("train", "wait", "reduce", "adjust", "eval")]
+        assert min(parts) >= 0
+        assert sum(parts) == pytest.approx(row["time/round"])
+        assert row["time/wait"] == 0.0
         assert row["time/imbalance"] == 1.0
 
 

@@ -21,6 +21,7 @@ from fedmef_dist.scaling.points import Point, Study, parse_numbers, plan_study
 from fedmef_dist.scaling.prediction import predict
 from fedmef_dist.scaling.report import comma_separated, markdown
 from fedmef_dist.scaling.runs import Place, find_place, measure
+from fedmef_dist.symptoms import processor_name
 from fedmef_dist.tracking.timeline import read_timelines
 
 
@@ -85,16 +86,7 @@ def _head(path: Path, overrides: Sequence[str], place: Place) -> str:
     nodes = place.tasks_per_node
     where = "one machine" if nodes is None else f"an allocation of {len(nodes)} nodes with {sum(nodes)} tasks"
     return (
-        f"{datetime.date.today().isoformat()}, {where}, {_processor()}, {os.cpu_count()} processors a node; "
+        f"{datetime.date.today().isoformat()}, {where}, {processor_name()}, {os.cpu_count()} processors a node; "
         f"fedmef_dist {__version__}, torch {torch.__version__}, Python {platform.python_version()}.\n\n"
         f"Configuration: `{' '.join([path.name, *overrides])}`."
     )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
