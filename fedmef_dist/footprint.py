@@ -172,6 +172,27 @@ def measure(config: Config, device: torch.device, steps: int) -> list[Footprint]
     ]
 
 
+def modelled(config: Config, shape: Shape) -> list[tuple[Setting, DeviceMemory]]:
+    """A step of each compared setting on a simulated device, nothing measured; the own one alone if it has no density.
+
+    Raises:
+        UserError: model or density are not to be had.
+    """
+    settings = compared_settings(config) if hasattr(config.method, "density") else [own_setting(config)]
+    batch = random_batch(config, shape, torch.device("cpu"))
+    return [
+        (
+            setting,
+            device_memory(
+                training_step(config, setting, shape, batch).space,
+                config.optimizer,
+                modelled_activations(config, setting, shape, batch[0]),
+            ),
+        )
+        for setting in settings
+    ]
+
+
 def as_json(config: Config, footprint: Footprint) -> dict[str, Any]:
     """A footprint for programs; bytes and seconds."""
     setting, measured, device = footprint.setting, footprint.measured, footprint.device

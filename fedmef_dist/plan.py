@@ -12,7 +12,10 @@ from fedmef_dist.config import load_config
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.federation import Cohort, draw_cohort
 from fedmef_dist.data.population import Population
+from fedmef_dist.data.shapes import Shape
+from fedmef_dist.data.text import TextDataset
 from fedmef_dist.errors import UserError
+from fedmef_dist.footprint import modelled
 from fedmef_dist.randomness import numpy_generator
 from fedmef_dist.simulation import Simulation
 from fedmef_dist.sparsity import Mask
@@ -80,7 +83,8 @@ def plan_command(path: Path, overrides: list[str], ranks: int, out: Path | None)
     with open_group(detect({}), config.runtime) as group:
         simulation = Simulation(config, group, Path("runs") / config.name)
         view = look_at_partition(simulation.dataset, simulation.population, config.seed)
-        print(describe(config, simulation.space, view, plan_rounds(simulation, ranks)))
+        memory = modelled(config, Shape(simulation.dataset.shape, simulation.dataset.classes))
+        print(describe(config, simulation.space, view, plan_rounds(simulation, ranks), memory))
     if out is not None:
         try:
             save_partition(view, out)
@@ -88,7 +92,7 @@ def plan_command(path: Path, overrides: list[str], ranks: int, out: Path | None)
             raise UserError(f"the plot cannot be written: {error}\nwhere: --out {out}\nmend: name a PNG file") from None
 
 
-def look_at_partition(dataset: Dataset, population: Population, seed: int) -> PartitionView:
+def look_at_partition(dataset: Dataset | TextDataset, population: Population, seed: int) -> PartitionView:
     """Counts the labels of every client, or of a thousand drawn from the seed where there are more."""
     chosen = np.arange(min(population.clients, _CLIENTS))
     if population.clients > _CLIENTS:

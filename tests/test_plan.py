@@ -3,7 +3,9 @@ import pytest
 from tiny import Recorder, alone, tiny
 
 from fedmef_dist.data.federation import draw_cohort
+from fedmef_dist.data.shapes import Shape
 from fedmef_dist.errors import UserError
+from fedmef_dist.footprint import modelled
 from fedmef_dist.plan import PartitionView, look_at_partition, plan_command, plan_rounds
 from fedmef_dist.report.partition import describe, save_partition
 from fedmef_dist.simulation import Simulation
@@ -60,7 +62,7 @@ def test_a_thousand_clients_stand_for_more(tmp_path):
     view = look_at_partition(run.dataset, run.population, seed=0)
     assert view.counts.shape == (1000, 4)
     assert view.clients == 5000
-    text = describe(run.config, run.space, view, plan_rounds(run, 3))
+    text = describe(run.config, run.space, view, plan_rounds(run, 3), [])
     assert "clients             5,000, of which 1,000 drawn" in text
     small = simulation(tmp_path)
     assert look_at_partition(small.dataset, small.population, seed=0).sizes.sum() == 160
@@ -68,8 +70,9 @@ def test_a_thousand_clients_stand_for_more(tmp_path):
 
 def test_the_description(tmp_path):
     run = simulation(tmp_path)
+    memory = modelled(run.config, Shape(run.dataset.shape, run.dataset.classes))
     lines = dict(
-        line.split("  ", 1) for line in describe(run.config, run.space, VIEW, plan_rounds(run, 2)).splitlines()
+        line.split("  ", 1) for line in describe(run.config, run.space, VIEW, plan_rounds(run, 2), memory).splitlines()
     )
     values = {name: value.strip() for name, value in lines.items()}
     assert values["samples a client"] == "3 to 8, median 5"
@@ -78,6 +81,15 @@ def test_the_description(tmp_path):
     assert values["clients a round"] == "3.0 asked, 3.0 trained, 0.0 dropped, 0.0 surplus"
     assert values["clients a rank"] == "1.5 a round, 1 to 2"
     assert values["ranks"] == "2"
+    assert values["device memory"].startswith("fedavg: ")
+    totals = {(setting.method, setting.prune_ratio): device.total for setting, device in memory}
+    assert totals["fedavg", 0] > totals["fedtiny", 0] > totals["fedmef", 0.5] > totals["fedmef", 0.9]
+
+
+def test_a_method_without_a_density_is_shown_alone(tmp_path):
+    run = simulation(tmp_path, method={"name": "fedavg"})
+    shown = modelled(run.config, Shape(run.dataset.shape, run.dataset.classes))
+    assert [setting.method for setting, _ in shown] == ["fedavg"]
 
 
 def test_a_picture(tmp_path):

@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from fedmef_dist.config import Config
+from fedmef_dist.costs.device_memory import DeviceMemory
+from fedmef_dist.footprint import Setting
 from fedmef_dist.plan import PartitionView, PlannedRound
+from fedmef_dist.report.memory import label
 from fedmef_dist.report.plots import COLOURS, new_figure, save_figure
 from fedmef_dist.report.units import scaled
 from fedmef_dist.sparsity import ParameterSpace
@@ -14,7 +17,13 @@ from fedmef_dist.sparsity import ParameterSpace
 _SHOWN = 100  # bars that can be told apart
 
 
-def describe(config: Config, space: ParameterSpace, view: PartitionView, rounds: Sequence[PlannedRound]) -> str:
+def describe(
+    config: Config,
+    space: ParameterSpace,
+    view: PartitionView,
+    rounds: Sequence[PlannedRound],
+    memory: Sequence[tuple[Setting, DeviceMemory]],
+) -> str:
     """What the command ``plan`` prints: a name and a value on each line."""
     lines = [
         ("run", f"{config.name}: {config.method.name}, {config.model.name}, {space.n_parameters:,} parameters"),
@@ -22,6 +31,7 @@ def describe(config: Config, space: ParameterSpace, view: PartitionView, rounds:
         *_partition_lines(view),
         *_round_lines(config, rounds),
         *_rank_lines(rounds),
+        *_memory_lines(memory),
     ]
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join(f"{name:{width}}{value}" for name, value in lines)
@@ -75,6 +85,13 @@ def _rank_lines(rounds: Sequence[PlannedRound]) -> list[tuple[str, str]]:
         ("ranks", f"{clients.shape[1]}"),
         ("clients a rank", f"{clients.mean():.1f} a round, {clients.min()} to {clients.max()}"),
         ("imbalance", f"{np.mean([one.imbalance for one in rounds]):.2f} (samples of the busiest rank over the mean)"),
+    ]
+
+
+def _memory_lines(memory: Sequence[tuple[Setting, DeviceMemory]]) -> list[tuple[str, str]]:
+    return [
+        ("" if number else "device memory", f"{label(setting)}: {scaled(device.total, 'B')} in a step, modelled")
+        for number, (setting, device) in enumerate(memory)
     ]
 
 
