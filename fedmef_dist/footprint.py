@@ -153,16 +153,6 @@ class Footprint:
         ]
 
 
-def model_settings(config: Config, shape: Shape) -> list[tuple[Setting, DeviceMemory]]:
-    """Every compared setting and what its step would take on a simulated device; nothing is run."""
-    batch = random_batch(config, shape, torch.device("cpu"))
-    spaces = [(setting, training_step(config, setting, shape, batch).space) for setting in compared_settings(config)]
-    return [
-        (setting, device_memory(space, config.optimizer, modelled_activations(config, setting, shape, batch[0])))
-        for setting, space in spaces
-    ]
-
-
 def measure(config: Config, device: torch.device, steps: int) -> list[Footprint]:
     """Every compared setting; ``steps`` timed steps of each, one of every setting in turn.
 
@@ -179,6 +169,27 @@ def measure(config: Config, device: torch.device, steps: int) -> list[Footprint]
     return [
         Footprint(setting, measured, kept, device_memory(step.space, config.optimizer, kept), median(times))
         for setting, step, measured, kept, times in zip(settings, candidates, memory, activations, seconds, strict=True)
+    ]
+
+
+def modelled(config: Config, shape: Shape) -> list[tuple[Setting, DeviceMemory]]:
+    """A step of each compared setting on a simulated device, nothing measured; the own one alone if it has no density.
+
+    Raises:
+        UserError: model or density are not to be had.
+    """
+    settings = compared_settings(config) if hasattr(config.method, "density") else [own_setting(config)]
+    batch = random_batch(config, shape, torch.device("cpu"))
+    return [
+        (
+            setting,
+            device_memory(
+                training_step(config, setting, shape, batch).space,
+                config.optimizer,
+                modelled_activations(config, setting, shape, batch[0]),
+            ),
+        )
+        for setting in settings
     ]
 
 

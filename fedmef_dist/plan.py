@@ -15,7 +15,7 @@ from fedmef_dist.data.population import Population
 from fedmef_dist.data.shapes import Shape
 from fedmef_dist.data.text import TextDataset
 from fedmef_dist.errors import UserError
-from fedmef_dist.footprint import model_settings
+from fedmef_dist.footprint import modelled
 from fedmef_dist.randomness import numpy_generator
 from fedmef_dist.simulation import Simulation
 from fedmef_dist.sparsity import Mask
@@ -83,7 +83,7 @@ def plan_command(path: Path, overrides: list[str], ranks: int, out: Path | None)
     with open_group(detect({}), config.runtime) as group:
         simulation = Simulation(config, group, Path("runs") / config.name)
         view = look_at_partition(simulation.dataset, simulation.population, config.seed)
-        memory = model_settings(config, Shape(simulation.dataset.shape, simulation.dataset.classes))
+        memory = modelled(config, Shape(simulation.dataset.shape, simulation.dataset.classes))
         print(describe(config, simulation.space, view, plan_rounds(simulation, ranks), memory))
     if out is not None:
         try:

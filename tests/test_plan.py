@@ -1,5 +1,3 @@
-import re
-
 import numpy as np
 import pytest
 from tiny import Recorder, alone, tiny
@@ -7,10 +5,9 @@ from tiny import Recorder, alone, tiny
 from fedmef_dist.data.federation import draw_cohort
 from fedmef_dist.data.shapes import Shape
 from fedmef_dist.errors import UserError
-from fedmef_dist.footprint import model_settings
+from fedmef_dist.footprint import modelled
 from fedmef_dist.plan import PartitionView, look_at_partition, plan_command, plan_rounds
 from fedmef_dist.report.partition import describe, save_partition
-from fedmef_dist.report.units import scaled
 from fedmef_dist.simulation import Simulation
 
 # Three clients and three labels.
@@ -73,9 +70,10 @@ def test_a_thousand_clients_stand_for_more(tmp_path):
 
 def test_the_description(tmp_path):
     run = simulation(tmp_path)
-    memory = model_settings(run.config, Shape(run.dataset.shape, run.dataset.classes))
-    text = describe(run.config, run.space, VIEW, plan_rounds(run, 2), memory)
-    lines = dict(line.strip().split("  ", 1) for line in text.splitlines())
+    memory = modelled(run.config, Shape(run.dataset.shape, run.dataset.classes))
+    lines = dict(
+        line.split("  ", 1) for line in describe(run.config, run.space, VIEW, plan_rounds(run, 2), memory).splitlines()
+    )
     values = {name: value.strip() for name, value in lines.items()}
     assert values["samples a client"] == "3 to 8, median 5"
     assert values["labels a client"] == "1 to 3, median 2, of 3"
@@ -83,9 +81,15 @@ def test_the_description(tmp_path):
     assert values["clients a round"] == "3.0 asked, 3.0 trained, 0.0 dropped, 0.0 surplus"
     assert values["clients a rank"] == "1.5 a round, 1 to 2"
     assert values["ranks"] == "2"
-    dense = memory[0][1]
-    assert values["fedavg, density 1"] == f"{scaled(dense.total, 'B')}, {scaled(dense.activations, 'B')}"
-    assert [name for name in values if name.startswith("fedmef")][-1] == "fedmef p = 0.9, density 0.5"
+    assert values["device memory"].startswith("fedavg: ")
+    totals = {(setting.method, setting.prune_ratio): device.total for setting, device in memory}
+    assert totals["fedavg", 0] > totals["fedtiny", 0] > totals["fedmef", 0.5] > totals["fedmef", 0.9]
+
+
+def test_a_method_without_a_density_is_shown_alone(tmp_path):
+    run = simulation(tmp_path, method={"name": "fedavg"})
+    shown = modelled(run.config, Shape(run.dataset.shape, run.dataset.classes))
+    assert [setting.method for setting, _ in shown] == ["fedavg"]
 
 
 def test_a_picture(tmp_path):
@@ -97,7 +101,7 @@ def test_the_command_leaves_no_run_behind(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text("model: {name: cnn}\nfederation: {clients: 20, clients_per_round: 5, rounds: 3}")
     plan_command(tmp_path / "c.yaml", ["method.density=0.3"], 2, tmp_path / "p.png")
-    assert re.search(r"^density +0.300,", capsys.readouterr().out, re.MULTILINE)
+    assert "density             0.300" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "p.png"]
     with pytest.raises(UserError, match="the plot cannot be written"):
         plan_command(tmp_path / "c.yaml", [], 2, tmp_path / "no" / "p.png")

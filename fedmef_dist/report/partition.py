@@ -9,6 +9,7 @@ from fedmef_dist.config import Config
 from fedmef_dist.costs.device_memory import DeviceMemory
 from fedmef_dist.footprint import Setting
 from fedmef_dist.plan import PartitionView, PlannedRound
+from fedmef_dist.report.memory import label
 from fedmef_dist.report.plots import COLOURS, new_figure, save_figure
 from fedmef_dist.report.units import scaled
 from fedmef_dist.sparsity import ParameterSpace
@@ -23,7 +24,7 @@ def describe(
     rounds: Sequence[PlannedRound],
     memory: Sequence[tuple[Setting, DeviceMemory]],
 ) -> str:
-    """What the command ``plan`` prints: a name and a value on each line; ``memory`` is that of the methods."""
+    """What the command ``plan`` prints: a name and a value on each line."""
     lines = [
         ("run", f"{config.name}: {config.method.name}, {config.model.name}, {space.n_parameters:,} parameters"),
         ("density", f"{space.density:.3f}, {space.mask.count + space.n_dense:,} parameters are active"),
@@ -88,12 +89,10 @@ def _rank_lines(rounds: Sequence[PlannedRound]) -> list[tuple[str, str]]:
 
 
 def _memory_lines(memory: Sequence[tuple[Setting, DeviceMemory]]) -> list[tuple[str, str]]:
-    lines = [("device memory", "modelled, of a training step; of it kept for the backward pass")]
-    for setting, device in memory:
-        ratio = f" p = {setting.prune_ratio:g}" if setting.prune_ratio else ""
-        name = f"  {setting.method}{ratio}, density {setting.density:g}"
-        lines.append((name, f"{scaled(device.total, 'B')}, {scaled(device.activations, 'B')}"))
-    return lines
+    return [
+        ("" if number else "device memory", f"{label(setting)}: {scaled(device.total, 'B')} in a step, modelled")
+        for number, (setting, device) in enumerate(memory)
+    ]
 
 
 def save_partition(view: PartitionView, path: Path) -> Path:
