@@ -124,7 +124,46 @@ def folder(root, count=20):
                 image(path, (20 + i, 30), seed=100 * number + 10 * label + i)
 
 
+def sentences(count, seed):
+    """Lines that a model can learn: each word has one that always follows it."""
+    words = ("the king", "will not", "see her", "come again", "to night")
+    generator = np.random.default_rng(seed)
+    return "".join(f"{words[i]} {words[(i + 1) % len(words)]}\n" for i in generator.integers(0, len(words), count))
+
+
+def shakespeare(root, count=40):
+    """Two plays of two roles each, with stage directions and acts."""
+    folder = root / "shakespeare"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, play in enumerate(("hamlet_gut", "lear_gut")):
+        speeches = [
+            f"{role}.\n{sentences(count // 2, 10 * number + i)}\n[Exit.]\n\n"
+            for i, role in enumerate(("FOOL", "Kent") * 2)
+        ]
+        text = f"A PLAY\n\nFOOL, a fool.\n\nACT I.\n\nScene I. A heath.\n\n{''.join(speeches)}"
+        (folder / f"{play}.txt").write_text(text)
+
+
+def tinystories(root, count=20):
+    """One file of stories."""
+    root.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{sentences(8, seed)}<|endoftext|>\n" for seed in range(count))
+    (root / "tinystories.txt").write_text(text)
+
+
 WRITE = {
     writer.__name__: writer
-    for writer in (fashion_mnist, cifar10, cifar100, svhn, cinic10, tiny_imagenet, femnist, folder)
+    for writer in (
+        fashion_mnist,
+        cifar10,
+        cifar100,
+        svhn,
+        cinic10,
+        tiny_imagenet,
+        femnist,
+        folder,
+        shakespeare,
+        tinystories,
+    )
 }
+TEXT = ("shakespeare", "tinystories")

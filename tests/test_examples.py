@@ -19,7 +19,6 @@ SMALL = [
     "federation.local_epochs=1",
     "federation.batch_size=16",
     "data.partition.min_samples=1",
-    "model={name: resnet8}",
     "evaluation.every=1",
     "runtime.device=cpu",
     "tracking={console: false, wandb: {mode: disabled}}",
@@ -33,7 +32,9 @@ def test_a_configuration_runs(path, tmp_path, monkeypatch):
     dataset = fedmef_dist.load_config(path).data.dataset
     if dataset in data_files.WRITE:
         data_files.WRITE[dataset](tmp_path / "data")
-    config = fedmef_dist.load_config(path, [*SMALL, f"data.root={tmp_path / 'data'}"])
+    model = "{name: gpt, gpt: {depth: 2, width: 32, heads: 2}}" if dataset in data_files.TEXT else "{name: resnet8}"
+    changes = [*SMALL, f"model={model}", "data.text.context=8", f"data.root={tmp_path / 'data'}"]
+    config = fedmef_dist.load_config(path, changes)
     summary = fedmef_dist.run(config, tmp_path / "run").values
     assert summary["rounds"] == 2
     assert 0 <= summary["eval/accuracy_last"] <= 1

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fedmef_dist.costs.memory import ModuleBytes
 from fedmef_dist.costs.wire import VALUE_BYTES, encoded_bytes
 from fedmef_dist.layers import lean, random
-from fedmef_dist.layers.attention import SelfAttention
+from fedmef_dist.layers.attention import SelfAttention, recomputed_modules
+from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
 from fedmef_dist.layers.pruning import DENSE, Pruning
 from fedmef_dist.optim import OptimizerSettings
@@ -79,6 +80,13 @@ def _layer_norm(call: _Call) -> _Kept:
     return [call.x, 2 * _STATISTIC_BYTES * rows]
 
 
+def _lean_layer_norm(call: _Call) -> _Kept:
+    if call.module.pruning.is_dense:
+        return _layer_norm(call)
+    rows = call.x.numel() // torch.Size(call.module.normalized_shape).numel()
+    return [_packed_bytes(call.x, call.module.pruning), _STATISTIC_BYTES * rows]
+
+
 def _by_input(call: _Call) -> _Kept:
     # An in-place activation whose derivative needs the input keeps a copy of it.
     return [call.x.nbytes if getattr(call.module, "inplace", False) else call.x]
@@ -106,10 +114,12 @@ def _stochastic_depth(call: _Call) -> _Kept:
 
 
 def _attention(call: _Call) -> _Kept:
+    if call.module.lean:
+        return [call.x]
     # Queries, keys, values, the logarithm of each softmax's denominator, and what it puts out. That is the projection's
     # input, which the projection itself keeps where it keeps it whole.
     batch, tokens, _ = call.x.shape
-    tensors = 4 if getattr(call.module.proj, "pruning", DENSE).ratio else 3
+    tensors = 4 if getattr(call.module.out_proj, "pruning", DENSE).ratio else 3
     return [tensors * call.x.nbytes, _STATISTIC_BYTES * batch * tokens * call.module.heads]
 
 
@@ -125,6 +135,7 @@ _RULES: dict[type[nn.Module], _Rule] = {
     nn.BatchNorm2d: _batch_norm,
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
+    LeanLayerNorm: _lean_layer_norm,
     nn.ReLU: _by_output,
     nn.LeakyReLU: lambda call: [call.output if call.module.inplace else call.x],
     nn.Sigmoid: _by_output,
@@ -187,10 +198,11 @@ def model_activations(model: nn.Module, images: Tensor) -> Activations:
         images: a batch on the meta device, in that type.
     """
     count = _Counter()
+    recomputed = recomputed_modules(model)
     handles = [
         module.register_forward_hook(count.of(name, rule))
         for name, module in model.named_modules()
-        if (rule := _rule_of(module)) is not None
+        if (rule := _rule_of(module)) is not None and module not in recomputed
     ]
     with torch.no_grad():
         logits = model.train()(images)
@@ -202,6 +214,12 @@ def model_activations(model: nn.Module, images: Tensor) -> Activations:
     return Activations([*modules, ModuleBytes("", type(model).__name__, loss)], count.transient)
 
 
+def _restored_bytes(call: _Call) -> int:
+    if getattr(call.module, "lean", False):  # normalised input, queries, keys, values, heads
+        return 5 * call.x.nbytes
+    return call.x.nbytes if getattr(call.module, "pruning", DENSE).ratio else 0
+
+
 class _Counter:
     """Counts each storage once, for the module that keeps it first."""
 
@@ -210,15 +228,15 @@ class _Counter:
         self.transient = 0
         self._seen: dict[int, Tensor] = {}  # the tensors too, so that no address is given out twice
 
-    def of(self, name: str, rule: _Rule) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def of(self, name: str, rule: _Rule) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
         """A forward hook for the module called ``name``."""
 
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            call = _Call(module, inputs[0], output)
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            # The stand-in for torch's attention gives a pair, as torch's does.
+            call = _Call(module, inputs[0], output[0] if isinstance(output, tuple) else output)
             key = name, type(module).__name__
             self.bytes[key] = self.bytes.get(key, 0) + sum(self._size(kept) for kept in rule(call))
-            restored = call.x.nbytes if getattr(module, "pruning", DENSE).ratio else 0
-            self.transient = max(self.transient, call.x.nbytes + output.nbytes + restored)
+            self.transient = max(self.transient, call.x.nbytes + call.output.nbytes + _restored_bytes(call))
 
         return hook
 

@@ -27,7 +27,7 @@ def layer_flops(model: nn.Module, example: Tensor) -> dict[str, tuple[int, int]]
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             done, elements = flops.get(name, (0, 0))
             if isinstance(module, SelfAttention):
-                flops[name] = done + 4 * output.numel() * output.shape[1], elements
+                flops[name] = done + 4 * inputs[0].numel() * inputs[0].shape[1], elements
                 return
             weight = module.weight
             assert isinstance(weight, Tensor)

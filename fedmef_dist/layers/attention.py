@@ -31,10 +31,6 @@ class SelfAttention(nn.Module):
         self.in_proj: nn.Module = nn.Linear(width, 3 * width)
         self.out_proj: nn.Module = nn.Linear(width, width)
 
-    def recomputed(self) -> tuple[nn.Module, ...]:
-        """The submodules whose inputs are not kept where the attention is lean."""
-        return self.norm, self.in_proj
-
     def attend(self, x: Tensor) -> Tensor:
         """The heads' outputs side by side, (B, T, width), for tokens (B, T, width)."""
         batch, tokens, width = x.shape
@@ -50,6 +46,12 @@ class SelfAttention(nn.Module):
         return self.out_proj(
             checkpoint(self.attend, x, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
         )
+
+
+def recomputed_modules(model: nn.Module) -> set[nn.Module]:
+    """The modules inside of lean attention whose inputs are not kept."""
+    lean = [module for module in model.modules() if isinstance(module, SelfAttention) and module.lean]
+    return {inner for module in lean for inner in (module.norm, module.in_proj)}
 
 
 class MultiheadAttention(SelfAttention):

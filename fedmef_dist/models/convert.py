@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedmef_dist.layers.attention import MultiheadAttention, SelfAttention, calling_its_layers
+from fedmef_dist.layers.attention import MultiheadAttention, SelfAttention, calling_its_layers, recomputed_modules
 from fedmef_dist.layers.batchnorm import BatchNorm2d
 from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.lean import (
@@ -97,9 +97,10 @@ def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = Tru
     output = layers[-1]
     first = None if any(isinstance(module, nn.Embedding) for module in model.modules()) else layers[0]
     normalisers = _normalisers(model, norm, centre)
-    recomputed = _recompute_attention(model) if sap.enabled else set()
     if sap.enabled:
+        _recompute_attention(model)
         _spare_linear_outputs(model)
+    recomputed = recomputed_modules(model)
     for name, module in list(model.named_modules()):
         pruning = Pruning() if module in recomputed else _pruning(sap, name == first, name == output)
         if isinstance(module, _Weighted):
@@ -127,12 +128,10 @@ def _spare_linear_outputs(model: nn.Module) -> None:
             module.inplace = False  # type: ignore[assignment]
 
 
-def _recompute_attention(model: nn.Module) -> set[nn.Module]:
-    """Makes attention lean; returns the modules whose inputs are not kept then."""
-    attention = [module for module in model.modules() if isinstance(module, SelfAttention)]
-    for module in attention:
-        module.lean = True
-    return {inner for module in attention for inner in module.recomputed()}
+def _recompute_attention(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, SelfAttention):
+            module.lean = True
 
 
 def _normalisers(model: nn.Module, norm: str, centre: bool) -> dict[str, Normaliser]:

@@ -104,14 +104,14 @@ def test_what_is_packed_is_at_most_what_is_modelled():
     assert sum(held.values()) > 0.6 * sum(foretold.values())
 
 
-@pytest.mark.parametrize(("norm", "enabled"), [("layer", False), ("nsconv", True)])
+@pytest.mark.parametrize(("norm", "enabled"), [("layer", False), ("layer", True), ("nsconv", False), ("nsconv", True)])
 def test_a_gpt_agrees_with_the_ledger_but_for_where_attention_puts_its_output(norm, enabled):
     settings = ModelSettings(name="gpt", gpt=GPTSettings(depth=2, width=16, heads=2))
     sap = SapSettings(enabled=enabled, prune_ratio=0.95)
     foretold, held = both(settings, sap, norm, torch.randint(10, (2, 12)))
     for sizes in (foretold, held):
         for block in ("blocks.0", "blocks.1"):
-            sizes[block] = sizes.pop(f"{block}.attention") + sizes.pop(f"{block}.attention.proj", 0)
+            sizes[block] = sizes.pop(f"{block}.attention") + sizes.pop(f"{block}.attention.out_proj", 0)
     assert foretold == pytest.approx(held, rel=0.05, abs=16)
 
 

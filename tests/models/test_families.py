@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from fedmef_dist.costs.device_memory import model_activations
+from fedmef_dist.costs.flops import layer_flops
+from fedmef_dist.costs.memory import measure_step
 from fedmef_dist.layers.attention import MultiheadAttention
 from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
@@ -143,6 +148,33 @@ def test_with_ratio_0_and_batch_norm_it_is_the_stock_network(family):
         gradients.append(torch.cat([p.grad.flatten() for _, p in sorted(by_stock_name(model).items())]))
     # Smooth activations keep their derivative in a byte.
     assert F.cosine_similarity(*gradients, dim=0) > 0.999
+
+
+@each
+def test_the_flops_of_every_layer_are_counted(family):
+    model = convert(stock(family), SapSettings(enabled=True), "nsconv")
+    found = layer_flops(model, images(family, 1))
+    weights = {name: model.get_submodule(name).weight for name in weighted(model)}
+    assert set(weights) <= set(found)
+    assert all(found[name][0] >= 2 * weight.numel() for name, weight in weights.items())
+
+
+def test_the_flops_of_a_vit_are_those_of_torchs_counter():
+    model = convert(stock("vit"), SapSettings(enabled=False), "batch").eval()
+    x = images("vit", 1)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    assert sum(flops for flops, _ in layer_flops(model, x).values()) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_what_a_vit_keeps_is_foretold(enabled):
+    model = convert(stock("vit"), SapSettings(enabled=enabled, prune_ratio=0.95), "nsconv")
+    x = images("vit")
+    labels = torch.tensor([0, 1])
+    held = measure_step(model, lambda: F.cross_entropy(model(x), labels)).activation_bytes
+    foretold = model_activations(model.to("meta"), x.to("meta")).bytes
+    assert foretold == pytest.approx(held, rel=0.1)
 
 
 def by_stock_name(model):
