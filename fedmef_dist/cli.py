@@ -1,5 +1,6 @@
 """The command line. Heavy imports wait until a command needs them."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -177,6 +178,8 @@ def scale(
 
 def main() -> None:
     """Entry point; wrong input ends with exit status 2 and its message."""
+    # A lost connection is explained in one line of our own; torch would add a C++ stack for each attempt to use it.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         sys.exit(app(standalone_mode=False))
     except UserError as error:
