@@ -137,7 +137,7 @@ def test_every_rank_learns_whether_one_was_asked_to_stop_or_left_its_part_out(as
         if group.rank in void:
             total.abandon()
         else:
-            total.add(group.rank, torch.ones(4), 10, 0.5, 0.1)
+            total.add(group.rank, torch.ones(4), 10, 0.5, 0.1, 10)
         result = total.reduce(group.rank in asked)
         return result.stopping, result.abandoned
 
