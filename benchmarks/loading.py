@@ -38,7 +38,7 @@ start = clocks()
 data = load_dataset(DataSettings(dataset="cifar10", root=sys.argv[1]), 0)
 opened = clocks()
 for split in (data.train, data.test):  # one byte of every page
-    assert split.images.permute(0, 2, 3, 1).flatten()[::4096].any()
+    assert split.images.permute(0, 2, 3, 1).flatten()[::4096].sum()
 print(*(after - before for done in (opened, clocks()) for before, after in zip(start, done)))
 """
 
