@@ -1,10 +1,12 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from tiny import Recorder, alone, tiny
 
+from fedmef_dist.data.federation import draw_cohort
 from fedmef_dist.session import simulate
 from fedmef_dist.simulation import Simulation
 
@@ -159,6 +161,47 @@ def test_a_round_is_the_weighted_average_of_its_clients(simulation):
     assert metrics["train/samples"] == sum(samples)
     losses = np.array([report.loss for report in reports])
     assert metrics["train/loss"] == pytest.approx((weights * losses).sum(), abs=1e-6)
+
+
+def test_with_uniform_weights_every_client_counts_once(simulation):
+    run = simulation(method={"name": "fedavg"}, federation={"weighting": "uniform", "rounds": 1})
+    reports, train = [], run.client.train
+    run.client.train = lambda *arguments: reports.append(train(*arguments)) or reports[-1]
+    (metrics,) = play(run)
+    expected = torch.stack([report.values.double() for report in reports]).mean(0)
+    torch.testing.assert_close(run.server.values, expected.float(), rtol=0, atol=1e-7)
+    assert metrics["train/loss"] == pytest.approx(np.mean([report.loss for report in reports]), abs=1e-6)
+    assert (
+        metrics["train/samples"]
+        == run.population.sizes(draw_cohort(run.population, run.config.federation, 0, 1).clients).sum()
+    )
+
+
+def test_clients_that_do_not_answer_cost_their_download_and_nothing_else(simulation):
+    run = simulation(federation={"clients_per_round": 6, "dropout": 0.5, "rounds": 6})
+    downloads = []
+    for row in play(run):
+        assert row["clients/trained"] + row["clients/dropped"] == 6
+        if row["clients/trained"]:
+            downloads.append(row["wire/up_bytes"] / row["clients/trained"])
+        else:
+            assert row["wire/up_bytes"] == row["flops/train"] == 0
+        assert row["wire/down_bytes"] > 0
+    assert len({*downloads}) <= 3  # a client's uplink in an ordinary round, and in the adjusting ones
+
+
+def test_a_round_that_finds_nobody_leaves_the_state_as_it_was(simulation):
+    run = simulation(
+        federation={"clients": 2, "clients_per_round": 1, "availability": 0.2, "day_rounds": 6, "rounds": 6}
+    )
+    rounds = play(run)
+    trained = [row["clients/trained"] for row in rounds]
+    assert 0 in trained
+    assert sum(trained) > 0
+    for before, row in pairwise(rounds):
+        if not row["clients/trained"]:
+            assert row["model/digest"] == before["model/digest"]
+            assert row["wire/total_bytes"] == before["wire/total_bytes"]
 
 
 def test_the_clients_start_is_the_servers_state(simulation):

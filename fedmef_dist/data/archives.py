@@ -1,5 +1,6 @@
 """Data sets that come as one archive: where it is, what must be in it, how it is unpacked."""
 
+import gzip
 import os
 import shutil
 import tarfile
@@ -75,7 +76,7 @@ def unpack(archive: Path, folder: Path) -> None:
             with path.open("wb") as target:
                 shutil.copyfileobj(content, target)
         shutil.copytree(partial, folder, copy_function=os.replace, dirs_exist_ok=True)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise damaged(archive, "a whole tar.gz or zip file", str(error)) from error
     except OSError as error:
         raise UserError(
@@ -99,6 +100,8 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
             file = tar.extractfile(member) if member.isreg() and _is_safe(member.name) else None
             if file is not None:
                 yield member.name, file
+        if tar.fileobj is not None:
+            tar.fileobj.read(1 << 20)  # what is left has the check sum
 
 
 def _is_safe(name: str) -> bool:

@@ -319,6 +319,18 @@ def test_a_damaged_archive_leaves_nothing_behind(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("damage", ["truncated", "checksum"])
+def test_an_archive_damaged_on_its_way_is_named(tmp_path, damage):
+    data_files.cifar10(tmp_path / "server")
+    archive = tmp_path / "c.tar.gz"
+    make_tar(archive, tmp_path / "server/cifar-10-batches-bin", "cifar-10-batches-bin")
+    content = archive.read_bytes()
+    archive.write_bytes(content[:-20_000] if damage == "truncated" else content[:-8] + b"12345678")
+    with pytest.raises(UserError, match=r"damaged: expected a whole tar\.gz or zip file[\s\S]*c\.tar\.gz"):
+        unpack(archive, tmp_path / "set")
+    assert names(tmp_path) == ["c.tar.gz", "server"]
+
+
 def test_nothing_is_unpacked_outside_of_the_folder(tmp_path):
     archive = tmp_path / "hostile.tar.gz"
     with tarfile.open(archive, "w:gz") as members:
