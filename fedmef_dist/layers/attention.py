@@ -14,8 +14,8 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2) behind a normalisation.
 
     With ``lean`` it keeps its input, 4 bytes an element in float32, and computes normalisation, queries, keys, values
-    and heads again in the backward pass: one more forward pass of ``in_proj``, and exact gradients. Kept one by one
-    they are 28 bytes an element of the input, and 18 with half of what the linear layer keeps pruned away.
+    and heads again in the backward pass: one more forward pass of ``in_proj``, and exact gradients. Else torch keeps
+    24 bytes: the inputs of both, queries, keys, values and heads.
 
     Args:
         width: features of a token.
