@@ -192,27 +192,42 @@ def counting() -> Iterator[list[tuple[int, int]]]:
         pruning.pack_largest = original
 
 
-def faithfulness(one: Contestant, dense: Contestant, options: argparse.Namespace) -> None:
-    """Kept share against the wanted one over five steps; cosine of weight gradients to those without pruning."""
+def weight_gradient(one: Contestant, values: Tensor, batch: Batch) -> list[Tensor]:
+    """Gradients of the active weights at these values (float32 (total,)), a tensor a layer."""
+    one.space.load(values)
+    one.space.gradient.zero_()
+    one.loss(batch).backward()
+    gradient = one.space.gradient[: one.space.n_prunable] * one.space.mask_values
+    return [gradient[layer.start : layer.stop] for layer in one.space.layers]
+
+
+def faithfulness(found: list[Contestant], dense: Contestant, options: argparse.Namespace) -> None:
+    """Kept share against the wanted one, and cosine of the weight gradient to that without pruning, over five batches.
+
+    All are asked at the same weights, those of the network without pruning after as many steps as the race had.
+    """
     source = batches(options)
-    forget_thresholds(one.model)
-    with counting() as counts:
-        for _ in range(5):
-            one.step(next(source))
-    deviation = max((abs(kept / wanted - 1) for kept, wanted in counts if wanted), default=0.0)
-    dense.space.load(one.space.values)
-    batch = next(source)
-    gradients = []
-    for each in (one, dense):
-        each.space.gradient.zero_()
-        each.loss(batch).backward()
-        gradients.append(each.space.gradient[: each.space.n_prunable] * each.space.mask_values)
-    layers = [F.cosine_similarity(*(g[s.start : s.stop] for g in gradients), dim=0).item() for s in one.space.layers]
-    whole = F.cosine_similarity(*gradients, dim=0).item()
-    print(
-        f"  {one.name:24} kept share off by at most {100 * deviation:.3f} %; cosine of the weight gradient to the "
-        f"dense one {whole:.4f} (lowest layer {min(layers):.4f})"
-    )
+    for _ in range(options.warm_up + options.steps):
+        dense.step(next(source))
+    values = dense.space.values.clone()
+    asked = [next(source) for _ in range(5)]
+    exact = [weight_gradient(dense, values, batch) for batch in asked]
+    for one in found:
+        forget_thresholds(one.model)
+        with counting() as counts:
+            pruned = [weight_gradient(one, values, batch) for batch in asked]
+        deviation = max((abs(kept / wanted - 1) for kept, wanted in counts if wanted), default=0.0)
+        pairs = list(zip(pruned, exact, strict=True))
+        whole = np.mean([cosine(torch.cat(mine), torch.cat(theirs)) for mine, theirs in pairs])
+        layers = np.array([[cosine(*layer) for layer in zip(*pair, strict=True)] for pair in pairs]).mean(0)
+        print(
+            f"  {one.name:24} kept share off by at most {100 * deviation:.3f} %; cosine of the weight gradient to the "
+            f"dense one {whole:.4f}, layers {layers.min():.4f} to {layers.max():.4f}"
+        )
+
+
+def cosine(left: Tensor, right: Tensor) -> float:
+    return F.cosine_similarity(left, right, dim=0).item()
 
 
 def header(options: argparse.Namespace) -> str:
@@ -254,8 +269,7 @@ def main() -> None:
         for one in found:
             breakdown(one, options)
         dense = contestant("dense", model_name, "nsconv", SapSettings(enabled=True, prune_ratio=0), options)
-        for one in found[1:]:
-            faithfulness(one, dense, options)
+        faithfulness(found[1:], dense, options)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def like(flat: Tensor, shape: torch.Size, channels_last: bool) -> Tensor:
 def pack(flags: Tensor) -> Tensor:
     """A bool (n,) tensor as uint8 (ceil(n / 8),)."""
     if flags.device.type == "cpu":
-        return torch.from_numpy(np.packbits(flags.numpy(), bitorder="little"))
+        # Cloned, so that it lies in torch's memory, where its bytes are counted.
+        return torch.from_numpy(np.packbits(flags.numpy(), bitorder="little")).clone()
     padded = torch.nn.functional.pad(flags.to(torch.uint8), (0, -flags.numel() % 8)).view(-1, 8)
     return (padded * torch.tensor(_WEIGHTS, dtype=torch.uint8, device=flags.device)).sum(1, dtype=torch.uint8)
 

@@ -96,10 +96,20 @@ def start(folder):
     return subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def test_without_a_place_for_the_cache_every_process_compiles():
-    closed = "import numba.core.caching as caching\ncaching.CompileResultCacheImpl._locator_classes = []\n"
-    output = subprocess.run([sys.executable, "-c", closed + PROGRAM], capture_output=True, text=True, check=True)
-    assert output.stdout.split() == ["6", "0"]
+def double(number):
+    return 2 * number
+
+
+def test_without_a_place_for_the_cache_every_process_compiles(monkeypatch):
+    monkeypatch.setattr("numba.core.caching.CompileResultCacheImpl._locator_classes", [])
+    compiled = loops._compiled(double)
+    assert compiled(4) == 8
+    assert compiled.stats.cache_path is None
+    called = []
+    monkeypatch.setattr(loops, "count_from", compiled)
+    monkeypatch.setattr(loops, "_call_all", called.append)
+    loops.prepare.__wrapped__(np.dtype("int32"))
+    assert called == [np.dtype("int32")]
 
 
 def test_two_processes_that_start_on_an_empty_cache_compile_once(tmp_path):
