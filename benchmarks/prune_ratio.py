@@ -33,6 +33,7 @@ class Cell:
     label: str
     overrides: tuple[str, ...]
     rounds: int
+    is_ratio: bool = True  # to be compared with p = 0
 
 
 def cells(rounds: int, short_rounds: int) -> list[Cell]:
@@ -44,6 +45,7 @@ def cells(rounds: int, short_rounds: int) -> list[Cell]:
             f"batch size 1, {norm}, p = 0.5",
             (*common, "sap.prune_ratio=0.5", "federation.batch_size=1", "optimizer.lr=0.005", f"model.norm={norm}"),
             short_rounds,
+            is_ratio=False,
         )
         for norm in ("nsconv", "batch")
     ]
@@ -79,7 +81,7 @@ def rows(table: list[Cell], out: Path, seeds: list[int]) -> Iterator[str]:
     for cell in table:
         found = {seed: value for seed in seeds if (value := accuracy(run_dir(out, cell, seed))) is not None}
         pairs = [100 * (found[seed] - dense[seed]) for seed in found if dense[seed] is not None]
-        compared = pairs if cell.rounds == table[0].rounds and cell is not table[0] else []
+        compared = pairs if cell.is_ratio and cell is not table[0] else []
         shown = spread([100 * value for value in found.values()], error=False)
         yield f"| {cell.label} | {cell.rounds} | {len(found)} | {shown} | {spread(compared, error=True)} |"
 
