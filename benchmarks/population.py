@@ -32,6 +32,7 @@ def measure(clients: int, per_round: int, rounds: int, started: float) -> dict[s
     from fedmef_dist.comm.group import open_group
     from fedmef_dist.config import load_config
     from fedmef_dist.data.federation import draw_cohort
+    from fedmef_dist.run_state import take_checkpoint
     from fedmef_dist.simulation import Simulation
 
     overrides = [f"federation.clients={clients}", f"federation.clients_per_round={per_round}", "runtime.device=cpu"]
@@ -49,7 +50,7 @@ def measure(clients: int, per_round: int, rounds: int, started: float) -> dict[s
             for client in cohort.clients.tolist():
                 images.index_select(0, torch.from_numpy(simulation.population.samples(client)))
             seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
-        checkpoint = sum(tensor.nbytes for tensor in simulation.checkpoint({}, {}).tensors.values())
+        checkpoint = sum(tensor.nbytes for tensor in take_checkpoint(simulation, {}, {}).tensors.values())
     return {
         "import_seconds": imported - started,
         "start_seconds": ready - started,

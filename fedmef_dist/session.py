@@ -23,6 +23,7 @@ from fedmef_dist.interruption import Interruption, listening
 from fedmef_dist.notices import tell
 from fedmef_dist.run_directory import Resume, claim, round_to_resume
 from fedmef_dist.run_memory import RunMemory
+from fedmef_dist.run_state import restore
 from fedmef_dist.simulation import Simulation
 from fedmef_dist.tracking import METRICS, Tracker, open_trackers
 from fedmef_dist.tracking.jsonl import lines_until
@@ -77,7 +78,7 @@ def simulate(
     simulation = Simulation(config, group, run_dir, interruption)
     checkpoint = _agree_on_start(simulation, run_dir, resume)
     if checkpoint is not None:
-        simulation.restore(checkpoint)
+        restore(simulation, checkpoint)
     if group.rank == 0:
         claim(run_dir, config)
     group.barrier()  # the logs of all ranks lie in the directory that rank 0 claims

@@ -2,32 +2,18 @@
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from fedmef_dist.checkpoint import (
-    Checkpoint,
-    CheckpointStore,
-    RunState,
-    check_tensors,
-    check_values,
-    misfit,
-    model_tensors,
-    read_model,
-    with_prefix,
-    without_prefix,
-)
+from fedmef_dist.checkpoint import CheckpointStore
 from fedmef_dist.client import Client, ClientReport
 from fedmef_dist.client_evaluation import open_client_evaluation
 from fedmef_dist.client_state import Keepsake, open_client_states
-from fedmef_dist.comm.exact_sum import is_summable
+from fedmef_dist.cohort_sum import CohortSum
 from fedmef_dist.comm.group import Group
-from fedmef_dist.comm.packed import RoundResult, RoundSum, SparseSum
+from fedmef_dist.comm.packed import RoundResult
 from fedmef_dist.comm.placement import CostModel, assign
 from fedmef_dist.config import Config
 from fedmef_dist.costs.flops import FlopsLedger
@@ -43,26 +29,13 @@ from fedmef_dist.methods import create_method
 from fedmef_dist.methods.base import RoundPlan
 from fedmef_dist.models import build_model, prunable_weights
 from fedmef_dist.randomness import numpy_generator, torch_generator
+from fedmef_dist.run_state import Metrics, Totals, take_checkpoint
 from fedmef_dist.server import Server
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.tracking import Tracker
-from fedmef_dist.tracking.timeline import Timeline
+from fedmef_dist.tracking.timeline import Stopwatch, Timeline
 
 _LOG = logging.getLogger(__name__)
-_METHOD, _CLIENTS = "method/", "clients/"
-Metrics = dict[str, float | int | str]
-
-
-@dataclass
-class Totals:
-    """What adds up over the rounds of a run, and survives in its checkpoints."""
-
-    wire_bytes: int = 0
-    models_sent: int = 0  # to clients and back
-    flops: float = 0.0
-    seconds: float = 0.0
-    best_accuracy: float = 0.0
-    last: Metrics = field(default_factory=dict)
 
 
 class Simulation:
@@ -136,7 +109,7 @@ class Simulation:
     def play_round(self) -> Metrics | None:
         """One round; returns its metrics, or None where the ranks abandoned it and nothing of it counts."""
         self.group.watch.place = f"round {self.round}"
-        start = time.perf_counter()
+        watch = Stopwatch()
         moved = self.group.bytes_moved
         cohort = draw_cohort(self.population, self.config.federation, self.config.seed, self.round)
         plan = self.method.plan(self.round, self.server.values)
@@ -144,29 +117,42 @@ class Simulation:
         accuracies = self.observe_adjustment(plan, "before_extrusion")
 
         total = self.train_cohort(cohort, plan)
-        trained = time.perf_counter()
+        watch.lap()
         result = total.reduce(self.grace.asked)
+        watch.lap()
+        if not self.counts(cohort, result):
+            return None
+        metrics = self.update_server(plan, total, result, before, accuracies)
+        metrics |= self.account(cohort, plan, mask)
+        watch.lap()
+        metrics |= self.evaluate_if_due()
+        watch.lap()
+        metrics |= self.describe(cohort, result, watch)
+        metrics["cluster/reduce_bytes"] = self.group.bytes_moved - moved
+        self.totals.last |= metrics
+        return {"round": self.round, **metrics}
+
+    def counts(self, cohort: Cohort, result: RoundResult) -> bool:
+        """Whether the round counts; what was learned of its clients' speed and state is kept only then."""
         self.stopping = result.stopping
         if self.client_states is not None:
             self.client_states.settle(counts=not result.abandoned)
         if result.abandoned:
             _LOG.warning("round %d: abandoned, it does not fit the time left after a signal", self.round)
-            return None
+            return False
         self.costs.observe(cohort.samples, result.client_seconds)
-        reduced = time.perf_counter()
+        return True
+
+    def describe(self, cohort: Cohort, result: RoundResult, watch: Stopwatch) -> Metrics:
+        """Who took part in the round, and where its time went."""
+        start, trained, reduced, *rest = watch.laps
         slowest = float(result.rank_seconds.max() - result.rank_seconds[self.group.rank])
         met = min(trained + slowest, reduced)  # the reduction begins when the slowest rank has trained
-        metrics = self.update_server(plan, total, result, before, accuracies)
-        metrics |= self.account(cohort, plan, mask)
-
-        evaluated = time.perf_counter()
-        metrics |= self.evaluate_if_due()
-        end = time.perf_counter()
-        metrics |= {
-            **self.timeline.phases(self.round, (start, trained, met, reduced, evaluated, end)),
-            "time/round": end - start,
+        self.totals.seconds += rest[-1] - start
+        return {
+            **self.timeline.phases(self.round, (start, trained, met, reduced, *rest)),
+            "time/round": rest[-1] - start,
             "time/imbalance": float(result.rank_seconds.max() / max(result.rank_seconds.mean(), 1e-9)),
-            "cluster/reduce_bytes": self.group.bytes_moved - moved,
             "clients/trained": result.trained,
             "clients/refused": result.refused,
             "clients/dropped": cohort.dropped,
@@ -174,13 +160,10 @@ class Simulation:
             "clients/surplus": cohort.surplus,
             "model/digest": self.server.digest(),
         }
-        self.totals.seconds += end - start
-        self.totals.last |= metrics
-        return {"round": self.round, **metrics}
 
-    def train_cohort(self, cohort: Cohort, plan: RoundPlan) -> "CohortSum":
+    def train_cohort(self, cohort: Cohort, plan: RoundPlan) -> CohortSum:
         """Trains this rank's share of the cohort, longest job first."""
-        total = CohortSum(self, cohort, plan)
+        total = CohortSum(self.space, cohort, plan, self.group)
         rate = self.config.optimizer.rate(self.round, self.config.federation.rounds)
         slots = self.place(cohort)
         _LOG.info("round %d: trains clients %s", self.round, cohort.clients[slots].tolist())
@@ -201,7 +184,7 @@ class Simulation:
             return self.client_states.mine(cohort.clients)
         return assign(self.costs.predict(cohort.samples), self.group.world_size)[self.group.rank]
 
-    def train_slot(self, total: "CohortSum", slot: int, plan: RoundPlan, rate: float) -> None:
+    def train_slot(self, total: CohortSum, slot: int, plan: RoundPlan, rate: float) -> None:
         """Trains the client of one place in the cohort and adds its update."""
         client = int(total.cohort.clients[slot])
         self.group.watch.place = f"round {self.round}, client {client}"
@@ -238,7 +221,7 @@ class Simulation:
         return self.client.train(self.server.values, self.grace.heed(batches), steps, rate, plan, state)
 
     def update_server(
-        self, plan: RoundPlan, total: "CohortSum", result: RoundResult, before: torch.Tensor, accuracies: Metrics
+        self, plan: RoundPlan, total: CohortSum, result: RoundResult, before: torch.Tensor, accuracies: Metrics
     ) -> Metrics:
         """The average becomes the global state; an adjusting round swaps weights."""
         metrics: Metrics = {"train/samples": result.samples, "sparsity/changed": 0, **accuracies}
@@ -312,68 +295,5 @@ class Simulation:
         due = self.round % self.config.checkpoint.every == 0 or last or self.stopping
         kept = self.client_states.gather() if due and self.client_states is not None else {}
         new = self.round > self.saved_round
-        if due and new and self.group.rank == 0 and self.store.try_save(self.checkpoint(tracker.state(), kept)):
+        if due and new and self.group.rank == 0 and self.store.try_save(take_checkpoint(self, tracker.state(), kept)):
             self.saved_round = self.round
-
-    def checkpoint(self, tracker_state: dict[str, str], kept: Mapping[str, torch.Tensor]) -> Checkpoint:
-        """Everything that the next round depends on; ``kept`` is what clients keep, of all ranks."""
-        tensors = {
-            **model_tensors(self.space, self.server.values),
-            "known_version": torch.from_numpy(self.wire.known_version),
-            **with_prefix(_METHOD, self.method.state()),
-            **with_prefix(_CLIENTS, kept),
-        }
-        state: dict[str, Any] = {
-            "round": self.round,
-            "mask_version": self.space.mask.version,
-            "digest": self.server.digest(),
-            "costs": self.costs.sums.tolist(),
-            "totals": vars(self.totals),
-            "tracker": tracker_state,
-        }
-        return Checkpoint(tensors, state)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Goes on where the checkpoint was taken, on any number of ranks. Raises UserError for another run's."""
-        state = check_values(checkpoint, RunState, checkpoint.state)
-        kept = self.client_states.blank() if self.client_states is not None else {}
-        self.server.set_state(*read_model(checkpoint, self.space))
-        check_tensors(checkpoint, self.checkpoint({}, kept).tensors)
-        tensors = checkpoint.tensors
-        self.wire.known_version = tensors["known_version"].numpy().copy()
-        self.costs.sums = np.array(state.costs)
-        self.totals = check_values(checkpoint, Totals, state.totals)
-        try:
-            self.method.restore(without_prefix(_METHOD, tensors))
-            if self.client_states is not None:
-                self.client_states.restore(without_prefix(_CLIENTS, tensors))
-        except ValueError as error:
-            raise misfit(checkpoint, f"{self.config.method.name}: {error}") from None
-        if self.server.digest() != state.digest:
-            raise misfit(checkpoint, "weights and mask have another digest than it says")
-        self.round = self.saved_round = state.round
-
-
-class CohortSum:
-    """One rank's part of a round's sums: the packed states, and in an adjusting round the top gradients."""
-
-    def __init__(self, simulation: Simulation, cohort: Cohort, plan: RoundPlan) -> None:
-        space, group = simulation.space, simulation.group
-        self.cohort = cohort
-        weight = int(cohort.weights.sum())
-        self.states = RoundSum(space.packed_size, len(cohort.clients), weight, space.mask.digest, group)
-        self.gradient = SparseSum(space.n_prunable, self.states.fixed_point, group) if plan.adjusts else None
-
-    def add(self, slot: int, report: ClientReport) -> bool:
-        """Adds a client, wholly or not at all; returns False where its update is refused."""
-        weight, samples = int(self.cohort.weights[slot]), int(self.cohort.samples[slot])
-        sane = report.gradient is None or is_summable(report.gradient.values)
-        loss = report.loss if sane else float("nan")
-        accepted = self.states.add(slot, report.values, weight, loss, report.seconds, samples)
-        if accepted and report.gradient is not None and self.gradient is not None:
-            self.gradient.add(report.gradient.positions, report.gradient.values, weight)
-        return accepted
-
-    def reduce(self, stopping: bool) -> RoundResult:
-        """The packed states of all ranks; ``stopping`` tells them that this one was asked to stop."""
-        return self.states.reduce(stopping)

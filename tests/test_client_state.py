@@ -6,6 +6,7 @@ from tiny import Recorder, alone, tiny
 from fedmef_dist.client_state import ClientStates, Keepsake
 from fedmef_dist.data.batches import normalise
 from fedmef_dist.errors import UserError
+from fedmef_dist.run_state import restore
 from fedmef_dist.simulation import Simulation
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
@@ -129,11 +130,11 @@ def test_states_survive_a_checkpoint(tmp_path, method):
     undisturbed = silos(tmp_path, "both", **changes)
     undisturbed.run(Recorder())
     resumed = silos(tmp_path, "both", **changes)
-    resumed.restore(undisturbed.store.load(1))
+    restore(resumed, undisturbed.store.load(1))
     resumed.run(Recorder())
     assert resumed.server.digest() == undisturbed.server.digest()
     forgetful = silos(tmp_path, "both", **changes)
-    forgetful.restore(undisturbed.store.load(1))
+    restore(forgetful, undisturbed.store.load(1))
     forgetful.client_states._rows.clear()
     forgetful.run(Recorder())
     assert forgetful.server.digest() != undisturbed.server.digest()

@@ -18,6 +18,7 @@ from fedmef_dist.comm.transport import PeerLostError
 from fedmef_dist.comm.watch import Watch
 from fedmef_dist.config import parse_config
 from fedmef_dist.interruption import SIGNALS, GraceTime, Interruption, RoundAbandonedError, listening
+from fedmef_dist.run_state import restore
 from fedmef_dist.simulation import Simulation
 
 SINGLE = Environment("single", 0, 1, 0, 1, None, None)
@@ -298,7 +299,7 @@ def state(simulation):
 def resumed(run_dir):
     """A new simulation that goes on from the newest checkpoint, to the end."""
     again = simulation(run_dir)
-    again.restore(again.store.load_newest())
+    restore(again, again.store.load_newest())
     tracker = Tracker()
     again.run(tracker)
     return again, tracker.rounds
@@ -381,7 +382,7 @@ def test_the_checkpoint_holds_everything(tmp_path):
     asks_in(3, 5, stopped)
     stopped.run(Tracker())
     again = simulation(tmp_path)
-    again.restore(again.store.load_newest())
+    restore(again, again.store.load_newest())
     assert state(again) == state(stopped)
     assert np.array_equal(again.costs.sums, stopped.costs.sums)
     assert again.store.load_newest().state["tracker"] == {"wandb/run_id": "abc"}

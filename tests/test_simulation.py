@@ -7,6 +7,7 @@ import torch
 from tiny import Recorder, alone, tiny
 
 from fedmef_dist.data.federation import draw_cohort
+from fedmef_dist.run_state import restore
 from fedmef_dist.session import simulate
 from fedmef_dist.simulation import Simulation
 
@@ -358,7 +359,7 @@ def test_a_restored_run_ends_like_an_undisturbed_one(simulation, method, after):
     undisturbed = simulation(method=method, checkpoint={"every": 1, "keep": 9})
     rounds = play(undisturbed)
     resumed = simulation(method=method, checkpoint={"every": 1, "keep": 9})
-    resumed.restore(undisturbed.store.load(after))
+    restore(resumed, undisturbed.store.load(after))
     assert resumed.round == after
     assert resumed.server.digest() == rounds[after - 1]["model/digest"]
     assert untimed(play(resumed)) == untimed(rounds[after:])

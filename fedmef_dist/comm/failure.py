@@ -25,7 +25,7 @@ from fedmef_dist.errors import UserError
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
 
 _CLAIMED, _SHOWN, _ARRIVED = "failure/claimed", "failure/shown", "failure/arrived"
-_PATIENCE_SECONDS = 2.0
+_PATIENCE_SECONDS = 5.0
 # A roll call takes three seconds; a store that does not answer within this time is stuck.
 _STORE_SECONDS = 6.0
 T = TypeVar("T")

@@ -20,6 +20,17 @@ _MICROSECONDS = 1e6
 _KIBIBYTE = 1024
 
 
+class Stopwatch:
+    """Readings of ``time.perf_counter``, the first one when it is made."""
+
+    def __init__(self) -> None:
+        self.laps = [time.perf_counter()]
+
+    def lap(self) -> None:
+        """Takes a reading."""
+        self.laps.append(time.perf_counter())
+
+
 class Timeline:
     """The spans of one rank; nothing is kept without a run directory.
 
