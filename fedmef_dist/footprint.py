@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedmef_dist.client import Batch
 from fedmef_dist.comm.environment import detect
@@ -86,12 +86,34 @@ def _build(config: Config, setting: Setting, shape: Shape) -> nn.Module:
     )
 
 
-def modelled_activations(config: Config, setting: Setting, shape: Shape, inputs: Tensor) -> Activations:
-    """What a step keeps, from the layers and the shape of ``inputs`` alone."""
+def _counts(config: Config, setting: Setting, space: ParameterSpace) -> list[int]:
+    """Active weights of each layer. Raises UserError where the density is not to be had."""
+    if setting.density == 1:
+        return [layer.size for layer in space.layers]
+    return layer_counts(space, setting.density, getattr(config.method, "allocation", "erk"))
+
+
+def modelled_step(
+    config: Config, setting: Setting, shape: Shape, batch_size: int | None = None
+) -> tuple[Activations, DeviceMemory]:
+    """A step on a simulated device, from the layers and shapes alone: nothing is measured or computed.
+
+    Args:
+        config: model, optimiser and batch size.
+        setting: what is trained.
+        shape: of the samples.
+        batch_size: another one than the configuration's.
+
+    Raises:
+        UserError: model or density are not to be had.
+    """
     kind = torch.bfloat16 if config.runtime.precision == "bf16" else torch.float32
     model = _build(config, setting, shape).to("meta", kind)
-    dtype = inputs.dtype if shape.is_text else kind
-    return model_activations(model, torch.empty(inputs.shape, dtype=dtype, device="meta"))
+    dtype = torch.int64 if shape.is_text else kind
+    size = (batch_size or config.federation.batch_size, *shape.sample)
+    kept = model_activations(model, torch.empty(size, dtype=dtype, device="meta"))
+    space = ParameterSpace(model, prunable_weights(model))
+    return kept, device_memory(space, _counts(config, setting, space), config.optimizer, kept)
 
 
 def training_step(config: Config, setting: Setting, shape: Shape, batch: Batch) -> TrainingStep:
@@ -103,7 +125,7 @@ def training_step(config: Config, setting: Setting, shape: Shape, batch: Batch) 
     model = _build(config, setting, shape).to(batch[0].device)
     space = ParameterSpace(model, prunable_weights(model))
     if setting.density < 1:
-        counts = layer_counts(space, setting.density, getattr(config.method, "allocation", "erk"))
+        counts = _counts(config, setting, space)
         space.set_mask(random_mask(space, counts, numpy_generator(config.seed, "mask")))
     return TrainingStep(model, space, config.optimizer, batch, config.runtime.precision == "bf16")
 
@@ -165,10 +187,10 @@ def measure(config: Config, device: torch.device, steps: int) -> list[Footprint]
     candidates = [training_step(config, setting, shape, batch) for setting in settings]
     memory = [step.measure() for step in candidates]
     seconds = list(zip(*([step.seconds() for step in candidates] for _ in range(steps)), strict=True))
-    activations = [modelled_activations(config, setting, shape, batch[0]) for setting in settings]
+    models = [modelled_step(config, setting, shape) for setting in settings]
     return [
-        Footprint(setting, measured, kept, device_memory(step.space, config.optimizer, kept), median(times))
-        for setting, step, measured, kept, times in zip(settings, candidates, memory, activations, seconds, strict=True)
+        Footprint(setting, measured, *model, median(times))
+        for setting, measured, model, times in zip(settings, memory, models, seconds, strict=True)
     ]
 
 
@@ -179,18 +201,7 @@ def modelled(config: Config, shape: Shape) -> list[tuple[Setting, DeviceMemory]]
         UserError: model or density are not to be had.
     """
     settings = compared_settings(config) if hasattr(config.method, "density") else [own_setting(config)]
-    batch = random_batch(config, shape, torch.device("cpu"))
-    return [
-        (
-            setting,
-            device_memory(
-                training_step(config, setting, shape, batch).space,
-                config.optimizer,
-                modelled_activations(config, setting, shape, batch[0]),
-            ),
-        )
-        for setting in settings
-    ]
+    return [(setting, modelled_step(config, setting, shape)[1]) for setting in settings]
 
 
 def as_json(config: Config, footprint: Footprint) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from fedmef_dist.costs.training_step import TrainingStep
 from fedmef_dist.costs.wire import VALUE_BYTES
 from fedmef_dist.data.batches import Batch, client_batches
 from fedmef_dist.data.shapes import Shape
-from fedmef_dist.footprint import dense_fedavg, modelled_activations, own_setting, training_step
+from fedmef_dist.footprint import dense_fedavg, modelled_step, own_setting, training_step
 from fedmef_dist.simulation import Simulation
 
 
@@ -21,7 +21,7 @@ class RunMemory:
         self._config, self._space = simulation.config, simulation.space
         shape = Shape(simulation.dataset.shape, simulation.dataset.classes)
         batch = _full_batch(simulation)
-        self._activations = modelled_activations(self._config, own_setting(self._config), shape, batch[0])
+        self._activations, _ = modelled_step(self._config, own_setting(self._config), shape, len(batch[0]))
         self._space.load(simulation.server.values)
         autocast = self._config.runtime.precision == "bf16"
         self._own = TrainingStep(simulation.model, self._space, self._config.optimizer, batch, autocast).measure()
@@ -33,7 +33,9 @@ class RunMemory:
     def metrics(self) -> dict[str, float | int | str]:
         """Memory of the run's own step, modelled with the current mask and measured."""
         return {
-            "memory/device_bytes": device_memory(self._space, self._config.optimizer, self._activations).total,
+            "memory/device_bytes": device_memory(
+                self._space, self._space.layer_counts(), self._config.optimizer, self._activations
+            ).total,
             "memory/activation_bytes": self._own.activation_bytes,
             "memory/peak_bytes": self._own.peak_bytes,
         }

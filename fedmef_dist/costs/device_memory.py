@@ -3,7 +3,7 @@
 Nothing is measured here: the network runs once on torch's meta device, where tensors have a shape and no content.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, NamedTuple
@@ -274,13 +274,14 @@ class DeviceMemory:
         return self.parameters + self.gradients + self.optimizer + self.activations + self.transient
 
 
-def device_memory(space: ParameterSpace, optimizer: OptimizerSettings, activations: Activations) -> DeviceMemory:
-    """The whole step with the space's current mask."""
+def device_memory(
+    space: ParameterSpace, counts: Sequence[int], optimizer: OptimizerSettings, activations: Activations
+) -> DeviceMemory:
+    """The whole step with so many active weights in the layers; only the space's shapes matter."""
     tail = VALUE_BYTES * (space.total - space.n_prunable)
     encoded = sum(
-        encoded_bytes(layer.size, count, layer.rows)
-        for layer, count in zip(space.layers, space.layer_counts(), strict=True)
+        encoded_bytes(layer.size, count, layer.rows) for layer, count in zip(space.layers, counts, strict=True)
     )
-    active = VALUE_BYTES * (space.mask.count + space.n_dense)
+    active = VALUE_BYTES * (sum(counts) + space.n_dense)
     states = (optimizer.momentum > 0) + (optimizer.prox_mu > 0)
     return DeviceMemory(tail + encoded, active, states * active, activations.bytes, activations.transient)

@@ -142,10 +142,13 @@ def test_device_memory_by_hand():
     active[::10] = True
     space.set_mask(Mask(active))
     activations = Activations([ModuleBytes("a", "Conv2d", 1000), ModuleBytes("b", "Linear", 500)], transient=300)
-    plain = device_memory(space, OptimizerSettings(), activations)
+    plain = device_memory(space, space.layer_counts(), OptimizerSettings(), activations)
     # Ten of 100 weights as COO (7 bits an index, one byte of a tag); norm 8, linear 10, running statistics 8.
     assert plain.parameters == (1 + 9 + 40) + 4 * (8 + 10 + 8)
     assert plain.gradients == 4 * (10 + 8 + 10)
     assert (plain.optimizer, plain.activations, plain.transient) == (0, 1500, 300)
     assert plain.total == 154 + 112 + 1500 + 300
-    assert device_memory(space, OptimizerSettings(momentum=0.9, prox_mu=0.1), activations).optimizer == 2 * 112
+    assert (
+        device_memory(space, space.layer_counts(), OptimizerSettings(momentum=0.9, prox_mu=0.1), activations).optimizer
+        == 2 * 112
+    )
