@@ -16,7 +16,7 @@ run: $(INSTALLED) ## set up, train FedMef on the bundled digits on 2 ranks, show
 	$(VENV)/bin/fedmef-dist compare runs/quickstart
 
 test: $(INSTALLED) ## set up and run the whole test suite
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED) ## set up, check style, formatting, types and shell scripts
 	$(VENV)/bin/ruff check .
