@@ -117,7 +117,7 @@ def test_an_attempt_finds_nothing_of_the_one_before_in_torchruns_store(monkeypat
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     first, same = (open_store(environment, timedelta(seconds=5)) for _ in range(2))
-    first.set("failure/claimed", "1")
+    assert first.add("failure/claimed", 1) == 1  # answered, unlike `set`, when it is done
     assert same.check(["failure/claimed"])
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert not open_store(environment, timedelta(seconds=5)).check(["failure/claimed"])
