@@ -8,6 +8,7 @@ from tiny import Recorder, alone, tiny
 
 from fedmef_dist.checkpoint import Checkpoint, read_model
 from fedmef_dist.errors import UserError
+from fedmef_dist.run_state import restore
 from fedmef_dist.simulation import Simulation
 
 
@@ -31,7 +32,7 @@ def changed(saved, state=None, **tensors):
 
 def refusal(simulation, checkpoint):
     with pytest.raises(UserError) as caught:
-        simulation.restore(checkpoint)
+        restore(simulation, checkpoint)
     what, where, _ = str(caught.value).split("\n")
     assert where == f"where: {checkpoint.where}"
     return what.removeprefix("the checkpoint is not of this run: ")
@@ -39,7 +40,7 @@ def refusal(simulation, checkpoint):
 
 def test_active_weights_alone_are_saved_and_come_back_bit_by_bit(simulation, saved):
     space = simulation.space
-    simulation.restore(saved)
+    restore(simulation, saved)
     assert saved.tensors["values"].numel() == space.packed_size < space.total
     assert simulation.server.digest() == saved.state["digest"]
     inactive = simulation.server.values[: space.n_prunable][~space.mask.active]
@@ -56,7 +57,7 @@ def test_what_a_method_remembers_comes_back(simulation, saved):
     remembered = {}
     simulation.method.state = lambda: {"momentum": torch.zeros(3)}
     simulation.method.restore = remembered.update
-    simulation.restore(changed(saved, **{"method/momentum": torch.tensor([1.0, 2.0, 3.0])}))
+    restore(simulation, changed(saved, **{"method/momentum": torch.tensor([1.0, 2.0, 3.0])}))
     assert {name: tensor.tolist() for name, tensor in remembered.items()} == {"momentum": [1.0, 2.0, 3.0]}
 
 

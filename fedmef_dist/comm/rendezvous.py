@@ -34,8 +34,11 @@ def open_store(environment: Environment, timeout: timedelta) -> dist.Store:
     serves = environment.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         if serves:
-            return _serve(environment, host, port, timeout)
-        return dist.TCPStore(host, port, environment.world_size, is_master=False, timeout=timeout)
+            store = _serve(environment, host, port, timeout)
+        else:
+            store = dist.TCPStore(host, port, environment.world_size, is_master=False, timeout=timeout)
+        # torchrun's store outlives the ranks: what an attempt before a restart left there must not be taken for new.
+        return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     except (dist.DistError, OSError) as error:
         raise UserError(
             f"the ranks could not meet at {host}:{port}\n{str(error).splitlines()[0]}\n"

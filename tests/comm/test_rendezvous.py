@@ -111,6 +111,18 @@ def test_an_address_of_another_machine_falls_back_to_all_interfaces():
         assert bound.getsockname()[0] == "0.0.0.0"
 
 
+def test_an_attempt_finds_nothing_of_the_one_before_in_torchruns_store(monkeypatch):
+    agent = rendezvous._serve(place(local=2), "127.0.0.1", 0, timedelta(seconds=5))
+    environment = Environment("torchrun", 0, 2, 0, 2, "127.0.0.1", agent.port)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    first, same = (open_store(environment, timedelta(seconds=5)) for _ in range(2))
+    assert first.add("failure/claimed", 1) == 1  # answered, unlike `set`, when it is done
+    assert same.check(["failure/claimed"])
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not open_store(environment, timedelta(seconds=5)).check(["failure/claimed"])
+
+
 def test_a_port_that_is_taken_is_the_users_error(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
