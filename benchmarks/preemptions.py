@@ -52,7 +52,7 @@ def starts(run_dir: Path) -> int:
     return log.read_text().count("INFO start: ") if log.exists() else 0
 
 
-def wait_until(condition, what: str, seconds: float = 120.0) -> None:
+def wait_until(condition, what: str, seconds: float = 900.0) -> None:
     """Polls; raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while not condition():
