@@ -72,7 +72,7 @@ class Contestant:
 def contestant(name: str, model_name: str, norm: str, sap: SapSettings, options: argparse.Namespace) -> Contestant:
     """A network with weights from the seed; normalised networks get a random mask."""
     settings = ModelSettings(name=model_name)
-    model = build_model(settings, sap, norm=norm, classes=10, channels=3, image_size=options.size, seed=SEED)
+    model = build_model(settings, sap, norm=norm, classes=10, shape=(3, options.size, options.size), seed=SEED)
     space = ParameterSpace(model, prunable_weights(model))
     if norm == "nsconv":
         counts = layer_counts(space, options.density, "erk")
