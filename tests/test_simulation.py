@@ -38,7 +38,12 @@ EVERY_ROUND = {
     "model/digest",
 }
 EVALUATED = {"eval/loss", "eval/accuracy"}
-ADJUSTED = {"extrusion/shrinkage", "cluster/gradient_exchange"}
+ADJUSTED = {
+    "extrusion/shrinkage",
+    "extrusion/norm_before",
+    "extrusion/norm_after",
+    "cluster/gradient_exchange",
+}
 AROUND = {f"adjust/accuracy_{step}" for step in ("before_extrusion", "after_extrusion", "after_prune", "after_grow")}
 MEASURED_ONCE = {"memory/device_bytes", "memory/activation_bytes", "memory/peak_bytes"}
 SUMMARY = {

@@ -118,9 +118,13 @@ class FedMef(Method):
         return Deviation(self.space, self.settings.extrusion_target).centres(values)[grown]
 
     def metrics(self, plan: RoundPlan, before: Tensor, after: Tensor) -> dict[str, float]:
-        """``extrusion/shrinkage``: the norm of the marked weights' deviation after the round over that before it."""
+        """Norm of the marked weights' deviation before and after the round, and ``extrusion/shrinkage``, their ratio."""
         if plan.marked is None:
             return {}
         deviation = Deviation(self.space, self.settings.extrusion_target)
         old, new = (deviation.of(values)[plan.marked].norm().item() for values in (before, after))
-        return {"extrusion/shrinkage": new / old if old else 0.0}
+        return {
+            "extrusion/norm_before": old,
+            "extrusion/norm_after": new,
+            "extrusion/shrinkage": new / old if old else 0.0,
+        }

@@ -110,7 +110,9 @@ def test_shrinkage_is_the_ratio_of_the_marked_norms(example):
     plan = method.plan(1, server.values)
     after = server.values.clone()
     after[[2, 11]] /= 4
-    assert method.metrics(plan, server.values, after) == {"extrusion/shrinkage": pytest.approx(0.25)}
+    found = method.metrics(plan, server.values, after)
+    assert found["extrusion/shrinkage"] == pytest.approx(0.25)
+    assert found["extrusion/norm_after"] == pytest.approx(0.25 * found["extrusion/norm_before"])
 
 
 def normalised(target, seed=0, **settings):
