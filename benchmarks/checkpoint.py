@@ -54,6 +54,7 @@ def measure(method: str, rounds: int) -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         group = Group(Environment("single", 0, 1, 0, 1, None, None), torch.device("cpu"), "gloo")
         simulation = Simulation(config, group, Path(folder))
+        simulation.start()
         played, saved = [], []
         for simulation.round in range(1, rounds + 2):
             began = time.perf_counter()

@@ -40,6 +40,7 @@ def measure(clients: int, per_round: int, rounds: int, started: float) -> dict[s
     imported = time.time()
     with open_group(detect({}), config.runtime) as group:
         simulation = Simulation(config, group, Path(tempfile.gettempdir()))
+        simulation.start()
         ready = time.time()
         images = simulation.dataset.train.images.permute(0, 2, 3, 1)
         busy = time.process_time()

@@ -148,6 +148,7 @@ def timed(action: Callable[[], object]) -> Timing:
 def compare(name: str, group: Group, warm_up: int, rounds: int, memory_format: torch.memory_format) -> None:
     """Plays both programs' rounds in turn and prints what they took."""
     simulation = Simulation(parse_config(COMMON | WORKLOADS[name], name), group, Path(tempfile.gettempdir()))
+    simulation.start()
     plain = PlainLoop(simulation, memory_format)
     pairs, start = [], simulation.server.values
     for number in range(1, warm_up + rounds + 1):

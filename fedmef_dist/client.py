@@ -11,25 +11,11 @@ from torch import Tensor, nn
 from fedmef_dist.client_state import Keepsake
 from fedmef_dist.layers.pruning import forget_thresholds
 from fedmef_dist.loss import cross_entropy
-from fedmef_dist.methods.base import RoundPlan
+from fedmef_dist.methods.base import RoundPlan, Upload
 from fedmef_dist.optim import MaskedSGD, OptimizerSettings
 from fedmef_dist.sparsity import ParameterSpace
-from fedmef_dist.sparsity.selection import largest
 
 Batch = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class TopGradient:
-    """Gradients of inactive weights that a client uploads in an adjusting round.
-
-    Attributes:
-        positions: int64 (count,), in the flat vector, sorted within each layer.
-        values: float32 (count,).
-    """
-
-    positions: Tensor
-    values: Tensor
 
 
 @dataclass(frozen=True)
@@ -37,16 +23,17 @@ class ClientReport:
     """What a client gives back.
 
     Attributes:
-        values: float32 (packed_size,), its weights and running statistics.
+        values: float32 (packed_size,), its weights and running statistics; without the prunable weights where clients
+            have masks of their own.
         loss: mean training loss over its samples and epochs.
         seconds: time it took.
-        gradient: its top gradients, in an adjusting round.
+        uploads: what else it sends, by the name of the collection.
     """
 
     values: Tensor
     loss: float
     seconds: float
-    gradient: TopGradient | None
+    uploads: dict[str, Upload]
 
 
 class Client:
@@ -85,18 +72,25 @@ class Client:
             state: what the client has kept from earlier rounds; changed in place.
         """
         start = time.perf_counter()
-        self.space.load(values)
+        space, mask = self.space, self.space.mask
+        space.load(values)
+        plan.work.begin()
         if state is not None:
-            state.enter(self.space)
+            state.enter(space)
         self.model.train()
         forget_thresholds(self.model)
-        sgd = MaskedSGD(self.space, self.optimizer, state.velocity if state is not None else None)
+        sgd = MaskedSGD(space, self.optimizer, state.velocity if state is not None else None)
         loss = self._descend(sgd, islice(batches, steps), steps, rate, plan)
         if state is not None:
-            state.leave(self.space)
-        packed = self.space.pack(self.space.values).clone()
-        gradient = self._top_gradient(islice(batches, plan.gradient_batches), plan) if plan.adjusts else None
-        return ClientReport(packed, loss, time.perf_counter() - start, gradient)
+            state.leave(space)
+        packed = space.values[space.n_prunable :] if plan.client_masks else space.pack(space.values)
+        packed = packed.clone()
+        uploads = plan.work.uploads(self._gradient(islice(batches, plan.work.gradient_batches), plan))
+        if plan.client_masks:
+            index = space.mask.index
+            uploads["weights"] = Upload(index, space.values[index])
+            space.set_mask(mask)
+        return ClientReport(packed, loss, time.perf_counter() - start, uploads)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy of the model on one batch, 0-dim."""
@@ -113,21 +107,16 @@ class Client:
             loss.backward()
             total += loss.detach() * len(batch[1])
             samples += len(batch[1])
-            sgd.step(plan.objective.prepare_step(step, steps, rate))
+            sgd.step(plan.work.prepare_step(step, steps, rate))
         return total.item() / samples
 
-    def _top_gradient(self, batches: Iterator[Batch], plan: RoundPlan) -> TopGradient:
+    def _gradient(self, batches: Iterator[Batch], plan: RoundPlan) -> Tensor | None:
+        """The mean gradient of all prunable positions, float32 (n_prunable,); None where the plan wants none."""
+        if not plan.work.gradient_batches:
+            return None
         self.space.gradient.zero_()
         count = 0
         for batch in batches:
             self.loss(batch).backward()
             count += 1
-        gradient = self.space.gradient[: self.space.n_prunable] / max(count, 1)
-        # An active weight must never win, not even against a gradient of 0.
-        scores = gradient.abs().masked_fill_(self.space.mask.active, -1)
-        positions = [
-            layer.start + largest(scores[layer.start : layer.stop], amount)
-            for layer, amount in zip(self.space.layers, plan.swap_counts, strict=True)
-        ]
-        chosen = torch.cat(positions)
-        return TopGradient(chosen, gradient[chosen])
+        return self.space.gradient[: self.space.n_prunable] / max(count, 1)

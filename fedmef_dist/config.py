@@ -19,9 +19,11 @@ from fedmef_dist.data.sources import DataSettings
 from fedmef_dist.errors import UserError
 from fedmef_dist.evaluation import EvaluationSettings
 from fedmef_dist.layers.pruning import SapSettings
-from fedmef_dist.methods import FedAvgSettings, FedMefSettings, MethodSettings
+from fedmef_dist.methods.fedmef import FedMefSettings
+from fedmef_dist.methods.registry import SETTINGS, MethodSettings
 from fedmef_dist.models import ModelSettings
 from fedmef_dist.optim import OptimizerSettings
+from fedmef_dist.server_optimizer import ServerOptimizerSettings
 from fedmef_dist.settings import Settings
 from fedmef_dist.strict_yaml import parse_yaml
 from fedmef_dist.tracking.settings import TrackingSettings
@@ -36,6 +38,7 @@ class Config(Settings):
     model: ModelSettings = Field(default_factory=ModelSettings)
     federation: FederationSettings = Field(default_factory=FederationSettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+    server_optimizer: ServerOptimizerSettings = Field(default_factory=ServerOptimizerSettings)
     method: MethodSettings = Field(default_factory=FedMefSettings)
     sap: SapSettings = Field(default_factory=SapSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
@@ -56,9 +59,6 @@ class Config(Settings):
         """Activation pruning with ``auto`` settled: on for fedmef, off for the others."""
         enabled = self.method.name == "fedmef" if self.sap.enabled == "auto" else self.sap.enabled
         return self.sap.model_copy(update={"enabled": enabled})
-
-
-_METHODS: dict[str, type[Settings]] = {"fedavg": FedAvgSettings, "fedmef": FedMefSettings}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -136,9 +136,9 @@ def _settle_method(tree: dict[str, Any], given: list[tuple[list[str], Any]]) -> 
         return
     old = section.setdefault("name", FedMefSettings().name)
     names = [value for keys, value in given if keys == ["method", "name"]]
-    if not names or names[-1] == old or names[-1] not in list(_METHODS):
+    if not names or names[-1] == old or names[-1] not in list(SETTINGS):
         return
-    dropped = [key for key in section if key not in _METHODS[names[-1]].model_fields]
+    dropped = [key for key in section if key not in SETTINGS[names[-1]].model_fields]
     for key in dropped:
         del section[key]
     if dropped and detect(os.environ).rank == 0:

@@ -19,7 +19,7 @@ from fedmef_dist.costs.memory import StepMemory
 from fedmef_dist.costs.training_step import TrainingStep
 from fedmef_dist.data.shapes import Shape, shape_of
 from fedmef_dist.layers.pruning import SapSettings
-from fedmef_dist.methods import FedMefSettings
+from fedmef_dist.methods.fedmef import FedMefSettings
 from fedmef_dist.models import build_model, prunable_weights
 from fedmef_dist.randomness import numpy_generator, torch_generator
 from fedmef_dist.sparsity import ParameterSpace

@@ -47,6 +47,7 @@ class MaskedSGD:
         self._parameters = space.values[: space.n_parameters]
         self._origin = self._parameters.clone() if settings.prox_mu else None
         self._velocity = velocity
+        self._mask = space.mask
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -65,6 +66,9 @@ class MaskedSGD:
         if self.settings.momentum:
             if self._velocity is None:
                 self._velocity = torch.zeros_like(gradient)
+            if space.mask is not self._mask:  # the client has pruned: momentum would bring back what it removed
+                self._velocity[: space.n_prunable].mul_(space.mask_values)
+                self._mask = space.mask
             gradient = self._velocity.mul_(self.settings.momentum).add_(gradient)
         if isinstance(rate, Tensor):
             self._parameters.addcmul_(gradient, rate, value=-1)

@@ -19,11 +19,12 @@ from fedmef_dist.checkpoint import (
     with_prefix,
     without_prefix,
 )
+from fedmef_dist.sparsity import Mask
 
 if TYPE_CHECKING:
     from fedmef_dist.simulation import Simulation
 
-_METHOD, _CLIENTS = "method/", "clients/"
+_METHOD, _OPTIMIZER, _CLIENTS = "method/", "server_optimizer/", "clients/"
 Metrics = dict[str, float | int | str]
 
 
@@ -44,7 +45,9 @@ def take_checkpoint(run: "Simulation", tracker_state: dict[str, str], kept: Mapp
     tensors = {
         **model_tensors(run.space, run.server.values),
         "known_version": torch.from_numpy(run.wire.known_version),
+        "first_mask": run.server.first_mask.to_bits(),
         **with_prefix(_METHOD, run.method.state()),
+        **with_prefix(_OPTIMIZER, run.server.optimizer.state()),
         **with_prefix(_CLIENTS, kept),
     }
     state: dict[str, Any] = {
@@ -65,11 +68,13 @@ def restore(run: "Simulation", checkpoint: Checkpoint) -> None:
     run.server.set_state(*read_model(checkpoint, run.space))
     check_tensors(checkpoint, take_checkpoint(run, {}, kept).tensors)
     tensors = checkpoint.tensors
+    run.server.first_mask = Mask.from_bits(tensors["first_mask"], run.space.n_prunable, 0, run.group.device)
     run.wire.known_version = tensors["known_version"].numpy().copy()
     run.costs.sums = np.array(state.costs)
     run.totals = check_values(checkpoint, Totals, state.totals)
     try:
         run.method.restore(without_prefix(_METHOD, tensors))
+        run.server.optimizer.restore(without_prefix(_OPTIMIZER, tensors))
         if run.client_states is not None:
             run.client_states.restore(without_prefix(_CLIENTS, tensors))
     except ValueError as error:

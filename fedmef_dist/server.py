@@ -1,13 +1,16 @@
 """The server's part of a round: average, prune, grow."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedmef_dist.comm.group import Group
+from fedmef_dist.comm.sparse import Sums
 from fedmef_dist.methods.base import Method, RoundPlan
+from fedmef_dist.server_optimizer import ServerOptimizer
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
 
@@ -16,17 +19,21 @@ class Server:
 
     Attributes:
         values: float32 (total,), the global weights and running statistics.
+        first_mask: the mask of the first round.
     """
 
-    def __init__(self, space: ParameterSpace, method: Method, group: Group) -> None:
+    def __init__(self, space: ParameterSpace, method: Method[Any], optimizer: ServerOptimizer, group: Group) -> None:
         self.space = space
         self.method = method
+        self.optimizer = optimizer
         self.group = group
         self.values = space.values.clone()
+        self.first_mask = space.mask
 
-    def start(self, mask: Mask) -> None:
-        """Takes the first mask: weights outside it become 0."""
-        self.set_state(self.values, mask)
+    def start(self, values: Tensor, mask: Mask) -> None:
+        """Takes the first state (float32 (total,)) and mask: weights outside it become 0."""
+        self.set_state(values, mask)
+        self.first_mask = mask
 
     def set_state(self, values: Tensor, mask: Mask) -> None:
         """Takes over a state (float32 (total,)) and its mask."""
@@ -34,20 +41,41 @@ class Server:
         self.space.set_mask(mask)
         self.values = self.space.values.clone()
 
-    def average(self, packed: Tensor) -> None:
-        """Takes the clients' weighted average, float32 (packed_size,), as the new global state."""
-        self.values = self.space.unpack(packed).clone()
+    def update(self, plan: RoundPlan, average: Tensor, sums: Mapping[str, Sums]) -> None:
+        """The clients' average, or the server optimiser's step towards it, becomes the global state.
 
-    def adjust(self, plan: RoundPlan, gradient: Tensor, observe: Callable[[str], None]) -> int:
-        """Prunes and grows; returns the number of weights swapped.
+        Where clients have masks of their own, the state then has their union, until :meth:`adjust` prunes it.
 
         Args:
             plan: the round's plan.
-            gradient: float32 (n_prunable,), the aggregated gradients of inactive weights.
+            average: float32 (packed_size,), or without the prunable weights where clients have masks of their own.
+            sums: the round's collections.
+        """
+        old, mask = self.values, self.space.mask
+        if plan.client_masks:
+            votes = sums["weights"].votes
+            assert votes is not None
+            values = torch.cat([self.method.merge(old, sums["weights"]), average])
+            mask = Mask((votes > 0) | mask.active, mask.version + 1)
+        else:
+            values = self.space.unpack(average).clone()
+        values = self.optimizer.step(old, values, mask)
+        if mask is self.space.mask:
+            self.values = values
+        else:
+            self.set_state(values, mask)
+        self.method.observe(plan, self.values, sums)
+
+    def adjust(self, plan: RoundPlan, sums: Mapping[str, Sums], observe: Callable[[str], None]) -> None:
+        """Prunes and grows.
+
+        Args:
+            plan: the round's plan.
+            sums: the round's collections.
             observe: called with ``after_prune`` and ``after_grow`` when the state has come so far.
         """
         old = self.space.mask
-        new = self._agree_on_mask(plan, gradient)
+        new = self._agree_on_mask(plan, sums)
         grown = (new.active & ~old.active).nonzero().flatten()
         self.set_state(self.values, Mask(old.active & new.active, new.version))
         observe("after_prune")
@@ -55,15 +83,13 @@ class Server:
         self.set_state(self.values, new)
         self.values[grown] = start
         observe("after_grow")
-        return grown.numel()
 
-    def _agree_on_mask(self, plan: RoundPlan, gradient: Tensor) -> Mask:
+    def _agree_on_mask(self, plan: RoundPlan, sums: Mapping[str, Sums]) -> Mask:
         """Rank 0 chooses; the others learn the new mask as bits."""
         old = self.space.mask
         bits = torch.empty_like(old.to_bits())
         if self.group.rank == 0:
-            swap = self.method.swap(plan, self.values, gradient)
-            bits = old.swap(swap.pruned, swap.grown).to_bits()
+            bits = self.method.next_mask(plan, self.values, sums).to_bits()
         self.group.broadcast(bits)
         return Mask.from_bits(bits, old.active.numel(), old.version + 1, old.active.device)
 

@@ -79,6 +79,8 @@ def simulate(
     checkpoint = _agree_on_start(simulation, run_dir, resume)
     if checkpoint is not None:
         restore(simulation, checkpoint)
+    else:
+        simulation.start()
     if group.rank == 0:
         claim(run_dir, config)
     group.barrier()  # the logs of all ranks lie in the directory that rank 0 claims

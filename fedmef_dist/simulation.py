@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +19,21 @@ from fedmef_dist.comm.placement import CostModel, assign
 from fedmef_dist.config import Config
 from fedmef_dist.costs.flops import FlopsLedger
 from fedmef_dist.costs.wire import WireLedger
-from fedmef_dist.data.batches import client_batches, steps_per_epoch
+from fedmef_dist.data.batches import Batch, client_batches, steps_per_epoch
 from fedmef_dist.data.federation import Cohort, draw_cohort
 from fedmef_dist.data.population import build_population
 from fedmef_dist.data.sources import load_dataset
 from fedmef_dist.evaluation import evaluate, quality
 from fedmef_dist.interruption import GraceTime, Interruption, RoundAbandonedError
 from fedmef_dist.layers.random import set_generator
-from fedmef_dist.methods import create_method
-from fedmef_dist.methods.base import RoundPlan
+from fedmef_dist.methods.base import MethodContext, RoundPlan
+from fedmef_dist.methods.registry import create_method
 from fedmef_dist.models import build_model, prunable_weights
-from fedmef_dist.randomness import numpy_generator, torch_generator
+from fedmef_dist.preparation import Preparation
+from fedmef_dist.randomness import torch_generator
 from fedmef_dist.run_state import Metrics, Totals, take_checkpoint
 from fedmef_dist.server import Server
+from fedmef_dist.server_optimizer import ServerOptimizer
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.tracking import Tracker
 from fedmef_dist.tracking.timeline import Stopwatch, Timeline
@@ -69,7 +72,11 @@ class Simulation:
         self.space = ParameterSpace(self.model, prunable_weights(self.model))
         self.flops = FlopsLedger(self.model, self.space, self.dataset.example(), config.resolved_sap.enabled is True)
         self.wire = WireLedger(self.space, config.federation.clients, config.wire)
-        self.method = create_method(config.method, self.space, config.optimizer.lr)
+        self.method = create_method(
+            config.method,
+            self.space,
+            MethodContext(config.optimizer.lr, config.federation.rounds, config.seed),
+        )
         self.client = Client(self.model, self.space, config.optimizer, config.runtime.precision == "bf16")
         self.client_states = open_client_states(
             config.federation, config.optimizer.momentum, self.space, self.population, group
@@ -77,7 +84,7 @@ class Simulation:
         self.client_evaluation = open_client_evaluation(
             config.evaluation, self.dataset, self.population, config.data.partition, config.seed
         )
-        self.server = Server(self.space, self.method, group)
+        self.server = Server(self.space, self.method, ServerOptimizer(config.server_optimizer, self.space), group)
         self.costs = CostModel()
         self.store = CheckpointStore(run_dir, config.checkpoint.keep)
         self.grace = GraceTime(config.checkpoint.grace, interruption or Interruption(), group.watch)
@@ -86,7 +93,37 @@ class Simulation:
         self.totals = Totals()
         self.first_metrics: Metrics = {}
         self.round = self.saved_round = 0
-        self.server.start(self.method.initial_mask(numpy_generator(config.seed, "mask")))
+
+    def start(self) -> None:
+        """The first mask; not for a run that goes on from a checkpoint."""
+        preparation = Preparation(
+            self.client,
+            self.server.values,
+            draw_cohort(self.population, self.config.federation, self.config.seed, 0),
+            self.own_batches,
+            self.config.seed,
+            self.group,
+        )
+        mask = self.method.initial_mask(preparation)
+        self.server.start(preparation.values, mask)
+        costs = preparation.costs
+        self.totals.wire_bytes = costs.up + costs.down
+        self.totals.flops = self.flops.preparation(costs.forward_samples, costs.gradient_samples)
+
+    def own_batches(self, client: int | None, epochs: int) -> Iterator[Batch]:
+        """Batches before the first round: of one client, or of everybody's samples for the server."""
+        indices = np.arange(len(self.dataset.train)) if client is None else self.population.samples(client)
+        return client_batches(
+            self.dataset,
+            indices,
+            batch_size=self.config.federation.batch_size,
+            epochs=epochs,
+            seed=self.config.seed,
+            round=0,
+            client=-1 if client is None else client,
+            augment=False,
+            device=self.group.device,
+        )
 
     def run(self, tracker: Tracker) -> None:
         """All rounds that are left, or those until a signal stops the run."""
@@ -123,6 +160,7 @@ class Simulation:
         if not self.counts(cohort, result):
             return None
         metrics = self.update_server(plan, total, result, before, accuracies)
+        metrics |= self.describe_mask(mask)
         metrics |= self.account(cohort, plan, mask)
         watch.lap()
         metrics |= self.evaluate_if_due()
@@ -204,12 +242,12 @@ class Simulation:
         """Trains one client on its own batches, which depend on nothing but (seed, round, client)."""
         federation, seed = self.config.federation, self.config.seed
         indices = self.population.samples(client)
-        # One pass more than it trains: an adjusting round takes its gradient from fresh batches.
+        # One pass more than it trains, where it takes the gradient of inactive weights from fresh batches.
         batches = client_batches(
             self.dataset,
             indices,
             batch_size=federation.batch_size,
-            epochs=federation.local_epochs + plan.adjusts,
+            epochs=federation.local_epochs + (plan.work.gradient_batches > 0),
             seed=seed,
             round=self.round,
             client=client,
@@ -224,19 +262,32 @@ class Simulation:
         self, plan: RoundPlan, total: CohortSum, result: RoundResult, before: torch.Tensor, accuracies: Metrics
     ) -> Metrics:
         """The average becomes the global state; an adjusting round swaps weights."""
-        metrics: Metrics = {"train/samples": result.samples, "sparsity/changed": 0, **accuracies}
+        metrics: Metrics = {"train/samples": result.samples, **accuracies}
         if result.values is not None:
             metrics["train/loss"] = result.loss
-            self.server.average(result.values)
+            sums = total.collect(result.weight)
+            self.server.update(plan, result.values, sums)
+            metrics |= {f"cluster/{name}_exchange": exchange for name, exchange in total.exchanges.items()}
             metrics |= self.method.metrics(plan, before, self.server.values)
             metrics |= self.observe_adjustment(plan, "after_extrusion")
-            if total.gradient is not None:
-                gradient = total.gradient.reduce(result.weight)
-                metrics["cluster/gradient_exchange"] = total.gradient.exchange
-                metrics["sparsity/changed"] = self.server.adjust(
-                    plan, gradient, lambda step: metrics.update(self.observe_adjustment(plan, step))
-                )
-        metrics["sparsity/density"] = self.space.density
+            if plan.adjusts:
+                self.server.adjust(plan, sums, lambda step: metrics.update(self.observe_adjustment(plan, step)))
+        return metrics
+
+    def describe_mask(self, before: Mask) -> Metrics:
+        """How dense the model is now, and how far its mask has moved; ``before`` is the round's own."""
+        mask = self.space.mask
+        metrics: Metrics = {
+            "sparsity/density": self.space.density,
+            "sparsity/changed": int((mask.active & ~before.active).count_nonzero()),
+        }
+        if mask.is_full or (mask is before and self.round > 1):
+            return metrics
+        sizes = zip(self.space.layers, self.space.layer_counts(), strict=True)
+        metrics |= {f"layer_density/{layer.name}": count / layer.size for layer, count in sizes}
+        metrics["sparsity/survived"] = self.server.first_mask.survived(mask)
+        if mask is not before:
+            metrics["sparsity/overlap"] = before.overlap(mask)
         return metrics
 
     def account(self, cohort: Cohort, plan: RoundPlan, mask: Mask) -> Metrics:
@@ -245,14 +296,14 @@ class Simulation:
         Whoever was asked has received the model; of those whose update does not count nothing else is counted.
         """
         federation, samples = self.config.federation, cohort.samples
-        wire = self.wire.round(cohort.asked, len(cohort.clients), mask, plan.swap_counts)
+        wire = self.wire.round(cohort.asked, len(cohort.clients), mask, plan)
         steps = federation.local_epochs * sum(steps_per_epoch(int(n), federation.batch_size) for n in samples)
-        gradient_samples = int(np.minimum(samples, federation.batch_size * plan.gradient_batches).sum())
+        gradient_samples = int(np.minimum(samples, federation.batch_size * plan.work.gradient_batches).sum())
         flops = self.flops.round(
             self.space.layer_counts(mask),
             federation.local_epochs * int(samples.sum()),
             steps,
-            gradient_samples if plan.adjusts else 0,
+            gradient_samples,
         )
         self.totals.wire_bytes += wire.up + wire.down
         self.totals.models_sent += len(cohort.asked) + len(cohort.clients)

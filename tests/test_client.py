@@ -15,7 +15,8 @@ from fedmef_dist.data.batches import client_batches
 from fedmef_dist.data.synthetic import SyntheticSettings, load_synthetic
 from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.layers.pruning import Pruning, SapSettings
-from fedmef_dist.methods.base import LocalObjective, RoundPlan
+from fedmef_dist.methods.base import LocalWork, RoundPlan
+from fedmef_dist.methods.swapping import TopGradients
 from fedmef_dist.models import ModelSettings, build_model, prunable_weights
 from fedmef_dist.optim import OptimizerSettings
 from fedmef_dist.sparsity import Mask, ParameterSpace
@@ -34,7 +35,7 @@ def linear(mask=(1, 1, 1, 1), **optimizer):
 
 def train(client, batches, rate=0.1, plan=None):
     plan = plan or RoundPlan()
-    steps = len(batches) - plan.gradient_batches
+    steps = len(batches) - plan.work.gradient_batches
     return client.train(client.space.values.clone(), iter(batches), steps, rate, plan)
 
 
@@ -42,7 +43,7 @@ def test_one_step_by_hand():
     report = train(linear(), [SAMPLE])
     torch.testing.assert_close(report.values, torch.tensor([0.05, 0.1, -0.05, -0.1]))
     assert report.loss == pytest.approx(log(2))
-    assert report.gradient is None
+    assert report.uploads == {}
     assert report.seconds > 0
 
 
@@ -68,35 +69,36 @@ def test_the_loss_is_the_mean_over_samples_not_over_batches():
 
 
 def test_top_gradients_by_hand():
-    plan = RoundPlan(LocalObjective(), adjusts=True, swap_counts=[1], gradient_batches=2)
     client = linear(mask=(1, 0, 0, 0))
+    plan = RoundPlan(TopGradients(client.space, [1], batches=2))
     other = (torch.tensor([[3.0, 0.0]]), torch.tensor([1]))
     report = train(client, [SAMPLE, SAMPLE, other], rate=0.0, plan=plan)
     # Mean of [[-1/2, -1], [1/2, 1]] and [[3/2, 0], [-3/2, 0]]; of the inactive 1: -1/2, 2: -1/2, 3: 1/2 the first wins.
-    assert report.gradient.positions.tolist() == [1]
-    torch.testing.assert_close(report.gradient.values, torch.tensor([-0.5]))
+    assert report.uploads["gradient"].positions.tolist() == [1]
+    torch.testing.assert_close(report.uploads["gradient"].values, torch.tensor([-0.5]))
     assert report.values.tolist() == [0.0]
 
 
 def test_top_gradients_are_those_of_the_trained_weights():
-    plan = RoundPlan(LocalObjective(), adjusts=True, swap_counts=[2], gradient_batches=1)
     client = linear(mask=(1, 0, 0, 1))
+    plan = RoundPlan(TopGradients(client.space, [2], batches=1))
     report = train(client, [SAMPLE, SAMPLE], plan=plan)
     p = 1 / (1 + torch.tensor(0.25).exp())  # as in the second step above
-    assert report.gradient.positions.tolist() == [1, 2]
-    torch.testing.assert_close(report.gradient.values, torch.stack([-2 * p, p]))
+    assert report.uploads["gradient"].positions.tolist() == [1, 2]
+    torch.testing.assert_close(report.uploads["gradient"].values, torch.stack([-2 * p, p]))
 
 
 def test_an_active_weight_never_wins_even_where_all_gradients_are_0():
-    plan = RoundPlan(LocalObjective(), adjusts=True, swap_counts=[1], gradient_batches=1)
+    client = linear(mask=(1, 1, 1, 0))
+    plan = RoundPlan(TopGradients(client.space, [1], batches=1))
     nothing = (torch.zeros(1, 2), torch.tensor([0]))
-    report = train(linear(mask=(1, 1, 1, 0)), [SAMPLE, nothing], plan=plan)
-    assert report.gradient.positions.tolist() == [3]
-    assert report.gradient.values.tolist() == [0.0]
+    report = train(client, [SAMPLE, nothing], plan=plan)
+    assert report.uploads["gradient"].positions.tolist() == [3]
+    assert report.uploads["gradient"].values.tolist() == [0.0]
 
 
 def test_the_objective_changes_gradient_and_rate():
-    class Pull(LocalObjective):
+    class Pull(LocalWork):
         def prepare_step(self, step, steps, rate):
             seen.append((step, steps, rate))
             client.space.gradient[0] += 1
@@ -180,7 +182,7 @@ def test_nothing_outside_the_mask_becomes_non_zero_or_is_uploaded(dataset, optim
     before = space.values.clone()
     client = Client(model, space, OptimizerSettings(**optimizer), autocast=False)
     samples = torch.arange(40).numpy()
-    plan = RoundPlan(adjusts=True, swap_counts=[2, 3, 5], gradient_batches=2)
+    plan = RoundPlan(TopGradients(space, [2, 3, 5], batches=2))
     report = client.train(before, batches_of(dataset, samples, 8, 2), 5, 0.1, plan)
     inactive = ~space.mask.active
     assert not space.values[: space.n_prunable][inactive].any()
@@ -189,9 +191,11 @@ def test_nothing_outside_the_mask_becomes_non_zero_or_is_uploaded(dataset, optim
     # The gradient's batches move the running statistics, after these have been packed.
     assert torch.equal(space.unpack(report.values)[: space.n_parameters], space.values[: space.n_parameters])
     # What is uploaded of inactive positions are gradients only, as many a layer as asked for.
-    assert inactive[report.gradient.positions].all()
+    assert inactive[report.uploads["gradient"].positions].all()
     in_layer = [
-        ((report.gradient.positions >= layer.start) & (report.gradient.positions < layer.stop)).sum().item()
+        ((report.uploads["gradient"].positions >= layer.start) & (report.uploads["gradient"].positions < layer.stop))
+        .sum()
+        .item()
         for layer in space.layers
     ]
     assert in_layer == [2, 3, 5]
@@ -221,7 +225,7 @@ def test_one_client_does_not_see_the_one_before(dataset):
     model, space = sparse_network()
     client = Client(model, space, OptimizerSettings(momentum=0.9, prox_mu=0.1), autocast=False)
     start = space.values.clone()
-    plan = RoundPlan(adjusts=True, swap_counts=[2, 3, 5], gradient_batches=1)
+    plan = RoundPlan(TopGradients(space, [2, 3, 5], batches=1))
 
     def report(first, last):
         return client.train(start, batches_of(dataset, torch.arange(first, last).numpy(), 8, 2), 3, 0.1, plan)
@@ -229,7 +233,7 @@ def test_one_client_does_not_see_the_one_before(dataset):
     one, other = report(0, 20), report(20, 40)
     again = report(0, 20)
     assert torch.equal(again.values, one.values)
-    assert torch.equal(again.gradient.values, one.gradient.values)
+    assert torch.equal(again.uploads["gradient"].values, one.uploads["gradient"].values)
     assert again.loss == one.loss
     assert not torch.equal(other.values, one.values)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import Recorder, alone, tiny
+from tiny import Recorder, alone, started, tiny
 from torch import nn
 
 from fedmef_dist.client_evaluation import ClientEvaluation, open_client_evaluation
@@ -11,7 +11,6 @@ from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.partitions import PartitionSettings
 from fedmef_dist.data.population import FixedPopulation
 from fedmef_dist.evaluation import EvaluationSettings
-from fedmef_dist.simulation import Simulation
 from fedmef_dist.sparsity import ParameterSpace
 
 LABELS = [0, 0, 0, 1, 1, 0, 2, 2, 2, 1]
@@ -120,7 +119,7 @@ def test_a_run_reports_its_clients_and_is_not_changed_by_it(tmp_path):
     for count in (0, 5):
         recorder = Recorder()
         settings = {"every": 2, "per_client": count, "client_groups": "label"}
-        run = Simulation(tiny(evaluation=settings, federation={"rounds": 3}), alone(), tmp_path)
+        run = started(tiny(evaluation=settings, federation={"rounds": 3}), alone(), tmp_path)
         run.run(recorder)
         digests.append(recorder.rounds[-1]["model/digest"])
         reported = [row["round"] for row in recorder.rounds if "eval/client_accuracy_worst_decile" in row]
@@ -134,7 +133,7 @@ def test_a_client_is_tested_with_the_statistics_that_it_keeps(tmp_path):
     model, evaluation = {"name": "resnet8", "width": 0.25}, {"every": 2, "per_client": 4}
     config = tiny(federation=federation, method={"name": "fedavg"}, model=model, evaluation=evaluation)
     recorder = Recorder()
-    run = Simulation(config, alone(), tmp_path)
+    run = started(config, alone(), tmp_path)
     run.run(recorder)
     for row in run.client_states._rows.values():
         row[len(row) // 2 :] = 1e12  # variances of which nothing comes through

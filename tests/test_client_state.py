@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from tiny import Recorder, alone, tiny
+from tiny import Recorder, alone, started, tiny
 
 from fedmef_dist.client_state import ClientStates, Keepsake
 from fedmef_dist.data.batches import normalise
 from fedmef_dist.errors import UserError
 from fedmef_dist.run_state import restore
-from fedmef_dist.simulation import Simulation
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
 SILOS = {"clients": 4, "clients_per_round": 4, "local_epochs": 1, "batch_size": 16}
@@ -23,7 +22,7 @@ def silos(tmp_path, kept, **changes):
     federation = {**SILOS, "client_state": kept, **changes.pop("federation", {})}
     model = {"name": "resnet8", "width": 0.25, "norm": "batch"}
     changes = {"method": {"name": "fedavg"}, "optimizer": {"momentum": 0.5}, "model": model, **changes}
-    return Simulation(tiny(federation=federation, **changes), alone(), tmp_path)
+    return started(tiny(federation=federation, **changes), alone(), tmp_path)
 
 
 # --- one client's state
@@ -86,7 +85,7 @@ def test_momentum_goes_on_where_the_last_round_ended(tmp_path):
     assert kept.server.digest() != plain.server.digest()
 
     flat, client = plain.space, plain.client
-    flat.load(Simulation(plain.config, alone(), tmp_path).server.values)
+    flat.load(started(plain.config, alone(), tmp_path).server.values)
     plain.model.train()
     velocity = torch.zeros(flat.n_parameters)
     train = plain.dataset.train

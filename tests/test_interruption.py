@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny import started
+from tiny import started
 
 from fedmef_dist import interruption as module
 from fedmef_dist.comm.environment import Environment
@@ -19,7 +21,6 @@ from fedmef_dist.comm.watch import Watch
 from fedmef_dist.config import parse_config
 from fedmef_dist.interruption import SIGNALS, GraceTime, Interruption, RoundAbandonedError, listening
 from fedmef_dist.run_state import restore
-from fedmef_dist.simulation import Simulation
 
 SINGLE = Environment("single", 0, 1, 0, 1, None, None)
 
@@ -268,7 +269,7 @@ class Tracker:
 
 def simulation(run_dir, **checkpoint):
     config = parse_config({**CONFIG, "checkpoint": {**CONFIG["checkpoint"], **checkpoint}}, "here")
-    return Simulation(config, Group(SINGLE, torch.device("cpu"), "gloo"), run_dir, Interruption())
+    return started(config, Group(SINGLE, torch.device("cpu"), "gloo"), run_dir, Interruption())
 
 
 def asks_in(round_number, batch, simulation):

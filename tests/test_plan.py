@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from tiny import Recorder, alone, tiny
+from tiny import Recorder, alone, started, tiny
 
 from fedmef_dist.data.federation import draw_cohort
 from fedmef_dist.data.shapes import Shape
@@ -8,14 +8,13 @@ from fedmef_dist.errors import UserError
 from fedmef_dist.footprint import modelled
 from fedmef_dist.plan import PartitionView, look_at_partition, plan_command, plan_rounds
 from fedmef_dist.report.partition import describe, save_partition
-from fedmef_dist.simulation import Simulation
 
 # Three clients and three labels.
 VIEW = PartitionView(clients=3, counts=np.array([[6, 2, 0], [0, 0, 5], [1, 1, 1]]))
 
 
 def simulation(tmp_path, **changes):
-    return Simulation(tiny(**changes), alone(), tmp_path)
+    return started(tiny(**changes), alone(), tmp_path)
 
 
 def test_a_view_by_hand():

@@ -4,23 +4,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import Recorder, alone, tiny
+from tiny import Recorder, alone, started, tiny
 
 from fedmef_dist.checkpoint import Checkpoint, read_model
 from fedmef_dist.errors import UserError
 from fedmef_dist.run_state import restore
-from fedmef_dist.simulation import Simulation
 
 
 @pytest.fixture
 def simulation(tmp_path):
-    return Simulation(tiny(), alone(), tmp_path)
+    return started(tiny(), alone(), tmp_path)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """The checkpoint of an adjusting round, in which pruned weights have just become 0."""
-    simulation = Simulation(tiny(federation={"rounds": 2}), alone(), tmp_path_factory.mktemp("saved"))
+    simulation = started(tiny(federation={"rounds": 2}), alone(), tmp_path_factory.mktemp("saved"))
     simulation.run(Recorder())
     return simulation.store.load_newest()
 

@@ -6,19 +6,20 @@ import torch
 from tiny import alone
 from torch import nn
 
-from fedmef_dist.methods.base import Method, RoundPlan, Swap
+from fedmef_dist.methods.base import Method, MethodContext, RoundPlan
 from fedmef_dist.server import Server
+from fedmef_dist.server_optimizer import ServerOptimizer, ServerOptimizerSettings
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
 
 class Chosen(Method):
     """Prunes position 0, grows position 5 at 0.25."""
 
-    def initial_mask(self, generator):
+    def initial_mask(self, preparation):
         raise AssertionError("the tests start the server themselves")
 
-    def swap(self, plan, values, gradient):
-        return Swap(torch.tensor([0]), torch.tensor([5]))
+    def next_mask(self, plan, values, sums):
+        return self.space.mask.swap(torch.tensor([0]), torch.tensor([5]))
 
     def grown_values(self, values, grown):
         assert values[0] == 0
@@ -31,6 +32,11 @@ def network():
     return ParameterSpace(model, ["0.weight"])
 
 
+def server_of(space):
+    optimizer = ServerOptimizer(ServerOptimizerSettings(), space)
+    return Server(space, Chosen(None, space, MethodContext()), optimizer, alone())
+
+
 ACTIVE = torch.tensor([True, True, False, True, False, False])
 VALUES = torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
 
@@ -39,8 +45,8 @@ VALUES = torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
 def server():
     space = network()
     space.values.copy_(VALUES)
-    server = Server(space, Chosen(space), alone())
-    server.start(Mask(ACTIVE))
+    server = server_of(space)
+    server.start(space.values, Mask(ACTIVE))
     return server
 
 
@@ -56,7 +62,7 @@ def test_training_does_not_touch_the_servers_state(server):
 
 def test_the_average_is_unpacked_around_the_mask(server):
     packed = torch.arange(9.0) + 20
-    server.average(packed)
+    server.update(RoundPlan(), packed, {})
     assert server.values.tolist() == [20, 21, 0, 22, 0, 0, 23, 24, 25, 26, 27, 28]
     packed.zero_()
     assert server.values[0] == 20
@@ -64,18 +70,17 @@ def test_the_average_is_unpacked_around_the_mask(server):
 
 def test_without_inactive_weights_the_average_is_the_state():
     space = network()
-    server = Server(space, Chosen(space), alone())
-    server.start(Mask(torch.ones(6, dtype=torch.bool)))
+    server = server_of(space)
+    server.start(space.values, Mask(torch.ones(6, dtype=torch.bool)))
     packed = VALUES.clone()
-    server.average(packed)
+    server.update(RoundPlan(), packed, {})
     packed.zero_()
     assert torch.equal(server.values, VALUES)
 
 
 def test_an_adjustment_step_by_step(server):
     seen = []
-    changed = server.adjust(RoundPlan(), torch.zeros(6), lambda step: seen.append((step, server.values[:6].tolist())))
-    assert changed == 1
+    server.adjust(RoundPlan(), {}, lambda step: seen.append((step, server.values[:6].tolist())))
     assert seen == [("after_prune", [0, 2, 0, 4, 0, 0]), ("after_grow", [0, 2, 0, 4, 0, 0.25])]
     assert server.values[6:].tolist() == [7, 8, 9, 10, 11, 12]
     assert server.space.mask.index.tolist() == [1, 3, 5]
@@ -96,10 +101,10 @@ class SecondRank:
 
 
 def test_the_other_ranks_take_the_mask_of_rank_0(server):
-    server.method.swap = None  # they do not choose
+    server.method.next_mask = None  # they do not choose
     bits = np.packbits([False, True, True, True, False, False], bitorder="little")
     server.group = SecondRank(torch.from_numpy(bits))
-    assert server.adjust(RoundPlan(), torch.zeros(6), lambda step: None) == 1
+    server.adjust(RoundPlan(), {}, lambda step: None)
     assert server.space.mask.index.tolist() == [1, 2, 3]
     assert server.space.mask.version == 1
     assert server.values[:6].tolist() == [0, 2, 0.25, 4, 0, 0]

@@ -4,12 +4,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from tiny import Recorder, alone, tiny
+from tiny import Recorder, alone, started, tiny
 
 from fedmef_dist.data.federation import draw_cohort
 from fedmef_dist.run_state import restore
 from fedmef_dist.session import simulate
-from fedmef_dist.simulation import Simulation
 
 EVERY_ROUND = {
     "round",
@@ -45,6 +44,7 @@ ADJUSTED = {
     "cluster/gradient_exchange",
 }
 AROUND = {f"adjust/accuracy_{step}" for step in ("before_extrusion", "after_extrusion", "after_prune", "after_grow")}
+LAYERS = {f"layer_density/{name}.weight" for name in ("conv1", "conv2", "hidden")} | {"sparsity/survived"}
 MEASURED_ONCE = {"memory/device_bytes", "memory/activation_bytes", "memory/peak_bytes"}
 SUMMARY = {
     "eval/accuracy_last",
@@ -77,7 +77,7 @@ def simulation(tmp_path):
     """`simulation(federation={"rounds": 2})` is a tiny one with these keys changed."""
 
     def make(**changes):
-        return Simulation(tiny(**changes), alone(), tmp_path / "run")
+        return started(tiny(**changes), alone(), tmp_path / "run")
 
     return make
 
@@ -254,8 +254,8 @@ def overflow_a_value(report):
 
 
 def break_the_gradient(report):
-    if report.gradient is not None:
-        report.gradient.values[0] = float("inf")
+    if "gradient" in report.uploads:
+        report.uploads["gradient"].values[0] = float("inf")
 
 
 @pytest.mark.parametrize("spoiled", [break_a_value, overflow_a_value])
@@ -319,8 +319,8 @@ def test_metrics_and_summary_have_the_documented_keys_where_they_are_due(tmp_pat
     for row in rounds:
         due = EVERY_ROUND
         due = due | (EVALUATED if row["round"] in (4, 7) else set())
-        due = due | (ADJUSTED | AROUND if row["round"] in (2, 4) else set())
-        due = due | (MEASURED_ONCE if row["round"] == 1 else set())
+        due = due | (ADJUSTED | AROUND | LAYERS | {"sparsity/overlap"} if row["round"] in (2, 4) else set())
+        due = due | (MEASURED_ONCE | LAYERS if row["round"] == 1 else set())
         assert row.keys() == due, row["round"]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary.keys() == SUMMARY | MORE_IN_SUMMARY

@@ -5,14 +5,13 @@ from math import exp
 import data_files
 import pytest
 from safetensors.torch import load_file
-from tiny import Recorder, alone, tiny
+from tiny import Recorder, alone, started, tiny
 
 import fedmef_dist
 from fedmef_dist.config import to_tree
 from fedmef_dist.errors import UserError
 from fedmef_dist.export import export
 from fedmef_dist.session import simulate
-from fedmef_dist.simulation import Simulation
 
 FEDMEF = {"name": "fedmef", "density": 0.5, "adjust_every": 2, "adjust_until": 8}
 FEDAVG = {"name": "fedavg"}
@@ -43,7 +42,7 @@ def text(tmp_path):
 
 def play(config, tmp_path):
     recorder = Recorder()
-    simulation = Simulation(config, alone(), tmp_path / "run")
+    simulation = started(config, alone(), tmp_path / "run")
     simulation.run(recorder)
     return simulation, [metrics for metrics in recorder.rounds if "eval/loss" in metrics]
 

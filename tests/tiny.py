@@ -5,6 +5,7 @@ import torch
 from fedmef_dist.comm.environment import Environment
 from fedmef_dist.comm.group import Group
 from fedmef_dist.config import parse_config
+from fedmef_dist.simulation import Simulation
 
 TREE = {
     "name": "tiny",
@@ -49,3 +50,10 @@ class Recorder:
 
     def state(self):
         return {}
+
+
+def started(*arguments):
+    """A simulation with its first mask."""
+    simulation = Simulation(*arguments)
+    simulation.start()
+    return simulation

@@ -89,3 +89,7 @@ class FlopsLedger:
         sample = 3 * self.forward(counts) + self.selection
         extra = 4 * sum(counts) * steps if self.normalises else 0
         return sample * samples + extra + 2 * self.dense * gradient_samples
+
+    def preparation(self, forward_samples: int, gradient_samples: int) -> float:
+        """FLOPs before the first round: dense forward passes, and those that also come back with every gradient."""
+        return self.dense * (forward_samples + 3 * gradient_samples)

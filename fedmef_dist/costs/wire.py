@@ -1,11 +1,13 @@
 """Messages between the server and the simulated clients, encoded for real, and the bytes they take."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log2
 
 import numpy as np
 from pydantic import Field
 
+from fedmef_dist.methods.base import Collection, RoundPlan
 from fedmef_dist.settings import Settings
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
@@ -145,25 +147,19 @@ class WireLedger:
         self.settings = settings
         self.known_version = np.full(clients, -1, dtype=np.int32)
 
-    def round(self, cohort: np.ndarray, uploads: int, mask: Mask, gradient_counts: list[int]) -> WireBytes:
+    def round(self, cohort: np.ndarray, uploads: int, mask: Mask, plan: RoundPlan) -> WireBytes:
         """Bytes of one round; remembers which mask the clients now know.
 
         Args:
             cohort: int64 (K,), the clients that received the model.
             uploads: how many of them sent their update.
             mask: what the round was trained with.
-            gradient_counts: top gradients sent for each layer; empty in an ordinary round.
+            plan: what the clients sent beside their states.
         """
         counts = self.space.layer_counts(mask)
         tail = VALUE_BYTES * (self.space.total - self.space.n_prunable)
         values = VALUE_BYTES * sum(counts) + tail
-        with_mask = tail + sum(
-            encoded_bytes(layer.size, count, layer.rows) for layer, count in zip(self.space.layers, counts, strict=True)
-        )
-        gradients = sum(
-            encoded_bytes(layer.size, count, layer.rows)
-            for layer, count in zip(self.space.layers, gradient_counts, strict=False)
-        )
+        with_mask = tail + self._pairs(counts)
         new = len(cohort)
         if self.settings.stateful_clients:
             new = int((self.known_version[cohort] != mask.version).sum())
@@ -171,4 +167,15 @@ class WireLedger:
         if mask.is_full:
             with_mask = values
         down = new * with_mask + (len(cohort) - new) * values
-        return WireBytes(up=uploads * (values + gradients), down=down)
+        up = tail if plan.client_masks else values
+        up += sum(self._collection(wanted) for wanted in plan.collections if wanted.travels)
+        return WireBytes(up=uploads * up, down=down)
+
+    def _collection(self, wanted: Collection) -> int:
+        return self._pairs(wanted.counts)
+
+    def _pairs(self, counts: Sequence[int]) -> int:
+        """Positions and values of so many weights in the layers."""
+        return sum(
+            encoded_bytes(layer.size, count, layer.rows) for layer, count in zip(self.space.layers, counts, strict=True)
+        )

@@ -1,12 +1,13 @@
 """Budget-aware extrusion: empty the marked weights while the network still trains (FedMef, section 3.2)."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedmef_dist.layers.nsconv import filter_means
-from fedmef_dist.methods.base import LocalObjective
+from fedmef_dist.methods.swapping import TopGradients
 from fedmef_dist.sparsity import ParameterSpace
 
 Target = Literal["zero", "mean"]
@@ -53,7 +54,7 @@ class Deviation:
             rows -= rows.sum(1, keepdim=True) / count.clamp(min=1) * (count > 1)
 
 
-class Extrusion(LocalObjective):
+class Extrusion(TopGradients):
     """Adds lambda * sum over marked weights of deviation^2 to a client's loss and raises its learning rate with REX.
 
     The rate of step t of T is max(eta_t, beta_t), beta_t = (2T - 2t) / (2T - t) * (2 sigmoid(||deviation of the marked
@@ -61,16 +62,28 @@ class Extrusion(LocalObjective):
 
     Args:
         space: the parameter space.
+        counts: top gradients of inactive weights that a client sends, of each layer.
+        batches: on how many batches it takes them.
         marked: int64, the positions to empty.
         deviation: how far a weight is from being without effect.
         strength: lambda.
         base_rate: eta_0.
     """
 
+    penalises = True
+
     def __init__(
-        self, space: ParameterSpace, marked: Tensor, deviation: Deviation, strength: float, base_rate: float
+        self,
+        space: ParameterSpace,
+        counts: Sequence[int],
+        batches: int,
+        *,
+        marked: Tensor,
+        deviation: Deviation,
+        strength: float,
+        base_rate: float,
     ) -> None:
-        self.space = space
+        super().__init__(space, counts, batches)
         self.marked = marked
         self.deviation = deviation
         self.strength = strength

@@ -7,11 +7,11 @@ running statistics, weighted by samples.
 
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 
 from fedmef_dist.methods.base import Method
+from fedmef_dist.preparation import Preparation
 from fedmef_dist.settings import Settings
 from fedmef_dist.sparsity import Mask
 
@@ -22,9 +22,9 @@ class FedAvgSettings(Settings):
     name: Literal["fedavg"] = Field("fedavg", description="dense federated averaging")
 
 
-class FedAvg(Method):
+class FedAvg(Method[FedAvgSettings]):
     """Every weight is active in every round."""
 
-    def initial_mask(self, generator: np.random.Generator) -> Mask:
+    def initial_mask(self, preparation: Preparation) -> Mask:
         """The full mask."""
         return Mask(torch.ones(self.space.n_prunable, dtype=torch.bool, device=self.space.values.device))

@@ -6,31 +6,25 @@ by the clients through budget-aware extrusion (section 3.2), pruned by the serve
 of largest aggregated gradient. Scaled activation pruning (section 3.3) lives in the layers.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
-import numpy as np
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fedmef_dist.methods.base import LocalObjective, Method, RoundPlan, Swap
+from fedmef_dist.comm.sparse import Sums
+from fedmef_dist.methods.base import Method, MethodContext, RoundPlan
 from fedmef_dist.methods.extrusion import Deviation, Extrusion, Target
-from fedmef_dist.settings import Settings
-from fedmef_dist.sparsity import Mask, ParameterSpace, Slice
-from fedmef_dist.sparsity.allocation import Allocation, layer_counts, random_mask
-from fedmef_dist.sparsity.schedule import AdjustmentSchedule
-from fedmef_dist.sparsity.selection import largest, row_largest, smallest
+from fedmef_dist.methods.swapping import SwappingSettings, TopGradients, strongest_inactive, swap_counts, weakest
+from fedmef_dist.preparation import Preparation
+from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity.allocation import layer_counts, random_mask
 
 
-class FedMefSettings(Settings):
+class FedMefSettings(SwappingSettings):
     """Section ``method`` with ``name: fedmef``."""
 
     name: Literal["fedmef"] = Field("fedmef", description="federated dynamic pruning with little memory")
-    density: float = Field(0.1, gt=0, le=1, description="active share of ALL parameters")
-    allocation: Allocation = Field("erk", description="how the density is shared out to layers")
-    adjust_every: int = Field(10, ge=1, description="rounds between two adjustments of the mask")
-    adjust_until: int = Field(300, ge=1, description="round at which the share of swapped weights reaches 0")
-    adjust_rate: float = Field(0.4, ge=0, le=1, description="share of a layer's weights swapped at round 0")
     extrusion: bool = Field(True, description="budget-aware extrusion in adjusting rounds; off for ablation")
     extrusion_lambda: float = Field(1.0, ge=0, description="strength of the penalty on marked weights")
     extrusion_target: Target = Field(
@@ -48,80 +42,63 @@ class FedMefSettings(Settings):
         return self
 
 
-class FedMef(Method):
+class FedMef(Method[FedMefSettings]):
     """Prunes by magnitude what extrusion has emptied, grows by gradient."""
 
-    def __init__(self, settings: FedMefSettings, space: ParameterSpace, base_rate: float) -> None:
-        super().__init__(space)
-        self.settings = settings
-        self.base_rate = base_rate
-        self.schedule = AdjustmentSchedule(settings.adjust_every, settings.adjust_until, settings.adjust_rate)
+    def __init__(self, settings: FedMefSettings, space: ParameterSpace, context: MethodContext) -> None:
+        super().__init__(settings, space, context)
+        self.schedule = settings.schedule()
         self.counts = layer_counts(space, settings.density, settings.allocation)
 
-    def initial_mask(self, generator: np.random.Generator) -> Mask:
+    def initial_mask(self, preparation: Preparation) -> Mask:
         """Random, with the allocation's exact count in every layer."""
-        return random_mask(self.space, self.counts, generator)
+        return random_mask(self.space, self.counts, preparation.generator("mask"))
 
     def plan(self, round_number: int, values: Tensor) -> RoundPlan:
         """In an adjusting round: how many weights are swapped, which are marked, and what empties them."""
         if not self.schedule.adjusts(round_number):
             return RoundPlan()
-        share = self.schedule.share(round_number)
-        counts = [
-            self._swap_count(layer, share, count) for layer, count in zip(self.space.layers, self.counts, strict=True)
-        ]
-        deviation = Deviation(self.space, self.settings.extrusion_target)
-        marked = self._mark(deviation.of(values).abs(), counts)
-        objective = LocalObjective()
-        if self.settings.extrusion:
-            objective = Extrusion(self.space, marked, deviation, self.settings.extrusion_lambda, self.base_rate)
-        return RoundPlan(objective, True, counts, self.settings.gradient_batches, marked)
+        counts = swap_counts(self.space.layers, self.counts, self.schedule.share(round_number))
+        marked = self._mark(values, counts)
+        work = self._work(counts, marked)
+        return RoundPlan(work, adjusts=True, collections=(work.collection,), swap_counts=counts, marked=marked)
 
-    @staticmethod
-    def _swap_count(layer: Slice, share: float, count: int) -> int:
-        """xi_l, no more than what the layer's filters can spare and what it has inactive."""
-        return min(int(share * count), layer.size - count, count - layer.rows * layer.filter_floor)
-
-    def _mark(self, magnitude: Tensor, counts: list[int]) -> Tensor:
-        """The active positions of smallest magnitude in each layer, sparing every filter's floor."""
-        candidates = magnitude.masked_fill(~self.space.mask.active, torch.inf)
-        for layer in self.space.layers:
-            if layer.filter_floor:
-                kept = row_largest(magnitude[layer.start : layer.stop].view(layer.rows, -1), layer.filter_floor)
-                candidates[layer.start + kept] = torch.inf
-        return torch.cat(
-            [
-                layer.start + smallest(candidates[layer.start : layer.stop], count)
-                for layer, count in zip(self.space.layers, counts, strict=True)
-            ]
+    def _work(self, counts: list[int], marked: Tensor) -> TopGradients:
+        settings = self.settings
+        if not settings.extrusion:
+            return TopGradients(self.space, counts, settings.gradient_batches)
+        return Extrusion(
+            self.space,
+            counts,
+            settings.gradient_batches,
+            marked=marked,
+            deviation=self._deviation(),
+            strength=settings.extrusion_lambda,
+            base_rate=self.context.base_rate,
         )
 
-    def swap(self, plan: RoundPlan, values: Tensor, gradient: Tensor) -> Swap:
+    def _deviation(self) -> Deviation:
+        return Deviation(self.space, self.settings.extrusion_target)
+
+    def _mark(self, values: Tensor, counts: list[int]) -> Tensor:
+        return weakest(self.space, self._deviation().of(values).abs(), counts)
+
+    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Mask:
         """Prunes the marked weights, grows the inactive ones of largest aggregated gradient."""
         assert plan.marked is not None
-        pruned = plan.marked
-        if self.settings.marking == "aggregate":
-            pruned = self._mark(
-                Deviation(self.space, self.settings.extrusion_target).of(values).abs(), plan.swap_counts
-            )
-        scores = gradient.abs().masked_fill_(self.space.mask.active, -1)
-        grown = torch.cat(
-            [
-                layer.start + largest(scores[layer.start : layer.stop], count)
-                for layer, count in zip(self.space.layers, plan.swap_counts, strict=True)
-            ]
-        )
-        return Swap(pruned, grown)
+        pruned = plan.marked if self.settings.marking == "broadcast" else self._mark(values, plan.swap_counts)
+        grown = strongest_inactive(self.space, sums["gradient"].mean().abs(), plan.swap_counts)
+        return self.space.mask.swap(pruned, grown)
 
     def grown_values(self, values: Tensor, grown: Tensor) -> Tensor:
         """0, or with ``extrusion_target: mean`` the filter's mean, which leaves the network's function unchanged."""
-        return Deviation(self.space, self.settings.extrusion_target).centres(values)[grown]
+        return self._deviation().centres(values)[grown]
 
     def metrics(self, plan: RoundPlan, before: Tensor, after: Tensor) -> dict[str, float]:
-        """Norm of the marked weights' deviation before and after the round, and ``extrusion/shrinkage``, their ratio."""
+        """Norms of the marked weights' deviation before and after the round; ``extrusion/shrinkage`` is their ratio."""
         if plan.marked is None:
             return {}
-        deviation = Deviation(self.space, self.settings.extrusion_target)
+        deviation = self._deviation()
         old, new = (deviation.of(values)[plan.marked].norm().item() for values in (before, after))
         return {
             "extrusion/norm_before": old,

@@ -56,3 +56,12 @@ class Mask:
         active[pruned] = False
         active[grown] = True
         return Mask(active, self.version + 1)
+
+    def overlap(self, other: "Mask") -> float:
+        """Jaccard's index of two masks: weights active in both over those active in either."""
+        either = int((self.active | other.active).count_nonzero())
+        return int((self.active & other.active).count_nonzero()) / either if either else 1.0
+
+    def survived(self, later: "Mask") -> float:
+        """The share of this mask's weights that are active in ``later``."""
+        return int((self.active & later.active).count_nonzero()) / max(self.count, 1)

@@ -1,52 +1,11 @@
-import threading
-
 import numpy as np
 import pytest
 import torch
+from thread_group import on_ranks
 
-from fedmef_dist.comm.exact_sum import FixedPoint
-from fedmef_dist.comm.packed import RanksOutOfStepError, RoundSum, SparseSum
+from fedmef_dist.comm.packed import RanksOutOfStepError, RoundSum
 
 DIGEST = bytes(range(32))
-
-
-class ThreadGroup:
-    """Ranks as threads, so that a collective's arithmetic can be tested without processes."""
-
-    def __init__(self, rank, world_size, shared):
-        self.rank, self.world_size, self.device = rank, world_size, torch.device("cpu")
-        self._tensors, self._barrier = shared
-        self.calls = []
-
-    def all_gather(self, tensor):
-        self.calls.append("all_gather")
-        self._tensors[self.rank] = tensor.clone()
-        self._barrier.wait(10)
-        gathered = torch.stack([self._tensors[rank] for rank in range(self.world_size)])
-        self._barrier.wait(10)
-        return gathered
-
-    def all_reduce(self, tensor):
-        tensor.copy_(self.all_gather(tensor).sum(0))
-        self.calls[-1] = "all_reduce"
-
-
-def on_ranks(world, work):
-    shared = ({}, threading.Barrier(world))
-    results = [None] * world
-
-    def body(rank):
-        try:
-            results[rank] = work(ThreadGroup(rank, world, shared))
-        except Exception as error:
-            results[rank] = error
-
-    threads = [threading.Thread(target=body, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 def client(slot):
@@ -105,26 +64,6 @@ def test_a_rank_out_of_step_is_noticed_by_every_rank():
         return RoundSum(2, 1, 1, digest, group).reduce()
 
     assert all(isinstance(result, RanksOutOfStepError) for result in on_ranks(3, work))
-
-
-@pytest.mark.parametrize(("size", "exchange"), [(16, "dense"), (2000, "index-value")])
-def test_top_gradients_add_up_whatever_the_exchange(size, exchange):
-    def work(group):
-        total = SparseSum(size, FixedPoint.for_weight(60), group)
-        for slot in range(group.rank, 6, group.world_size):
-            positions = torch.tensor([slot, 7, 8, 9 + slot])
-            total.add(positions, torch.tensor([1.0, 2.0, slot, -3.0]), 10)
-        average = total.reduce(60)
-        return average, total.exchange
-
-    expected = torch.zeros(size)
-    for slot in range(6):
-        expected.index_add_(0, torch.tensor([slot, 7, 8, 9 + slot]), torch.tensor([1.0, 2.0, slot, -3.0]) / 6)
-    alone, _ = on_ranks(1, work)[0]
-    torch.testing.assert_close(alone, expected)
-    for average, chosen in on_ranks(3, work):
-        assert torch.equal(average, alone)
-        assert chosen == exchange
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedmef_dist.costs.wire import WireBytes, WireLedger, WireSettings, decode, encode, encoded_bytes
+from fedmef_dist.methods.base import Collection, RoundPlan
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
 
@@ -45,34 +46,36 @@ def ledger(stateful):
 def test_the_mask_travels_once_to_each_client_until_it_changes():
     space, wire = ledger(stateful=True)
     # 20 of 80 weights and 18 others: values 4 * 38 = 152; the mask as a bitmap 10 bytes, a tag 1.
-    first = wire.round(np.array([0, 1]), 2, space.mask, [])
+    first = wire.round(np.array([0, 1]), 2, space.mask, RoundPlan())
     assert (first.up, first.down) == (2 * 152, 2 * (152 + 11))
-    second = wire.round(np.array([1, 2]), 2, space.mask, [])
+    second = wire.round(np.array([1, 2]), 2, space.mask, RoundPlan())
     assert second.down == 152 + (152 + 11)
     changed = space.mask.swap(torch.tensor([0]), torch.tensor([1]))
-    assert wire.round(np.array([1, 2]), 2, changed, []).down == 2 * (152 + 11)
+    assert wire.round(np.array([1, 2]), 2, changed, RoundPlan()).down == 2 * (152 + 11)
 
 
 def test_stateless_clients_get_the_mask_every_time():
     space, wire = ledger(stateful=False)
     for _ in range(2):
-        assert wire.round(np.array([3]), 1, space.mask, []).down == 152 + 11
+        assert wire.round(np.array([3]), 1, space.mask, RoundPlan()).down == 152 + 11
 
 
 def test_top_gradients_go_up_as_pairs():
     space, wire = ledger(stateful=True)
     # 2 of 80 positions at 7 bits: 2 bytes, a tag 1, values 8.
-    assert wire.round(np.array([0]), 1, space.mask, [2]).up == 152 + 11
+    assert (
+        wire.round(np.array([0]), 1, space.mask, RoundPlan(collections=(Collection("gradient", [2]),))).up == 152 + 11
+    )
 
 
 def test_a_dense_model_has_no_mask_to_send():
     _, wire = ledger(stateful=False)
     full = Mask(torch.ones(80, dtype=torch.bool))
-    assert wire.round(np.array([0]), 1, full, []).down == 4 * 98
+    assert wire.round(np.array([0]), 1, full, RoundPlan()).down == 4 * 98
 
 
 def test_who_did_not_answer_has_received_and_sends_nothing():
     space, wire = ledger(stateful=True)
-    first = wire.round(np.array([0, 1, 2]), 1, space.mask, [])
+    first = wire.round(np.array([0, 1, 2]), 1, space.mask, RoundPlan())
     assert (first.up, first.down) == (152, 3 * (152 + 11))
-    assert wire.round(np.array([0, 1, 2]), 0, space.mask, []) == WireBytes(up=0, down=3 * 152)
+    assert wire.round(np.array([0, 1, 2]), 0, space.mask, RoundPlan()) == WireBytes(up=0, down=3 * 152)

@@ -7,44 +7,30 @@ Their norm is sqrt(0.01 + 0.0025) = 0.111803, and 2 sigmoid(0.111803) - 1 = 0.05
 Gradients of inactive weights: 1: 0.3, 4: -0.9, 5: 0.2, 7: 0.8, 8: 0, 10: 0.1; the two largest are at 4 and 7.
 """
 
-import numpy as np
 import pytest
 import torch
+from made_methods import Seeded, gradients, server_for, vector
 from pydantic import ValidationError
 from torch import nn
 
-from fedmef_dist.comm.environment import Environment
-from fedmef_dist.comm.group import Group
 from fedmef_dist.layers.nsconv import NSConv2d
+from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
 from fedmef_dist.optim import MaskedSGD, OptimizerSettings
-from fedmef_dist.server import Server
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
 WEIGHTS = {0: 0.5, 2: -0.1, 3: 0.9, 6: 0.2, 9: -0.7, 11: 0.05}
 GRADIENT = {0: 5.0, 1: 0.3, 4: -0.9, 5: 0.2, 7: 0.8, 10: 0.1, 11: -5.0}
 
 
-def alone():
-    environment = Environment("single", 0, 1, 0, 1, None, None)
-    return Group(environment, torch.device("cpu"), "gloo")
-
-
-def vector(entries, size=12):
-    values = torch.zeros(size)
-    for position, value in entries.items():
-        values[position] = value
-    return values
-
-
 @pytest.fixture
 def example():
     space = ParameterSpace(nn.Sequential(nn.Linear(6, 2, bias=False), nn.Linear(2, 2)), ["0.weight"])
     settings = FedMefSettings(density=2 / 3, adjust_every=1, adjust_until=2, adjust_rate=0.8, extrusion_lambda=1.0)
-    method = FedMef(settings, space, base_rate=0.1)
+    method = FedMef(settings, space, MethodContext(base_rate=0.1))
     space.values[:12] = vector(WEIGHTS)
-    server = Server(space, method, alone())
-    server.start(Mask(vector(WEIGHTS) != 0))
+    server = server_for(method)
+    server.start(space.values, Mask(vector(WEIGHTS) != 0))
     return space, method, server
 
 
@@ -65,7 +51,7 @@ def test_extrude(example):
     space, method, server = example
     plan = method.plan(1, server.values)
     space.gradient.zero_()
-    rate = plan.objective.prepare_step(0, 4, 0.1)
+    rate = plan.work.prepare_step(0, 4, 0.1)
     # The penalty's gradient is 2 * lambda * theta on the marked weights only; the ordinary rate is the larger one.
     torch.testing.assert_close(space.gradient[:12], vector({2: -0.2, 11: 0.1}))
     assert rate.item() == pytest.approx(0.1)
@@ -75,20 +61,19 @@ def test_extrude(example):
 
 def test_the_extrusion_rate_follows_rex(example):
     space, method, server = example
-    objective = method.plan(1, server.values).objective
-    assert objective.prepare_step(0, 4, 0.001).item() == pytest.approx(0.1 * 0.055844, rel=1e-4)
+    work = method.plan(1, server.values).work
+    assert work.prepare_step(0, 4, 0.001).item() == pytest.approx(0.1 * 0.055844, rel=1e-4)
     # Step 2 of 4: (8 - 4) / (8 - 2) = 2 / 3.
-    assert objective.prepare_step(2, 4, 0.001).item() == pytest.approx(0.1 * 0.055844 * 2 / 3, rel=1e-4)
+    assert work.prepare_step(2, 4, 0.001).item() == pytest.approx(0.1 * 0.055844 * 2 / 3, rel=1e-4)
     space.values[[2, 11]] = 0.0
-    assert objective.prepare_step(0, 4, 0.001).item() == pytest.approx(0.001)
+    assert work.prepare_step(0, 4, 0.001).item() == pytest.approx(0.001)
 
 
 def test_prune_and_grow(example):
     space, method, server = example
     plan = method.plan(1, server.values)
     seen = {}
-    changed = server.adjust(plan, vector(GRADIENT), lambda step: seen.update({step: server.values[:12].clone()}))
-    assert changed == 2
+    server.adjust(plan, gradients(vector(GRADIENT)), lambda step: seen.update({step: server.values[:12].clone()}))
     assert space.mask.index.tolist() == [0, 3, 4, 6, 7, 9]
     assert space.mask.version == 1
     torch.testing.assert_close(server.values[:12], vector({0: 0.5, 3: 0.9, 6: 0.2, 9: -0.7}))
@@ -100,7 +85,7 @@ def test_marking_on_the_aggregate_ranks_again(example):
     method.settings = method.settings.model_copy(update={"marking": "aggregate"})
     plan = method.plan(1, server.values)
     server.values[11] = 0.6
-    server.adjust(plan, vector(GRADIENT), lambda step: None)
+    server.adjust(plan, gradients(vector(GRADIENT)), lambda step: None)
     # Position 11 has grown; now 2 and 6 are the smallest.
     assert space.mask.index.tolist() == [0, 3, 4, 7, 9, 11]
 
@@ -122,9 +107,9 @@ def normalised(target, seed=0, **settings):
     )
     space = ParameterSpace(model, ["0.weight", "2.weight"])
     options = {"density": 0.95, "adjust_every": 1, "adjust_until": 100, "extrusion_target": target} | settings
-    method = FedMef(FedMefSettings(**options), space, base_rate=0.1)
-    server = Server(space, method, alone())
-    server.start(method.initial_mask(np.random.default_rng(seed)))
+    method = FedMef(FedMefSettings(**options), space, MethodContext(base_rate=0.1))
+    server = server_for(method)
+    server.start(space.values, method.initial_mask(Seeded(seed)))
     return model, space, method, server
 
 
@@ -138,8 +123,9 @@ def test_with_target_mean_growing_leaves_the_function_unchanged():
     plan = method.plan(1, server.values)
     seen = {}
     gradient = torch.randn(space.n_prunable)
-    changed = server.adjust(plan, gradient, lambda step: seen.update({step: outputs(model, space, server)}))
-    assert changed > 20
+    before = space.mask
+    server.adjust(plan, gradients(gradient), lambda step: seen.update({step: outputs(model, space, server)}))
+    assert (space.mask.active & ~before.active).sum() > 20
     torch.testing.assert_close(seen["after_grow"], seen["after_prune"], rtol=1e-4, atol=1e-5)
 
 
@@ -147,7 +133,8 @@ def test_with_target_zero_growing_does_change_the_function():
     model, space, method, server = normalised("zero")
     seen = {}
     plan = method.plan(1, server.values)
-    server.adjust(plan, torch.randn(space.n_prunable), lambda step: seen.update({step: outputs(model, space, server)}))
+    grown = gradients(torch.randn(space.n_prunable))
+    server.adjust(plan, grown, lambda step: seen.update({step: outputs(model, space, server)}))
     assert (seen["after_grow"] - seen["after_prune"]).abs().max() > 0.01
 
 
@@ -160,7 +147,8 @@ def test_with_target_mean_pruning_what_is_fully_extruded_leaves_the_function_unc
         server.values[plan.marked] = centres
     before = outputs(model, space, server)
     seen = {}
-    server.adjust(plan, torch.randn(space.n_prunable), lambda step: seen.update({step: outputs(model, space, server)}))
+    grown = gradients(torch.randn(space.n_prunable))
+    server.adjust(plan, grown, lambda step: seen.update({step: outputs(model, space, server)}))
     torch.testing.assert_close(seen["after_prune"], before, rtol=1e-4, atol=1e-4)
 
 
@@ -169,7 +157,7 @@ def test_the_penalty_towards_the_mean_has_the_gradient_of_autograd():
     plan = method.plan(1, server.values)
     space.load(server.values)
     space.gradient.zero_()
-    plan.objective.prepare_step(0, 10, 0.1)
+    plan.work.prepare_step(0, 10, 0.1)
     theta = space.values[: space.n_prunable].clone().requires_grad_()
     penalty = 0.0
     for layer in space.layers:
@@ -192,7 +180,7 @@ def test_every_adjustment_keeps_every_layers_count_and_every_filters_floor(targe
         space.load(server.values)
         server.values = server.values + torch.randn(space.total) * 0.1
         server.values[: space.n_prunable] *= space.mask_values
-        server.adjust(plan, torch.randn(space.n_prunable), lambda step: None)
+        server.adjust(plan, gradients(torch.randn(space.n_prunable)), lambda step: None)
         assert space.layer_counts() == counts
         assert space.mask.active[space.layers[1].start :].view(8, 9).sum(1).min() >= 2
         assert not server.values[: space.n_prunable][~space.mask.active].any()
