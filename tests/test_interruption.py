@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from tiny import started
-from tiny import started
 
 from fedmef_dist import interruption as module
 from fedmef_dist.comm.environment import Environment
