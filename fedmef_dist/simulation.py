@@ -27,6 +27,7 @@ from fedmef_dist.interruption import GraceTime, Interruption, RoundAbandonedErro
 from fedmef_dist.layers.random import set_generator
 from fedmef_dist.methods import create_method
 from fedmef_dist.methods.base import RoundPlan
+from fedmef_dist.methods.extrusion import Extrusion
 from fedmef_dist.models import build_model, prunable_weights
 from fedmef_dist.randomness import numpy_generator, torch_generator
 from fedmef_dist.run_state import Metrics, Totals, take_checkpoint
@@ -67,7 +68,7 @@ class Simulation:
             seed=config.seed,
         ).to(group.device)
         self.space = ParameterSpace(self.model, prunable_weights(self.model))
-        self.flops = FlopsLedger(self.model, self.space, self.dataset.example(), config.resolved_sap.enabled is True)
+        self.flops = FlopsLedger(self.model, self.space, self.dataset.example())
         self.wire = WireLedger(self.space, config.federation.clients, config.wire)
         self.method = create_method(config.method, self.space, config.optimizer.lr)
         self.client = Client(self.model, self.space, config.optimizer, config.runtime.precision == "bf16")
@@ -246,22 +247,26 @@ class Simulation:
         """
         federation, samples = self.config.federation, cohort.samples
         wire = self.wire.round(cohort.asked, len(cohort.clients), mask, plan.swap_counts)
-        steps = federation.local_epochs * sum(steps_per_epoch(int(n), federation.batch_size) for n in samples)
+        batches = np.array([steps_per_epoch(int(n), federation.batch_size) for n in samples], np.int64)
+        steps = federation.local_epochs * int(batches.sum())
         gradient_samples = int(np.minimum(samples, federation.batch_size * plan.gradient_batches).sum())
+        gradient_steps = int(np.minimum(batches, plan.gradient_batches).sum())
         flops = self.flops.round(
             self.space.layer_counts(mask),
-            federation.local_epochs * int(samples.sum()),
-            steps,
-            gradient_samples if plan.adjusts else 0,
+            samples=federation.local_epochs * int(samples.sum()),
+            steps=steps + (gradient_steps if plan.adjusts else 0),
+            extrusion_steps=steps if isinstance(plan.objective, Extrusion) else 0,
+            gradient_samples=gradient_samples if plan.adjusts else 0,
         )
         self.totals.wire_bytes += wire.up + wire.down
         self.totals.models_sent += len(cohort.asked) + len(cohort.clients)
-        self.totals.flops += flops
+        self.totals.flops += flops.total
         return {
             "wire/up_bytes": wire.up,
             "wire/down_bytes": wire.down,
             "wire/total_bytes": self.totals.wire_bytes,
-            "flops/train": flops,
+            "flops/train": flops.total,
+            "flops/overhead": flops.overhead,
             "flops/total": self.totals.flops,
         }
 

@@ -21,6 +21,7 @@ EVERY_ROUND = {
     "wire/down_bytes",
     "wire/total_bytes",
     "flops/train",
+    "flops/overhead",
     "flops/total",
     "time/round",
     "time/train",
