@@ -1,11 +1,13 @@
 from math import log2
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedmef_dist.costs.flops import FlopsLedger, RoundFlops
-from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
+from fedmef_dist.layers.nsconv import STANDARD, NSConv2d, NSLinear, filters_of, normalise_backward
 from fedmef_dist.layers.pruning import PrunedLinear, Pruning, SapSettings
 from fedmef_dist.models import ModelSettings, build_model, prunable_weights
 from fedmef_dist.models.gpt import GPTSettings
@@ -48,6 +50,35 @@ def test_penalty_by_hand():
 def test_total_is_training_and_overhead():
     cost = RoundFlops(1, 2, 4, 8, 16, 32, 64)
     assert (cost.overhead, cost.total) == (126, 127)
+
+
+class Elementwise(TorchDispatchMode):
+    """Adds up the operations on tensors of so many elements or more."""
+
+    COSTS: ClassVar = {"sum": 1, "sub": 1, "sub_": 1, "mul": 1, "mul_": 1, "addcmul_": 2, "bmm": 2}
+    REST: ClassVar = {"view", "unsqueeze", "new_full"}
+
+    def __init__(self, elements):
+        super().__init__()
+        self.elements, self.flops = elements, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        largest = max((arg.numel() for arg in args if isinstance(arg, torch.Tensor)), default=0)
+        name = func._overloadpacket.__name__
+        if largest >= self.elements and name not in self.REST:
+            self.flops += self.COSTS[name] * largest
+        return func(*args, **(kwargs or {}))
+
+
+def test_normalisation_does_what_is_counted_for_each_weight():
+    theta, gain = torch.randn(3, 40), torch.ones(3)
+    with Elementwise(theta.numel()) as forward:
+        filters_of(theta, None, STANDARD).weight(gain)
+    with Elementwise(theta.numel()) as backward:
+        filters = filters_of(theta, None, STANDARD)
+        filters.weight(gain)
+        normalise_backward(torch.randn(3, 40), gain, None, filters)
+    assert (forward.flops, backward.flops) == (5 * 120, 12 * 120)
 
 
 def test_normalised_weights_take_17_flops_a_step():
