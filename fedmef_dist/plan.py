@@ -114,7 +114,7 @@ def plan_rounds(simulation: Simulation, ranks: int) -> list[PlannedRound]:
     for number in range(1, min(config.federation.rounds, _ROUNDS) + 1):
         cohort = draw_cohort(simulation.population, config.federation, config.seed, number)
         plan = simulation.method.plan(number, simulation.server.values)
-        costs = simulation.account(cohort, plan, space.mask)
+        costs = simulation.accounting.round(cohort, plan, space.mask, simulation.totals)
         if plan.adjusts:
             space.set_mask(Mask(space.mask.active, space.mask.version + 1))
         slots = _share_out(simulation, cohort, ranks)
