@@ -25,6 +25,7 @@ from fedmef_dist.data.sources import load_dataset
 from fedmef_dist.evaluation import evaluate, quality
 from fedmef_dist.interruption import GraceTime, Interruption, RoundAbandonedError
 from fedmef_dist.layers.random import set_generator
+from fedmef_dist.messages import Messages
 from fedmef_dist.methods.base import MethodContext, RoundPlan
 from fedmef_dist.methods.registry import create_method
 from fedmef_dist.models import build_model, prunable_weights
@@ -70,6 +71,7 @@ class Simulation:
         ).to(group.device)
         self.space = ParameterSpace(self.model, prunable_weights(self.model))
         self.accounting = Accounting(config, self.model, self.space, self.dataset.example())
+        self.messages = Messages(self.accounting.wire)
         self.method = create_method(
             config.method,
             self.space,
@@ -202,6 +204,7 @@ class Simulation:
         slots = self.place(cohort)
         _LOG.info("round %d: trains clients %s", self.round, cohort.clients[slots].tolist())
         start = time.perf_counter()
+        self.messages.broadcast(self.server.values, plan)
         try:
             self.grace.begin(int(cohort.samples[slots].sum()))
             for slot in slots:
@@ -252,7 +255,8 @@ class Simulation:
         )
         set_generator(self.model, torch_generator(seed, "layers", self.round, client))
         steps = federation.local_epochs * steps_per_epoch(len(indices), federation.batch_size)
-        return self.client.train(self.server.values, self.grace.heed(batches), steps, rate, plan, state)
+        report = self.client.train(self.server.values, self.grace.heed(batches), steps, rate, plan, state)
+        return self.messages.receive(report, plan)
 
     def update_server(
         self, plan: RoundPlan, total: CohortSum, result: RoundResult, before: torch.Tensor, accuracies: Metrics
