@@ -103,8 +103,9 @@ def _unit(groups: Sequence[Group], keys: Sequence[str]) -> tuple[float, str]:
 def _figure(groups: Sequence[Group], panels: int, rows: int) -> tuple["Figure", list["Axes"]]:
     """Room for ``rows`` bars of every group, and for labels that are long."""
     figure, axes = new_figure(panels)
-    width = 4.6 * panels + 0.05 * max(len(line) for group in groups for line in _name(group).splitlines())
-    figure.set_size_inches(width, 1.3 + len(groups) * (0.12 + 0.13 * rows))
+    names = [_name(group).splitlines() for group in groups]
+    width = 4.6 * panels + 0.05 * max(len(line) for lines in names for line in lines)
+    figure.set_size_inches(width, 1.3 + len(groups) * (0.12 + 0.13 * max(rows, *map(len, names))))
     return figure, axes
 
 

@@ -45,7 +45,7 @@ def compare(run_dirs: Sequence[Path], out: Path | None = None, target: float | N
         raise UserError(f"the report cannot be written\nto {directory}: {error.strerror}\ngive --out DIR") from error
     # A file or a pipe has no width: there the tables take what they need.
     width = get_terminal_size((_WIDTH_OF_A_FILE, 0)).columns
-    console = Console(width=width)
+    console = Console(width=width, markup=False, emoji=False)
     for table in shown:
         console.print(*terminal(table, width), sep="\n")
         console.print(fill(table.note, min(width, _WIDTH_OF_A_NOTE)) + "\n", highlight=False)

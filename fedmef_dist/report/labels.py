@@ -7,6 +7,7 @@ values do not tell all groups apart, or where the directories' names do and none
 made of values. Where neither tells all apart, the directories' whole paths do.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,5 +69,6 @@ def _end(key: str) -> str:
 
 
 def _named(key: str, name: str, value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    # As the configuration file has it: true, null.
+    text = f"{value:g}" if isinstance(value, float) else json.dumps(value, default=str).strip('"')
     return text if _end(key) == "name" else f"{name} {text}"

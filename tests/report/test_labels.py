@@ -36,7 +36,7 @@ def test_keys_that_share_their_last_part_are_shown_whole(make_run):
 def test_values_of_any_kind_can_be_read(make_run):
     settings = [{"deadline": None, "lazy": True}, {"deadline": 0.5, "lazy": False}]
     paths = [make_run(f"{LONG}{number}", settings={"federation": one}) for number, one in enumerate(settings)]
-    assert labels(*paths) == ["deadline None, lazy True", "deadline 0.5, lazy False"]
+    assert labels(*paths) == ["deadline null, lazy true", "deadline 0.5, lazy false"]
 
 
 def test_short_directory_names_stay(make_run):
