@@ -9,8 +9,8 @@ from fedmef_dist.config import Config
 from fedmef_dist.costs.device_memory import DeviceMemory
 from fedmef_dist.footprint import Setting
 from fedmef_dist.plan import PartitionView, PlannedRound
+from fedmef_dist.report.figures import COLOURS, new_figure, save_figure
 from fedmef_dist.report.memory import label
-from fedmef_dist.report.plots import COLOURS, new_figure, save_figure
 from fedmef_dist.report.units import scaled
 from fedmef_dist.sparsity import ParameterSpace
 
