@@ -23,8 +23,8 @@ from fedmef_dist.costs.encoding import (
     encode_signs,
     encode_values,
 )
-from fedmef_dist.costs.wire import WireLedger
-from fedmef_dist.methods.base import RoundPlan, Upload
+from fedmef_dist.costs.wire import VALUE_BYTES, WireLedger
+from fedmef_dist.methods.base import WEIGHTS, RoundPlan, Upload
 from fedmef_dist.sparsity import Slice
 
 
@@ -68,19 +68,17 @@ class Messages:
         """
         mask, number = self.space.mask, self.ledger.settings.uplink
         tail = self.space.total - self.space.n_prunable
-        uploads, length = {}, 4 * tail
+        uploads, length = {}, VALUE_BYTES * tail
         values = report.values
-        if plan.client_masks:
-            uploads["weights"], sent = self._with_mask(report.uploads["weights"], number)
-            length += sent
-        else:
+        if not plan.client_masks:
             weights, sent = self._values(values[: mask.count], number)
             values = torch.cat([weights, values[mask.count :]])
             length += sent
         for wanted in plan.collections:
             uploads[wanted.name] = upload = report.uploads[wanted.name]
             if wanted.travels:
-                uploads[wanted.name], sent = self._collected(upload, number)
+                send = self._with_mask if wanted.name == WEIGHTS else self._collected
+                uploads[wanted.name], sent = send(upload, number)
                 length += sent
         self._check(length, self.ledger.uplink_bytes(mask, plan), "a client's report")
         return replace(report, values=values, uploads=uploads)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedmef_dist.comm.group import Group
 from fedmef_dist.comm.sparse import Sums
-from fedmef_dist.methods.base import Method, RoundPlan
+from fedmef_dist.methods.base import WEIGHTS, Method, RoundPlan
 from fedmef_dist.server_optimizer import ServerOptimizer
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
@@ -53,9 +53,9 @@ class Server:
         """
         old, mask = self.values, self.space.mask
         if plan.client_masks:
-            votes = sums["weights"].votes
+            votes = sums[WEIGHTS].votes
             assert votes is not None
-            values = torch.cat([self.method.merge(old, sums["weights"]), average])
+            values = torch.cat([self.method.merge(old, sums[WEIGHTS]), average])
             mask = Mask((votes > 0) | mask.active, mask.version + 1)
         else:
             values = self.space.unpack(average).clone()

@@ -19,7 +19,7 @@ from fedmef_dist.costs.encoding import (
     signs_bytes,
     values_bytes,
 )
-from fedmef_dist.methods.base import Collection, RoundPlan
+from fedmef_dist.methods.base import WEIGHTS, Collection, RoundPlan
 from fedmef_dist.settings import Settings
 from fedmef_dist.sparsity import Mask, ParameterSpace, Slice
 
@@ -113,8 +113,8 @@ class WireLedger:
 
     def uplink_bytes(self, mask: Mask, plan: RoundPlan) -> int:
         """What one client sends: its state, and what the plan collects beside it."""
-        state = self._tail + self._weights(mask, self.settings.uplink, not plan.client_masks)
-        return state + sum(self._collection(wanted) for wanted in plan.collections if wanted.travels)
+        state = 0 if plan.client_masks else self._weights(mask, self.settings.uplink, knows_mask=True)
+        return self._tail + state + sum(self._collection(wanted) for wanted in plan.collections if wanted.travels)
 
     def _weights(self, mask: Mask, number: Number, knows_mask: bool) -> int:
         counts = self.space.layer_counts(mask)
@@ -124,9 +124,9 @@ class WireLedger:
 
     def _collection(self, wanted: Collection) -> int:
         number = self.settings.uplink
-        return sum(
-            encoded_bytes(layer.size, count, layer.rows, number)
-            if wanted.has_values
-            else positions_bytes(layer.size, count, layer.rows)
-            for layer, count in zip(self.space.layers, wanted.counts, strict=True)
-        )
+        layers = list(zip(self.space.layers, wanted.counts, strict=True))
+        if wanted.name == WEIGHTS:
+            return sum(masked_bytes(layer, count, number) for layer, count in layers)
+        if wanted.has_values:
+            return sum(encoded_bytes(layer.size, count, layer.rows, number) for layer, count in layers)
+        return sum(positions_bytes(layer.size, count, layer.rows) for layer, count in layers)
