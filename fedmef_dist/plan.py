@@ -85,7 +85,8 @@ def plan_command(path: Path, overrides: list[str], ranks: int, out: Path | None)
         simulation.start()
         view = look_at_partition(simulation.dataset, simulation.population, config.seed)
         memory = modelled(config, Shape(simulation.dataset.shape, simulation.dataset.classes))
-        print(describe(config, simulation.space, view, plan_rounds(simulation, ranks), memory))
+        before = simulation.totals.wire_bytes, simulation.totals.flops
+        print(describe(config, simulation.space, view, plan_rounds(simulation, ranks), memory, before))
     if out is not None:
         try:
             save_partition(view, out)

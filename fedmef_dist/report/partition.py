@@ -23,12 +23,17 @@ def describe(
     view: PartitionView,
     rounds: Sequence[PlannedRound],
     memory: Sequence[tuple[Setting, DeviceMemory]],
+    before: tuple[int, float] = (0, 0.0),
 ) -> str:
-    """What the command ``plan`` prints: a name and a value on each line."""
+    """What the command ``plan`` prints: a name and a value on each line.
+
+    ``before`` is what was sent (bytes) and computed (FLOPs) to choose the first mask.
+    """
     lines = [
         ("run", f"{config.name}: {config.method.name}, {config.model.name}, {space.n_parameters:,} parameters"),
         ("density", f"{space.density:.3f}, {space.mask.count + space.n_dense:,} parameters are active"),
         *_partition_lines(view),
+        *([("before round 1", f"{scaled(before[0], 'B')} sent, {scaled(before[1], 'FLOP')}")] if any(before) else []),
         *_round_lines(config, rounds),
         *_rank_lines(rounds),
         *_memory_lines(memory),
