@@ -78,6 +78,16 @@ class Preparation:
         """Batches of one client's data, in a new order in each epoch."""
         return self._batches(client, epochs)
 
+    @property
+    def is_first_rank(self) -> bool:
+        """Whether this rank does what is done once, on behalf of all; see :meth:`share`."""
+        return self._group.rank == 0
+
+    def share(self, *tensors: Tensor) -> None:
+        """Overwrites the tensors with those of the first rank."""
+        for tensor in tensors:
+            self._group.broadcast(tensor)
+
     def average(self, measure: Callable[[int], Tensor]) -> Tensor:
         """The exact mean over the cohort, weighted as in a round, of what ``measure`` finds at each client.
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,9 @@ class Simulation:
         group: the ranks.
         run_dir: where rank 0 writes.
         interruption: the signals that this process hears; none by default.
+
+    Attributes:
+        more_metrics: what to log beside a round's own metrics, asked after each round.
     """
 
     def __init__(self, config: Config, group: Group, run_dir: Path, interruption: Interruption | None = None) -> None:
@@ -72,10 +75,13 @@ class Simulation:
         self.space = ParameterSpace(self.model, prunable_weights(self.model))
         self.accounting = Accounting(config, self.model, self.space, self.dataset.example())
         self.messages = Messages(self.accounting.wire)
+        flops = self.accounting.flops
         self.method = create_method(
             config.method,
             self.space,
-            MethodContext(config.optimizer.lr, config.federation.rounds, config.seed),
+            MethodContext(
+                config.optimizer.lr, config.federation.rounds, config.seed, flops.layer_forward, flops.other_forward
+            ),
         )
         self.client = Client(self.model, self.space, config.optimizer, config.runtime.precision == "bf16")
         self.client_states = open_client_states(
@@ -91,7 +97,7 @@ class Simulation:
         self.timeline = Timeline(run_dir if config.tracking.timeline else None, group.rank)
         self.stopping = False
         self.totals = Totals()
-        self.first_metrics: Metrics = {}
+        self.more_metrics: Callable[[], Metrics] = dict
         self.round = self.saved_round = 0
 
     def start(self) -> None:
@@ -131,8 +137,7 @@ class Simulation:
             if metrics is None:
                 self.round -= 1
             else:
-                tracker.log(metrics | self.first_metrics)
-                self.first_metrics = {}
+                tracker.log(metrics | self.more_metrics())
             self.save_if_due(tracker)
             self.grace.end()
 

@@ -123,11 +123,15 @@ class MethodContext:
         base_rate: the clients' learning rate at the start, eta_0.
         rounds: of the run.
         seed: of the run.
+        layer_flops: FLOPs of one sample's forward pass through each prunable layer, all its weights active.
+        other_flops: FLOPs of one sample's forward pass through all else.
     """
 
     base_rate: float = 0.1
     rounds: int = 1
     seed: int = 0
+    layer_flops: Sequence[float] = ()
+    other_flops: float = 0.0
 
 
 class Method(ABC, Generic[SettingsT]):
