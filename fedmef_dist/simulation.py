@@ -94,8 +94,11 @@ class Simulation:
         self.first_metrics: Metrics = {}
         self.round = self.saved_round = 0
 
-    def start(self) -> None:
-        """The first mask; not for a run that goes on from a checkpoint."""
+    def start(self, *, rehearses: bool = False) -> None:
+        """The first mask; not for a run that goes on from a checkpoint.
+
+        ``rehearses`` tells that nobody will train, so that a method may leave out what takes long.
+        """
         preparation = Preparation(
             self.client,
             self.server.values,
@@ -103,6 +106,7 @@ class Simulation:
             self.own_batches,
             self.config.seed,
             self.group,
+            rehearses=rehearses,
         )
         mask = self.method.initial_mask(preparation)
         self.server.start(preparation.values, mask)

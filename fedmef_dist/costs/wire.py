@@ -46,6 +46,17 @@ def encoded_bytes(size: int, count: int, rows: int) -> int:
     return min(_sizes(size, count, rows).values())
 
 
+def position_bytes(size: int, count: int, rows: int) -> int:
+    """Length of a message that names ``count`` out of ``size`` positions without values; of all of them, the tag."""
+    sizes = _sizes(size, count, rows)
+    return min(length - VALUE_BYTES * count for tag, length in sizes.items() if tag != _DENSE or count == size)
+
+
+def mask_bytes(space: ParameterSpace, counts: Sequence[int]) -> int:
+    """Length of a mask alone, with so many active weights in the layers."""
+    return sum(position_bytes(layer.size, count, layer.rows) for layer, count in zip(space.layers, counts, strict=True))
+
+
 def _pack(numbers: np.ndarray, bits: int) -> bytes:
     planes = (numbers.astype(np.int64)[:, None] >> np.arange(bits)) & 1
     return np.packbits(planes.astype(np.uint8), bitorder="little").tobytes()

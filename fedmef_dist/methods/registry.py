@@ -7,13 +7,19 @@ from pydantic import Field
 from fedmef_dist.methods.base import Method, MethodContext
 from fedmef_dist.methods.fedavg import FedAvg, FedAvgSettings
 from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
+from fedmef_dist.methods.fedtiny import FedTiny, FedTinySettings
+from fedmef_dist.methods.static import Static, StaticSettings
 from fedmef_dist.sparsity import ParameterSpace
 
-MethodSettings = Annotated[FedAvgSettings | FedMefSettings, Field(discriminator="name")]
+MethodSettings = Annotated[
+    FedAvgSettings | FedMefSettings | FedTinySettings | StaticSettings, Field(discriminator="name")
+]
 
 _METHODS: dict[type[Any], type[Method[Any]]] = {
     FedAvgSettings: FedAvg,
     FedMefSettings: FedMef,
+    FedTinySettings: FedTiny,
+    StaticSettings: Static,
 }
 # What the section ``method`` is called -> the keys that it may have.
 SETTINGS = {settings.model_fields["name"].default: settings for settings in _METHODS}
