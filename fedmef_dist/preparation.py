@@ -42,6 +42,7 @@ class Preparation:
         values: float32 (total,), the state of the first round; a method may change it.
         client: trains on the parameter space, whose mask is full.
         cohort: the clients that can be asked, the same on every rank.
+        rehearses: nobody will train: what takes long may be left out, as long as its costs are counted.
         costs: what the simulated devices sent and computed; methods add to it.
 
     Args:
@@ -51,6 +52,7 @@ class Preparation:
         batches: (samples or None, epochs) -> the batches of a client, or of the server's own sample of the data.
         seed: of the run.
         group: the ranks.
+        rehearses: see above.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Preparation:
         batches: Callable[[int | None, int], Batches],
         seed: int,
         group: Group,
+        *,
+        rehearses: bool = False,
     ) -> None:
-        self.client, self.values, self.cohort = client, values.clone(), cohort
+        self.client, self.values, self.cohort, self.rehearses = client, values.clone(), cohort, rehearses
         self.costs = PreparationCosts()
         self._batches, self._seed, self._group = batches, seed, group
 
@@ -97,9 +101,14 @@ class Preparation:
             measure: client -> float32 (n,), of one length for all.
 
         Raises:
-            UserError: what a client finds is not finite, or too large for the sum.
+            UserError: what a client finds is not finite, or too large for the sum; or there is no client to ask.
         """
         cohort, group = self.cohort, self._group
+        if not len(cohort.clients):
+            raise UserError(
+                "no client answers before the first round, when the first mask is chosen\n"
+                "where: federation.availability, dropout, deadline\nmend: choose another seed, or ask more clients"
+            )
         fixed_point = FixedPoint.for_weight(int(cohort.weights.sum()))
         total = torch.zeros(0, dtype=torch.int64, device=group.device)
         slots = assign(cohort.samples.astype(np.float64), group.world_size)

@@ -100,8 +100,11 @@ class Simulation:
         self.more_metrics: Callable[[], Metrics] = dict
         self.round = self.saved_round = 0
 
-    def start(self) -> None:
-        """The first mask; not for a run that goes on from a checkpoint."""
+    def start(self, *, rehearses: bool = False) -> None:
+        """The first mask; not for a run that goes on from a checkpoint.
+
+        ``rehearses`` tells that nobody will train, so that a method may leave out what takes long.
+        """
         preparation = Preparation(
             self.client,
             self.server.values,
@@ -109,6 +112,7 @@ class Simulation:
             self.own_batches,
             self.config.seed,
             self.group,
+            rehearses=rehearses,
         )
         mask = self.method.initial_mask(preparation)
         self.server.start(preparation.values, mask)
