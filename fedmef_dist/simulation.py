@@ -20,7 +20,7 @@ from fedmef_dist.config import Config
 from fedmef_dist.costs.flops import FlopsLedger
 from fedmef_dist.costs.wire import WireLedger
 from fedmef_dist.data.batches import Batch, client_batches, steps_per_epoch
-from fedmef_dist.data.federation import Cohort, draw_cohort
+from fedmef_dist.data.federation import Cohort, draw_cohort, total_weight
 from fedmef_dist.data.population import build_population
 from fedmef_dist.data.sources import load_dataset
 from fedmef_dist.evaluation import evaluate, quality
@@ -75,7 +75,12 @@ class Simulation:
         self.method = create_method(
             config.method,
             self.space,
-            MethodContext(config.optimizer.lr, config.federation.rounds, config.seed),
+            MethodContext(
+                base_rate=config.optimizer.lr,
+                rounds=config.federation.rounds,
+                seed=config.seed,
+                total_weight=total_weight(self.population, config.federation),
+            ),
         )
         self.client = Client(self.model, self.space, config.optimizer, config.runtime.precision == "bf16")
         self.client_states = open_client_states(

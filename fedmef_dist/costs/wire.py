@@ -6,6 +6,7 @@ from math import ceil, log2
 
 import numpy as np
 from pydantic import Field
+from torch import Tensor
 
 from fedmef_dist.methods.base import Collection, RoundPlan
 from fedmef_dist.settings import Settings
@@ -44,6 +45,12 @@ def _sizes(size: int, count: int, rows: int) -> dict[int, int]:
 def encoded_bytes(size: int, count: int, rows: int) -> int:
     """Length of what :func:`encode` makes of ``count`` active weights out of ``size`` in ``rows`` filters."""
     return min(_sizes(size, count, rows).values())
+
+
+def signs_bytes(size: int, count: int, rows: int) -> int:
+    """Length of ``count`` signs out of ``size``: their positions in the shortest encoding, and a bit for each."""
+    positions = min(length for kind, length in _sizes(size, count, rows).items() if kind != _DENSE)
+    return positions - VALUE_BYTES * count + ceil(count / 8)
 
 
 def _pack(numbers: np.ndarray, bits: int) -> bytes:
@@ -166,13 +173,21 @@ class WireLedger:
         self.known_version[cohort] = mask.version
         if mask.is_full:
             with_mask = values
-        down = new * with_mask + (len(cohort) - new) * values
+        down = new * with_mask + (len(cohort) - new) * values + len(cohort) * self._direction(plan.direction)
         up = tail if plan.client_masks else values
         up += sum(self._collection(wanted) for wanted in plan.collections if wanted.travels)
         return WireBytes(up=uploads * up, down=down)
 
     def _collection(self, wanted: Collection) -> int:
         return self._pairs(wanted.counts)
+
+    def _direction(self, signs: Tensor | None) -> int:
+        if signs is None:
+            return 0
+        counts = [int(signs[layer.start : layer.stop].count_nonzero()) for layer in self.space.layers]
+        return sum(
+            signs_bytes(layer.size, count, layer.rows) for layer, count in zip(self.space.layers, counts, strict=True)
+        )
 
     def _pairs(self, counts: Sequence[int]) -> int:
         """Positions and values of so many weights in the layers."""
