@@ -72,7 +72,31 @@ class Client:
             state: what the client has kept from earlier rounds; changed in place.
         """
         start = time.perf_counter()
-        space, mask = self.space, self.space.mask
+        mask = self.space.mask
+        try:
+            packed, loss, uploads = self._train(values, batches, steps, rate, plan, state)
+        finally:
+            # The next client, and a checkpoint where this one broke off, need the round's own mask.
+            if self.space.mask is not mask:
+                self.space.set_mask(mask)
+        return ClientReport(packed, loss, time.perf_counter() - start, uploads)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy of the model on one batch, 0-dim."""
+        inputs, labels = batch
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.autocast):
+            return cross_entropy(self.model(inputs), labels)
+
+    def _train(
+        self,
+        values: Tensor,
+        batches: Iterator[Batch],
+        steps: int,
+        rate: float,
+        plan: RoundPlan,
+        state: Keepsake | None,
+    ) -> tuple[Tensor, float, dict[str, Upload]]:
+        space = self.space
         space.load(values)
         plan.work.begin()
         if state is not None:
@@ -89,14 +113,7 @@ class Client:
         if plan.client_masks:
             index = space.mask.index
             uploads[WEIGHTS] = Upload(index, space.values[index])
-            space.set_mask(mask)
-        return ClientReport(packed, loss, time.perf_counter() - start, uploads)
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy of the model on one batch, 0-dim."""
-        inputs, labels = batch
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.autocast):
-            return cross_entropy(self.model(inputs), labels)
+        return packed, loss, uploads
 
     def _descend(self, sgd: MaskedSGD, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan) -> float:
         total = torch.zeros((), device=self.space.values.device)

@@ -53,10 +53,8 @@ class Server:
         """
         old, mask = self.values, self.space.mask
         if plan.client_masks:
-            votes = sums[WEIGHTS].votes
-            assert votes is not None
             values = torch.cat([self.method.merge(old, sums[WEIGHTS]), average])
-            mask = Mask((votes > 0) | mask.active, mask.version + 1)
+            mask = Mask(self.method.union(sums[WEIGHTS]), mask.version + 1)
         else:
             values = self.space.unpack(average).clone()
         values = self.optimizer.step(old, values, mask)

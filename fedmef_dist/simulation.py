@@ -19,7 +19,7 @@ from fedmef_dist.comm.packed import RoundResult
 from fedmef_dist.comm.placement import CostModel, assign
 from fedmef_dist.config import Config
 from fedmef_dist.data.batches import Batch, client_batches, steps_per_epoch
-from fedmef_dist.data.federation import Cohort, draw_cohort
+from fedmef_dist.data.federation import Cohort, draw_cohort, total_weight
 from fedmef_dist.data.population import build_population
 from fedmef_dist.data.sources import load_dataset
 from fedmef_dist.evaluation import evaluate, quality
@@ -80,7 +80,12 @@ class Simulation:
             config.method,
             self.space,
             MethodContext(
-                config.optimizer.lr, config.federation.rounds, config.seed, flops.layer_forward, flops.other_forward
+                base_rate=config.optimizer.lr,
+                rounds=config.federation.rounds,
+                seed=config.seed,
+                layer_flops=flops.layer_forward,
+                other_flops=flops.other_forward,
+                total_weight=total_weight(self.population, config.federation),
             ),
         )
         self.client = Client(self.model, self.space, config.optimizer, config.runtime.precision == "bf16")

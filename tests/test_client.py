@@ -111,6 +111,45 @@ def test_the_objective_changes_gradient_and_rate():
     assert seen == [(0, 1, 0.1), (0, 3, 0.1), (1, 3, 0.1), (2, 3, 0.1)]
 
 
+class Swap(LocalWork):
+    """Prunes the first weight and grows the second at the second step."""
+
+    def __init__(self, space):
+        self.space = space
+
+    def prepare_step(self, step, steps, rate):
+        if step == 1:
+            self.space.set_mask(self.space.mask.swap(torch.tensor([0]), torch.tensor([1])))
+        return rate
+
+
+def test_a_mask_of_its_own_by_hand():
+    client = linear(mask=(1, 0, 0, 1))
+    mask = client.space.mask
+    report = train(client, [SAMPLE, SAMPLE], plan=RoundPlan(Swap(client.space), client_masks=True))
+    # As in the second step above, but it moves weights 1 and 3; 0 has been emptied.
+    p = 1 / (1 + torch.tensor(0.25).exp())
+    assert report.uploads["weights"].positions.tolist() == [1, 3]
+    torch.testing.assert_close(report.uploads["weights"].values, torch.stack([0.2 * p, -0.1 - 0.2 * p]))
+    assert report.values.numel() == 0
+    assert client.space.mask is mask
+    assert client.space.mask_values.tolist() == [1, 0, 0, 1]
+
+
+def test_a_client_that_breaks_off_leaves_the_rounds_mask():
+    def broken():
+        yield SAMPLE
+        yield SAMPLE
+        raise KeyError("asked to stop")
+
+    client = linear(mask=(1, 0, 0, 1))
+    mask = client.space.mask
+    with pytest.raises(KeyError):
+        client.train(client.space.values.clone(), broken(), 3, 0.1, RoundPlan(Swap(client.space), client_masks=True))
+    assert client.space.mask is mask
+    assert client.space.mask_values.tolist() == [1, 0, 0, 1]
+
+
 def test_fedprox_by_hand():
     # After one step W - W0 = [[0.05, 0.1], [-0.05, -0.1]], and mu times that joins the second gradient.
     p = 1 / (1 + torch.tensor(0.5).exp())

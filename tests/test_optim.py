@@ -52,3 +52,36 @@ def test_the_proximal_term_pulls_back_to_the_start():
     space.gradient.zero_()
     sgd.step(1.0)
     assert space.values.tolist() == [2, 3, 4, 5, 6]
+
+
+def test_a_mask_that_changes_within_a_round_by_hand():
+    """Position 2 is pruned and 1 grown between two steps; momentum 0.5, weight decay 0.1, mu 0.2, all gradients 1.
+
+    The first step's directions are 1 + 0.1 w: 1.1, 1.3, 1.4 and 1.5. The second adds 0.1 w and 0.2 times what has been
+    moved: position 0 goes on with 0.55 + (1 + 0.089 - 0.022) = 1.617, 3 with 0.7 + (1 + 0.386 - 0.028) = 2.058, 4 with
+    0.75 + (1 + 0.485 - 0.03) = 2.205. Position 1 starts with a direction of 1 from a weight and an origin of 0.
+    """
+    space = space_of([1.0, 2, 3, 4, 5], [True, False, True, True])
+    sgd = MaskedSGD(space, OptimizerSettings(momentum=0.5, weight_decay=0.1, prox_mu=0.2))
+    space.gradient.fill_(1.0)
+    sgd.step(0.1)
+    torch.testing.assert_close(space.values, torch.tensor([0.89, 0, 2.87, 3.86, 4.85]))
+    space.set_mask(space.mask.swap(torch.tensor([2]), torch.tensor([1])))
+    space.gradient.fill_(1.0)
+    sgd.step(0.1)
+    torch.testing.assert_close(space.values, torch.tensor([0.7283, -0.1, 0, 3.6542, 4.6295]))
+    for _ in range(3):
+        space.gradient.fill_(1.0)
+        sgd.step(0.1)
+        assert space.values[2] == 0
+
+
+def test_a_kept_momentum_forgets_what_is_pruned_within_a_round():
+    space = space_of([1.0, 2, 3, 4, 5], [True, False, True, True])
+    velocity = torch.tensor([1.0, 0, 1, 1, 1])
+    sgd = MaskedSGD(space, OptimizerSettings(momentum=0.5), velocity)
+    space.set_mask(space.mask.swap(torch.tensor([2]), torch.tensor([1])))
+    space.gradient.fill_(1.0)
+    sgd.step(0.1)
+    torch.testing.assert_close(space.values, torch.tensor([0.85, -0.1, 0, 3.85, 4.85]))
+    assert velocity.tolist() == [1.5, 1.0, 0.0, 1.5, 1.5]

@@ -3,6 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from made_methods import sums_of
 from tiny import alone
 from torch import nn
 
@@ -66,6 +67,29 @@ def test_the_average_is_unpacked_around_the_mask(server):
     assert server.values.tolist() == [20, 21, 0, 22, 0, 0, 23, 24, 25, 26, 27, 28]
     packed.zero_()
     assert server.values[0] == 20
+
+
+def test_clients_with_masks_of_their_own_are_averaged_over_the_union(server):
+    # Weights 1 and 3 in the sums; position 3 of the broadcast mask is kept by nobody.
+    sums = {"weights": sums_of((1, {0: 2.0, 2: 8.0}), (3, {0: 6.0, 1: 4.0}), size=6)}
+    tail = torch.arange(6.0) + 30
+    server.update(RoundPlan(client_masks=True), tail, sums)
+    assert server.values.tolist() == [5, 4, 8, 0, 0, 0, 30, 31, 32, 33, 34, 35]
+    assert server.space.mask.index.tolist() == [0, 1, 2]
+    assert server.space.mask_values.tolist() == [1, 1, 1, 0, 0, 0]
+    assert server.space.mask.version == 1
+
+
+def test_a_server_optimiser_steps_on_the_union():
+    space = network()
+    space.values.copy_(VALUES)
+    optimizer = ServerOptimizer(ServerOptimizerSettings(name="avgm", lr=0.5), space)
+    server = Server(space, Chosen(None, space, MethodContext()), optimizer, alone())
+    server.start(space.values, Mask(ACTIVE))
+    sums = {"weights": sums_of((1, {0: 2.0, 2: 8.0}), (3, {0: 6.0, 1: 4.0}), size=6)}
+    server.update(RoundPlan(client_masks=True), VALUES[6:].clone(), sums)
+    # Half the way from 1, 2, 0 to 5, 4, 8; position 3 leaves the mask.
+    assert server.values.tolist() == [3, 3, 4, 0, 0, 0, 7, 8, 9, 10, 11, 12]
 
 
 def test_without_inactive_weights_the_average_is_the_state():

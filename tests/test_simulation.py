@@ -7,6 +7,7 @@ import torch
 from tiny import Recorder, alone, started, tiny
 
 from fedmef_dist.data.federation import draw_cohort
+from fedmef_dist.interruption import RoundAbandonedError
 from fedmef_dist.run_state import restore
 from fedmef_dist.session import simulate
 
@@ -71,6 +72,9 @@ MORE_IN_SUMMARY = {
     "threads",
     "device",
 }
+
+ADAM = {"name": "adam", "lr": 0.01}
+OWN_MASKS = {"name": "feddst", "density": 0.5, "adjust_every": 2, "adjust_until": 6}
 
 
 @pytest.fixture
@@ -292,8 +296,9 @@ def test_a_gradient_that_is_not_finite_refuses_the_client_in_the_adjusting_round
     assert run.server.values.isfinite().all()
 
 
-def test_a_round_whose_clients_are_all_refused_leaves_the_state_as_it_was(simulation):
-    run = simulation()
+@pytest.mark.parametrize("method", [{}, OWN_MASKS, OWN_MASKS | {"name": "fedsgc"}])
+def test_a_round_whose_clients_are_all_refused_leaves_the_state_as_it_was(simulation, method):
+    run = simulation(method=method)
     run.round = 1
     before = run.play_round()
     values, mask = run.server.values.clone(), run.space.mask
@@ -307,6 +312,71 @@ def test_a_round_whose_clients_are_all_refused_leaves_the_state_as_it_was(simula
         assert metrics["time/imbalance"] == 1.0
     assert torch.equal(run.server.values, values)
     assert run.space.mask is mask
+
+
+# --- clients with masks of their own
+
+
+@pytest.mark.parametrize("method", [OWN_MASKS, OWN_MASKS | {"name": "fedsgc", "absent": "keep_old"}])
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"model": {"norm": "nsconv"}, "sap": {"enabled": True}},
+        {"optimizer": {"momentum": 0.5, "weight_decay": 0.01, "prox_mu": 0.1}, "federation": {"batch_size": 64}},
+        {"federation": {"client_state": "momentum"}, "optimizer": {"momentum": 0.5}, "server_optimizer": ADAM},
+        {"method": {"density": 1.0}},
+    ],
+)
+def test_a_run_keeps_every_layers_count_and_nothing_outside_the_mask(simulation, method, others):
+    run = simulation(**others | {"method": method | others.get("method", {})})
+    counts, last = run.space.layer_counts(), run.space.mask.active
+    for number in range(1, 7):
+        run.round = number
+        metrics = run.play_round()
+        active = run.space.mask.active
+        assert metrics["clients/refused"] == 0
+        assert run.space.layer_counts() == counts
+        assert not run.server.values[: run.space.n_prunable][~active].any()
+        assert metrics["sparsity/changed"] == int((active & ~last).sum())
+        assert (metrics["sparsity/changed"] > 0) == (number in (2, 4) and not run.space.mask.is_full)
+        assert torch.equal(run.space.mask_values.bool(), active)
+        last = active
+
+
+def test_the_accuracies_around_an_adjustment_are_those_of_union_and_pruned_union(simulation):
+    run = simulation(method=OWN_MASKS | {"adjust_rate": 0.9}, evaluation={"around_adjustment": True})
+    densities, test = [], run.test
+    run.test = lambda: densities.append(run.space.mask.count / run.space.n_prunable) or test()
+    run.round = 1
+    run.play_round()
+    run.round = 2
+    metrics = run.play_round()
+    before, union, pruned, grown = densities
+    assert before == pruned == grown < union
+    assert metrics.keys() >= AROUND
+    assert metrics["adjust/accuracy_after_prune"] == metrics["adjust/accuracy_after_grow"]
+
+
+def test_a_round_abandoned_behind_a_clients_swap_leaves_the_rounds_mask(simulation):
+    run = simulation(method=OWN_MASKS | {"local_share": 0.0})
+    run.round = 1
+    run.play_round()
+    digest, mask = run.server.digest(), run.space.mask
+
+    def leave_out(batches):
+        yield next(batches)
+        raise RoundAbandonedError
+
+    run.grace.heed = leave_out
+    run.round = 2
+    assert run.play_round() is None
+    assert run.space.mask is mask
+    assert run.server.digest() == digest
+
+
+def test_methods_know_what_all_clients_weigh(simulation):
+    assert simulation().method.context.total_weight == 160
+    assert simulation(federation={"weighting": "uniform"}).method.context.total_weight == 8
 
 
 # --- what is measured
@@ -378,6 +448,8 @@ def test_the_times_add_up(simulation):
     [
         {},
         {"name": "fedavg"},
+        OWN_MASKS,
+        OWN_MASKS | {"name": "fedsgc"},
         {"name": "fedrts", "density": 0.5, "adjust_every": 2, "adjust_until": 6},
         {"name": "prunefl", "density": 0.5, "adjust_every": 2, "initial_steps": 2},
     ],

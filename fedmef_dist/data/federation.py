@@ -82,6 +82,11 @@ class Cohort:
     surplus: int
 
 
+def total_weight(population: Population, settings: FederationSettings) -> int:
+    """What all clients together would weigh in an average."""
+    return population.total_samples if settings.weighting == "samples" else population.clients
+
+
 def draw_cohort(population: Population, settings: FederationSettings, seed: int, round: int) -> Cohort:
     """The clients of a round; depends on nothing but (seed, round), and each client's behaviour also on the client.
 

@@ -19,6 +19,10 @@ class Population(Protocol):
     def clients(self) -> int:
         """The number of clients."""
 
+    @property
+    def total_samples(self) -> int:
+        """Samples of all clients together."""
+
     def sizes(self, clients: np.ndarray) -> np.ndarray:
         """Samples of each of these clients, int64 (n,)."""
 
@@ -37,6 +41,11 @@ class FixedPopulation:
     def clients(self) -> int:
         """The number of clients."""
         return len(self.offsets) - 1
+
+    @property
+    def total_samples(self) -> int:
+        """Samples of all clients together."""
+        return int(self.offsets[-1] - self.offsets[0])
 
     def sizes(self, clients: np.ndarray) -> np.ndarray:
         """Samples of each of these clients, int64 (n,)."""
@@ -72,6 +81,11 @@ class LazyPopulation:
         sizes = np.bincount(self.labels)
         starts = np.cumsum(sizes) - sizes
         return np.argsort(self.labels, kind="stable"), starts[sizes > 0], sizes[sizes > 0]
+
+    @property
+    def total_samples(self) -> int:
+        """How many samples all clients together can be expected to have: nobody asks each of a million."""
+        return self.clients * max(self.settings.client_samples, self.settings.min_samples)
 
     def sizes(self, clients: np.ndarray) -> np.ndarray:
         """Samples of each of these clients, int64 (n,)."""

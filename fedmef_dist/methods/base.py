@@ -125,6 +125,8 @@ class MethodContext:
         seed: of the run.
         layer_flops: FLOPs of one sample's forward pass through each prunable layer, all its weights active.
         other_flops: FLOPs of one sample's forward pass through all else.
+        total_weight: what all clients of the population would weigh in an average; an expected number where clients
+            are drawn only when they are sampled.
     """
 
     base_rate: float = 0.1
@@ -132,6 +134,7 @@ class MethodContext:
     seed: int = 0
     layer_flops: Sequence[float] = ()
     other_flops: float = 0.0
+    total_weight: int = 1
 
 
 class Method(ABC, Generic[SettingsT]):
@@ -148,6 +151,14 @@ class Method(ABC, Generic[SettingsT]):
         """The plan of a round (from 1), given the broadcast state ``values`` (float32 (total,))."""
         return RoundPlan()
 
+    def union(self, weights: Sums) -> Tensor:
+        """Positions (bool (n_prunable,)) that are active after a round whose clients have masks of their own.
+
+        ``space.mask`` is then still that of the broadcast state; ``weights`` is what the clients sent, with votes.
+        """
+        assert weights.votes is not None
+        return weights.votes > 0
+
     def merge(self, values: Tensor, weights: Sums) -> Tensor:
         """One vector of prunable weights from clients that have masks of their own.
 
@@ -156,7 +167,7 @@ class Method(ABC, Generic[SettingsT]):
             weights: what the clients sent, with votes.
 
         Returns:
-            float32 (n_prunable,), 0 where no client keeps a weight.
+            float32 (n_prunable,), 0 outside :meth:`union`.
         """
         return weights.mean_of_voters()
 

@@ -55,6 +55,25 @@ def swap_counts(layers: Sequence[Slice], counts: Sequence[int], share: float) ->
     ]
 
 
+def prunable_magnitude(space: ParameterSpace, magnitude: Tensor) -> Tensor:
+    """The magnitude of what may be pruned, float32 (n_prunable,).
+
+    Infinite where a weight is inactive, or among the strongest of its filter that the filter's floor protects.
+
+    Args:
+        space: the parameter space with its current mask.
+        magnitude: float32 (n_prunable,), at least 0.
+    """
+    inactive = ~space.mask.active
+    # A filter's floor is of active weights, those of exactly 0 among them.
+    candidates, protectable = magnitude.masked_fill(inactive, torch.inf), magnitude.masked_fill(inactive, -1)
+    for layer in space.layers:
+        if layer.filter_floor:
+            kept = row_largest(protectable[layer.start : layer.stop].view(layer.rows, -1), layer.filter_floor)
+            candidates[layer.start + kept] = torch.inf
+    return candidates
+
+
 def weakest(space: ParameterSpace, magnitude: Tensor, counts: Sequence[int]) -> Tensor:
     """Positions (int64) of the ``counts`` active weights of smallest magnitude in each layer.
 
@@ -65,12 +84,7 @@ def weakest(space: ParameterSpace, magnitude: Tensor, counts: Sequence[int]) -> 
         magnitude: float32 (n_prunable,), at least 0.
         counts: how many of each layer.
     """
-    inactive = ~space.mask.active
-    candidates, protectable = magnitude.masked_fill(inactive, torch.inf), magnitude.masked_fill(inactive, -1)
-    for layer in space.layers:
-        if layer.filter_floor:
-            kept = row_largest(protectable[layer.start : layer.stop].view(layer.rows, -1), layer.filter_floor)
-            candidates[layer.start + kept] = torch.inf
+    candidates = prunable_magnitude(space, magnitude)
     return torch.cat(
         [
             layer.start + smallest(candidates[layer.start : layer.stop], count)

@@ -36,6 +36,24 @@ def test_top_gradients_go_up_as_pairs():
     assert wire.round(np.array([0]), 1, space.mask, RoundPlan(collections=(Collection("gradient", [2]),))).up == 163
 
 
+def test_a_direction_goes_down_to_everybody_who_is_asked():
+    space, wire = ledger(stateful=True)
+    signs = torch.zeros(80, dtype=torch.int8)
+    signs[:3] = torch.tensor([1, -1, 1])
+    # Three positions of 7 bits make 3 bytes (8 rows with counts would need more), a tag 1, three signs 1.
+    assert wire.round(np.array([0, 1]), 1, space.mask, RoundPlan(direction=signs)).down == 2 * (152 + 11 + 3 + 1 + 1)
+    # 80 signs: a bitmap of 10 bytes, a tag, 10 bytes of signs.
+    everywhere = RoundPlan(direction=torch.ones(80, dtype=torch.int8))
+    assert wire.round(np.array([0, 1]), 1, space.mask, everywhere).down == 2 * (152 + 21)
+
+
+def test_clients_with_masks_of_their_own_send_positions_with_their_weights():
+    space, wire = ledger(stateful=True)
+    plan = RoundPlan(client_masks=True, collections=(Collection("weights", [20], has_votes=True),))
+    # 18 values of the tail, 20 weights, a bitmap of 10 bytes, a tag.
+    assert wire.round(np.array([0]), 1, space.mask, plan).up == 4 * 18 + (4 * 20 + 10 + 1)
+
+
 def test_a_dense_model_has_no_mask_to_send():
     _, wire = ledger(stateful=False)
     full = Mask(torch.ones(80, dtype=torch.bool))

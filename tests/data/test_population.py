@@ -97,3 +97,11 @@ def test_lazy_clients_of_nothing():
     with pytest.raises(UserError, match="no training samples"):
         lazy(labels=torch.empty(0, dtype=torch.int64))
     assert isinstance(lazy(), LazyPopulation)
+
+
+def test_samples_of_all_clients():
+    fixed = FixedPopulation(np.arange(5), np.array([0, 2, 5]))
+    assert fixed.total_samples == 5
+    many = lazy(client_samples=100, sigma=0.5)
+    assert many.total_samples == many.clients * 100
+    assert lazy(client_samples=5, min_samples=20).total_samples == many.clients * 20
