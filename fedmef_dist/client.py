@@ -61,7 +61,7 @@ class Client:
         plan: RoundPlan,
         state: Keepsake | None = None,
     ) -> ClientReport:
-        """One client's round, from the global state ``values`` (float32 (total,)).
+        """One client's round, from the global state ``values`` (float32 (total,)). The space keeps its mask.
 
         Args:
             values: the broadcast state.
@@ -71,8 +71,24 @@ class Client:
             plan: what the method asks for.
             state: what the client has kept from earlier rounds; changed in place.
         """
-        start = time.perf_counter()
-        space, mask = self.space, self.space.mask
+        mask = self.space.mask
+        try:
+            return self._train(values, batches, steps, rate, plan, state)
+        finally:
+            # Also where the round is abandoned on the way: what is saved then is the round before, under its own mask.
+            if self.space.mask is not mask:
+                self.space.set_mask(mask)
+
+    def _train(
+        self,
+        values: Tensor,
+        batches: Iterator[Batch],
+        steps: int,
+        rate: float,
+        plan: RoundPlan,
+        state: Keepsake | None,
+    ) -> ClientReport:
+        start, space = time.perf_counter(), self.space
         space.load(values)
         plan.work.begin()
         if state is not None:
@@ -89,7 +105,6 @@ class Client:
         if plan.client_masks:
             index = space.mask.index
             uploads["weights"] = Upload(index, space.values[index])
-            space.set_mask(mask)
         return ClientReport(packed, loss, time.perf_counter() - start, uploads)
 
     def loss(self, batch: Batch) -> Tensor:
