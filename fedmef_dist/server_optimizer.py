@@ -98,7 +98,8 @@ class ServerOptimizer:
             self._squares.mul_(settings.beta2).add_(squares * (1 - settings.beta2))
         else:
             self._squares.sub_((self._squares - squares).sign() * squares * (1 - settings.beta2))
-        return self._direction / (self._squares.sqrt() + settings.tau)
+        # PyTorch's root of a float32 is the last bit off on some processors; that of a float64, rounded, is right.
+        return self._direction / (self._squares.double().sqrt().float() + settings.tau)
 
     def _forget(self, inactive: Tensor) -> None:
         self._direction[: self.space.n_prunable].masked_fill_(inactive, 0)
