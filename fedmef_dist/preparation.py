@@ -101,32 +101,39 @@ class Preparation:
             measure: client -> float32 (n,), of one length for all.
 
         Raises:
-            UserError: what a client finds is not finite, or too large for the sum; or there is no client to ask.
+            UserError: nobody can be asked, or what a client finds is not finite or too large for the sum. Every rank
+                raises it.
         """
         cohort, group = self.cohort, self._group
         if not len(cohort.clients):
             raise UserError(
-                "no client answers before the first round, when the first mask is chosen\n"
-                "where: federation.availability, dropout, deadline\nmend: choose another seed, or ask more clients"
+                "no client answers the server before the first round\nwhile the first mask was chosen\n"
+                "raise federation.availability, lower federation.dropout, or choose another seed"
             )
         fixed_point = FixedPoint.for_weight(int(cohort.weights.sum()))
         total = torch.zeros(0, dtype=torch.int64, device=group.device)
-        slots = assign(cohort.samples.astype(np.float64), group.world_size)
-        for slot in slots[group.rank]:
+        insane = -1
+        for slot in assign(cohort.samples.astype(np.float64), group.world_size)[group.rank]:
             client = int(cohort.clients[slot])
             found = measure(client)
             if not is_summable(found):
-                raise UserError(
-                    f"the start model gives client {client} numbers that are not finite or beyond 2^16\n"
-                    "while the first mask was chosen\nchoose another model.norm, or check the data"
-                )
+                insane = client
+                break
             total = fixed_point.encode(found, int(cohort.weights[slot])) + (total if len(total) else 0)
-        return fixed_point.average(self._add_up(total), int(cohort.weights.sum()))
+        return fixed_point.average(self._add_up(total, insane), int(cohort.weights.sum()))
 
-    def _add_up(self, total: Tensor) -> Tensor:
-        """Over all ranks; a rank without a client learns the length from the others."""
-        lengths = self._group.all_gather(torch.tensor([len(total)], device=self._group.device))
+    def _add_up(self, total: Tensor, insane: int) -> Tensor:
+        """Over all ranks; a rank without a client learns the length from the others, and all learn who is ``insane``,
+        a client or -1.
+        """
+        told = self._group.all_gather(torch.tensor([len(total), insane], device=self._group.device))
+        length, insane = told.amax(0).tolist()
+        if insane >= 0:
+            raise UserError(
+                f"the start model gives client {insane} numbers that are not finite or beyond 2^16\n"
+                "while the first mask was chosen\nchoose another model.norm, or check the data"
+            )
         if not len(total):
-            total = total.new_zeros(int(lengths.max()))
+            total = total.new_zeros(length)
         self._group.all_reduce(total)
         return total

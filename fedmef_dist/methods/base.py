@@ -172,8 +172,8 @@ class Method(ABC, Generic[SettingsT]):
         return weights.mean_of_voters()
 
     def observe(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> None:
-        """Every round, on every rank: what the method remembers of the aggregated state ``values`` (float32 (total,))
-        and of the round's collections.
+        """Every round in which a client counts, on every rank: what the method remembers of the aggregated state
+        ``values`` (float32 (total,)) and of the round's collections.
         """
 
     def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Mask:
