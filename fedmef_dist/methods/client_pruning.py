@@ -1,6 +1,8 @@
 """Pruning before the first round, on the data of a single client (PruneFL, section 3.2, arXiv 1909.12326)."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -41,7 +43,9 @@ class ClientPruning:
         self.adjustments, self.steps, self.rate = adjustments, steps, rate
 
     def prune(self, preparation: Preparation, mask: Mask) -> Mask:
-        """The last mask; the client's last state becomes ``preparation.values``. Without a client nothing changes.
+        """The last mask; the client's last state becomes ``preparation.values``.
+
+        Without a client nothing changes; in a rehearsal nothing but the costs.
 
         Raises:
             UserError: the client's training leaves the range of finite numbers.
@@ -72,8 +76,12 @@ class ClientPruning:
         return 4 * (mask.count + self.space.total - self.space.n_prunable) + len(mask.to_bits())
 
     def _train(self, client: int, preparation: Preparation, mask: Mask) -> Mask:
-        epochs = self.adjustments * self.steps  # enough even where a pass over the samples is a single batch
-        batches = _counted(preparation.client_batches(client, epochs), preparation.costs)
+        wanted = self.adjustments * self.steps
+        # As many passes over the samples are enough even where each is a single batch.
+        batches = _counted(islice(preparation.client_batches(client, wanted), wanted), preparation.costs)
+        if preparation.rehearses:
+            deque(batches, maxlen=0)
+            return mask
         values = self._masked(preparation.values, mask)
         for _ in range(self.adjustments):
             report = preparation.client.train(values, batches, self.steps, self.rate, self.plan)

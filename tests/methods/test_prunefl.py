@@ -178,6 +178,19 @@ def test_it_is_the_client_with_the_most_samples_and_they_are_counted(tmp_path):
     assert run.totals.flops == expected
 
 
+def test_a_rehearsal_counts_the_costs_and_trains_nobody(tmp_path):
+    plain, run, rehearsed = (
+        Simulation(tiny(method=FAST | {"initial": initial}), alone(), tmp_path)
+        for initial in ("none", "client", "client")
+    )
+    plain.start()
+    run.start()
+    rehearsed.start(rehearses=True)
+    assert rehearsed.server.digest() == plain.server.digest()
+    assert rehearsed.totals.flops == run.totals.flops
+    assert rehearsed.totals.wire_bytes > 0
+
+
 def test_where_no_client_answers_the_random_mask_stays(tmp_path):
     nobody = {"dropout": 0.99}
     runs = [
