@@ -74,11 +74,15 @@ def memory(
 def compare(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR ...", help="directories of runs")],
     out: Annotated[Path | None, typer.Option(help="where tables and plots go")] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(metavar="ACCURACY", help="a share such as 0.75; default: 95 % of the best, rounded down"),
+    ] = None,
 ) -> None:
-    """Write tables (Markdown, CSV) and plots (PNG) over runs."""
+    """Write tables (Markdown, CSV) and plots (PNG) over runs: accuracy, costs, and costs up to a target accuracy."""
     from fedmef_dist.report import compare as compare_runs
 
-    compare_runs(run_dirs, out)
+    compare_runs(run_dirs, out, target)
 
 
 @app.command()

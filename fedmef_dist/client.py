@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedmef_dist.client_state import Keepsake
 from fedmef_dist.layers.pruning import forget_thresholds
 from fedmef_dist.loss import cross_entropy
-from fedmef_dist.methods.base import RoundPlan, Upload
+from fedmef_dist.methods.base import WEIGHTS, RoundPlan, Upload
 from fedmef_dist.optim import MaskedSGD, OptimizerSettings
 from fedmef_dist.sparsity import ParameterSpace
 
@@ -112,7 +112,7 @@ class Client:
         uploads = plan.work.uploads(self._gradient(islice(batches, plan.work.gradient_batches), plan))
         if plan.client_masks:
             index = space.mask.index
-            uploads["weights"] = Upload(index, space.values[index])
+            uploads[WEIGHTS] = Upload(index, space.values[index])
         return packed, loss, uploads
 
     def _descend(self, sgd: MaskedSGD, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan) -> float:

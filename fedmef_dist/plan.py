@@ -85,7 +85,8 @@ def plan_command(path: Path, overrides: list[str], ranks: int, out: Path | None)
         simulation.start()
         view = look_at_partition(simulation.dataset, simulation.population, config.seed)
         memory = modelled(config, Shape(simulation.dataset.shape, simulation.dataset.classes))
-        print(describe(config, simulation.space, view, plan_rounds(simulation, ranks), memory))
+        before = simulation.totals.wire_bytes, simulation.totals.flops
+        print(describe(config, simulation.space, view, plan_rounds(simulation, ranks), memory, before))
     if out is not None:
         try:
             save_partition(view, out)
@@ -114,7 +115,7 @@ def plan_rounds(simulation: Simulation, ranks: int) -> list[PlannedRound]:
     for number in range(1, min(config.federation.rounds, _ROUNDS) + 1):
         cohort = draw_cohort(simulation.population, config.federation, config.seed, number)
         plan = simulation.method.plan(number, simulation.server.values)
-        costs = simulation.account(cohort, plan, space.mask)
+        costs = simulation.accounting.round(cohort, plan, space.mask, simulation.totals)
         if plan.adjusts:
             space.set_mask(Mask(space.mask.active, space.mask.version + 1))
         slots = _share_out(simulation, cohort, ranks)

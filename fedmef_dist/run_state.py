@@ -44,7 +44,7 @@ def take_checkpoint(run: "Simulation", tracker_state: dict[str, str], kept: Mapp
     """The run's state after a round; ``kept`` is what clients keep, of all ranks."""
     tensors = {
         **model_tensors(run.space, run.server.values),
-        "known_version": torch.from_numpy(run.wire.known_version),
+        "known_version": torch.from_numpy(run.accounting.wire.known_version),
         "first_mask": run.server.first_mask.to_bits(),
         **with_prefix(_METHOD, run.method.state()),
         **with_prefix(_OPTIMIZER, run.server.optimizer.state()),
@@ -69,7 +69,7 @@ def restore(run: "Simulation", checkpoint: Checkpoint) -> None:
     check_tensors(checkpoint, take_checkpoint(run, {}, kept).tensors)
     tensors = checkpoint.tensors
     run.server.first_mask = Mask.from_bits(tensors["first_mask"], run.space.n_prunable, 0, run.group.device)
-    run.wire.known_version = tensors["known_version"].numpy().copy()
+    run.accounting.wire.known_version = tensors["known_version"].numpy().copy()
     run.costs.sums = np.array(state.costs)
     run.totals = check_values(checkpoint, Totals, state.totals)
     try:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedmef_dist.comm.group import Group
 from fedmef_dist.comm.sparse import Sums
-from fedmef_dist.methods.base import Method, RoundPlan
+from fedmef_dist.methods.base import WEIGHTS, Method, RoundPlan
 from fedmef_dist.server_optimizer import ServerOptimizer
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
@@ -53,8 +53,8 @@ class Server:
         """
         old, mask = self.values, self.space.mask
         if plan.client_masks:
-            values = torch.cat([self.method.merge(old, sums["weights"]), average])
-            mask = Mask(self.method.union(sums["weights"]), mask.version + 1)
+            values = torch.cat([self.method.merge(old, sums[WEIGHTS]), average])
+            mask = Mask(self.method.union(sums[WEIGHTS]), mask.version + 1)
         else:
             values = self.space.unpack(average).clone()
         values = self.optimizer.step(old, values, mask)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedmef_dist.accounting import Accounting
 from fedmef_dist.checkpoint import CheckpointStore
 from fedmef_dist.client import Client, ClientReport
 from fedmef_dist.client_evaluation import open_client_evaluation
@@ -17,8 +18,6 @@ from fedmef_dist.comm.group import Group
 from fedmef_dist.comm.packed import RoundResult
 from fedmef_dist.comm.placement import CostModel, assign
 from fedmef_dist.config import Config
-from fedmef_dist.costs.flops import FlopsLedger
-from fedmef_dist.costs.wire import WireLedger
 from fedmef_dist.data.batches import Batch, client_batches, steps_per_epoch
 from fedmef_dist.data.federation import Cohort, draw_cohort, total_weight
 from fedmef_dist.data.population import build_population
@@ -26,6 +25,7 @@ from fedmef_dist.data.sources import load_dataset
 from fedmef_dist.evaluation import evaluate, quality
 from fedmef_dist.interruption import GraceTime, Interruption, RoundAbandonedError
 from fedmef_dist.layers.random import set_generator
+from fedmef_dist.messages import Messages
 from fedmef_dist.methods.base import MethodContext, RoundPlan
 from fedmef_dist.methods.registry import create_method
 from fedmef_dist.models import build_model, prunable_weights
@@ -70,8 +70,8 @@ class Simulation:
             seed=config.seed,
         ).to(group.device)
         self.space = ParameterSpace(self.model, prunable_weights(self.model))
-        self.flops = FlopsLedger(self.model, self.space, self.dataset.example(), config.resolved_sap.enabled is True)
-        self.wire = WireLedger(self.space, config.federation.clients, config.wire)
+        self.accounting = Accounting(config, self.model, self.space, self.dataset.example())
+        self.messages = Messages(self.accounting.wire)
         self.method = create_method(
             config.method,
             self.space,
@@ -111,9 +111,7 @@ class Simulation:
         )
         mask = self.method.initial_mask(preparation)
         self.server.start(preparation.values, mask)
-        costs = preparation.costs
-        self.totals.wire_bytes = costs.up + costs.down
-        self.totals.flops = self.flops.preparation(costs.forward_samples, costs.gradient_samples)
+        self.accounting.prepare(preparation.costs, self.totals)
 
     def own_batches(self, client: int | None, epochs: int) -> Iterator[Batch]:
         """Batches before the first round: of one client, or of everybody's samples for the server."""
@@ -166,7 +164,7 @@ class Simulation:
             return None
         metrics = self.update_server(plan, total, result, before, accuracies)
         metrics |= self.describe_mask(mask)
-        metrics |= self.account(cohort, plan, mask)
+        metrics |= self.accounting.round(cohort, plan, mask, self.totals)
         watch.lap()
         metrics |= self.evaluate_if_due()
         watch.lap()
@@ -211,6 +209,7 @@ class Simulation:
         slots = self.place(cohort)
         _LOG.info("round %d: trains clients %s", self.round, cohort.clients[slots].tolist())
         start = time.perf_counter()
+        self.messages.broadcast(self.server.values, plan)
         try:
             self.grace.begin(int(cohort.samples[slots].sum()))
             for slot in slots:
@@ -261,7 +260,8 @@ class Simulation:
         )
         set_generator(self.model, torch_generator(seed, "layers", self.round, client))
         steps = federation.local_epochs * steps_per_epoch(len(indices), federation.batch_size)
-        return self.client.train(self.server.values, self.grace.heed(batches), steps, rate, plan, state)
+        report = self.client.train(self.server.values, self.grace.heed(batches), steps, rate, plan, state)
+        return self.messages.receive(report, plan)
 
     def update_server(
         self, plan: RoundPlan, total: CohortSum, result: RoundResult, before: torch.Tensor, accuracies: Metrics
@@ -294,32 +294,6 @@ class Simulation:
         if mask is not before:
             metrics["sparsity/overlap"] = before.overlap(mask)
         return metrics
-
-    def account(self, cohort: Cohort, plan: RoundPlan, mask: Mask) -> Metrics:
-        """What the round would have cost the simulated devices; ``mask`` is what they trained with.
-
-        Whoever was asked has received the model; of those whose update does not count nothing else is counted.
-        """
-        federation, samples = self.config.federation, cohort.samples
-        wire = self.wire.round(cohort.asked, len(cohort.clients), mask, plan)
-        steps = federation.local_epochs * sum(steps_per_epoch(int(n), federation.batch_size) for n in samples)
-        gradient_samples = int(np.minimum(samples, federation.batch_size * plan.work.gradient_batches).sum())
-        flops = self.flops.round(
-            self.space.layer_counts(mask),
-            federation.local_epochs * int(samples.sum()),
-            steps,
-            gradient_samples,
-        )
-        self.totals.wire_bytes += wire.up + wire.down
-        self.totals.models_sent += len(cohort.asked) + len(cohort.clients)
-        self.totals.flops += flops
-        return {
-            "wire/up_bytes": wire.up,
-            "wire/down_bytes": wire.down,
-            "wire/total_bytes": self.totals.wire_bytes,
-            "flops/train": flops,
-            "flops/total": self.totals.flops,
-        }
 
     def evaluate_if_due(self) -> Metrics:
         """How the model does on the test set and on clients' own data, every so many rounds and in the last one."""

@@ -290,7 +290,7 @@ def state(simulation):
         simulation.round,
         simulation.server.digest(),
         simulation.space.mask.version,
-        simulation.wire.known_version.tolist(),
+        simulation.accounting.wire.known_version.tolist(),
         simulation.costs.sums.tolist(),
         vars(simulation.totals).copy(),
     )

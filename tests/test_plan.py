@@ -91,6 +91,15 @@ def test_a_method_without_a_density_is_shown_alone(tmp_path):
     assert [setting.method for setting, _ in shown] == ["fedavg"]
 
 
+def test_what_the_first_mask_costs_is_said_where_it_costs_anything(tmp_path):
+    run = simulation(tmp_path)
+    rounds = plan_rounds(run, 2)
+    assert "before round 1" not in describe(run.config, run.space, VIEW, rounds, [])
+    text = describe(run.config, run.space, VIEW, rounds, [], (2_000_000, 3e9))
+    (line,) = (line for line in text.splitlines() if line.startswith("before round 1"))
+    assert line.split(maxsplit=3)[3] == "2 MB sent, 3 GFLOP"
+
+
 def test_a_picture(tmp_path):
     save_partition(VIEW, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

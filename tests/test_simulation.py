@@ -21,6 +21,7 @@ EVERY_ROUND = {
     "wire/down_bytes",
     "wire/total_bytes",
     "flops/train",
+    "flops/overhead",
     "flops/total",
     "time/round",
     "time/train",
@@ -295,6 +296,13 @@ def test_a_gradient_that_is_not_finite_refuses_the_client_in_the_adjusting_round
     assert run.server.values.isfinite().all()
 
 
+@pytest.mark.parametrize("method", [{}, OWN_MASKS, OWN_MASKS | {"name": "fedsgc", "congruity_lambda": 1.0}])
+def test_clients_whose_training_diverges_are_refused(simulation, method):
+    run = simulation(method=method | {"adjust_every": 1}, optimizer={"lr": 1e30}, federation={"local_epochs": 3})
+    assert [row["clients/refused"] for row in play(run)] == [3] * 6
+    assert run.server.values.isfinite().all()
+
+
 @pytest.mark.parametrize("method", [{}, OWN_MASKS, OWN_MASKS | {"name": "fedsgc"}])
 def test_a_round_whose_clients_are_all_refused_leaves_the_state_as_it_was(simulation, method):
     run = simulation(method=method)
@@ -405,6 +413,20 @@ def test_metrics_and_summary_have_the_documented_keys_where_they_are_due(tmp_pat
     assert (summary["rounds"], summary["launcher"], summary["world_size"]) == (7, "single", 1)
     assert summary["model/digest"] == last["model/digest"]
     assert summary["versions"].keys() == {"fedmef_dist", "torch", "python"}
+
+
+def test_a_rounds_flops_are_those_of_its_clients_batches(simulation):
+    run = simulation(federation={"clients_per_round": 8, "local_epochs": 3})
+    ordinary, adjusting = play(run)[:2]
+    counts = run.space.layer_counts()
+    sizes = run.population.sizes(np.arange(8))
+    batches, first = sum(-(-sizes // 16)), sum(np.minimum(sizes, 16))
+    cost = run.accounting.flops.round(counts, samples=3 * 160, steps=3 * batches)
+    assert (ordinary["flops/train"], ordinary["flops/overhead"]) == (cost.total, cost.overhead)
+    cost = run.accounting.flops.round(
+        counts, samples=3 * 160, steps=3 * batches + 8, extrusion_steps=3 * batches, gradient_samples=first
+    )
+    assert (adjusting["flops/train"], adjusting["flops/overhead"]) == (cost.total, cost.overhead)
 
 
 def test_watching_an_adjustment_changes_nothing_but_its_keys(simulation):

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fedmef_dist.costs.encoding import encoded_bytes
 from fedmef_dist.costs.memory import ModuleBytes
-from fedmef_dist.costs.wire import VALUE_BYTES, encoded_bytes
+from fedmef_dist.costs.wire import VALUE_BYTES
 from fedmef_dist.layers import lean, random
 from fedmef_dist.layers.attention import SelfAttention, recomputed_modules
 from fedmef_dist.layers.layernorm import LeanLayerNorm

@@ -1,132 +1,47 @@
-"""Messages between the server and the simulated clients, encoded for real, and the bytes they take."""
+"""Bytes that the simulated clients would receive and send, counted round by round.
 
-from collections.abc import Sequence
+Lengths follow from how many positions and values a message has. `messages.py` encodes the messages of a run for real
+and holds their lengths against these.
+"""
+
 from dataclasses import dataclass
-from math import ceil, log2
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor
 
-from fedmef_dist.methods.base import Collection, RoundPlan
+from fedmef_dist.costs.encoding import (
+    FP32,
+    NUMBERS,
+    Number,
+    encoded_bytes,
+    positions_bytes,
+    signs_bytes,
+    values_bytes,
+)
+from fedmef_dist.methods.base import WEIGHTS, Collection, RoundPlan
 from fedmef_dist.settings import Settings
-from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity import Mask, ParameterSpace, Slice
 
 VALUE_BYTES = 4
-_TAG_BYTES = 1
-_DENSE, _BITMAP, _COO, _CSR = range(4)
 
 
 class WireSettings(Settings):
-    """Section ``wire``: what the accounting of messages assumes."""
+    """Section ``wire``: how the simulated devices and the server talk."""
 
     stateful_clients: bool = Field(
         True,
         description="clients remember the mask of their last round; false sends it every time, as the paper counts",
     )
+    uplink_values: Literal["fp32", "fp16", "int8"] = Field(
+        "fp32",
+        description="how clients send prunable weights and gradients; int8 has one scale a layer; all else is fp32",
+    )
 
-
-def _index_bits(choices: int) -> int:
-    return max(ceil(log2(choices)), 1) if choices > 1 else 1
-
-
-def _sizes(size: int, count: int, rows: int) -> dict[int, int]:
-    """Bytes of each encoding of ``count`` values out of ``size`` in ``rows`` rows, the tag included."""
-    columns = size // rows
-    values = VALUE_BYTES * count
-    return {
-        _DENSE: _TAG_BYTES + VALUE_BYTES * size,
-        _BITMAP: _TAG_BYTES + ceil(size / 8) + values,
-        _COO: _TAG_BYTES + ceil(count * _index_bits(size) / 8) + values,
-        _CSR: _TAG_BYTES + ceil(rows * _index_bits(columns + 1) / 8) + ceil(count * _index_bits(columns) / 8) + values,
-    }
-
-
-def encoded_bytes(size: int, count: int, rows: int) -> int:
-    """Length of what :func:`encode` makes of ``count`` active weights out of ``size`` in ``rows`` filters."""
-    return min(_sizes(size, count, rows).values())
-
-
-def signs_bytes(size: int, count: int, rows: int) -> int:
-    """Length of ``count`` signs out of ``size``: their positions in the shortest encoding, and a bit for each."""
-    positions = min(length for kind, length in _sizes(size, count, rows).items() if kind != _DENSE)
-    return positions - VALUE_BYTES * count + ceil(count / 8)
-
-
-def _pack(numbers: np.ndarray, bits: int) -> bytes:
-    planes = (numbers.astype(np.int64)[:, None] >> np.arange(bits)) & 1
-    return np.packbits(planes.astype(np.uint8), bitorder="little").tobytes()
-
-
-def _unpack(data: bytes, count: int, bits: int) -> np.ndarray:
-    planes = np.unpackbits(np.frombuffer(data, np.uint8), count=count * bits, bitorder="little").reshape(count, bits)
-    return (planes.astype(np.int64) << np.arange(bits)).sum(1)
-
-
-def encode(values: np.ndarray, active: np.ndarray, rows: int) -> bytes:
-    """One layer's active values and their positions in the shortest of four encodings: dense, bitmap, COO, CSR.
-
-    Args:
-        values: float32 (size,); what is inactive is not sent.
-        active: bool (size,).
-        rows: filters; size is a multiple of it.
-    """
-    size, count = active.size, int(active.sum())
-    sizes = _sizes(size, count, rows)
-    kind = min(sizes, key=lambda tag: (sizes[tag], tag))
-    kept = values[active].astype("<f4").tobytes()
-    index = np.flatnonzero(active)
-    if kind == _DENSE:
-        body = np.where(active, values, 0).astype("<f4").tobytes()
-    elif kind == _BITMAP:
-        body = np.packbits(active, bitorder="little").tobytes() + kept
-    elif kind == _COO:
-        body = _pack(index, _index_bits(size)) + kept
-    else:
-        columns = size // rows
-        per_row = active.reshape(rows, columns).sum(1)
-        body = _pack(per_row, _index_bits(columns + 1)) + _pack(index % columns, _index_bits(columns)) + kept
-    return bytes([kind]) + body
-
-
-def decode(message: bytes, size: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """The inverse of :func:`encode`: positions, int64 (count,), and values, float32 (count,).
-
-    The dense encoding gives all ``size`` positions.
-
-    Raises:
-        ValueError: the message is none of the four encodings, or its length fits no count.
-    """
-    kind, body = message[0], message[1:]
-    if kind not in (_DENSE, _BITMAP, _COO, _CSR):
-        raise ValueError(f"unknown encoding {kind}")
-    count = _count_of(kind, len(message), size, rows)
-    values = np.frombuffer(body[len(body) - VALUE_BYTES * count :], "<f4")
-    positions = np.arange(size)
-    if kind == _BITMAP:
-        positions = np.flatnonzero(np.unpackbits(np.frombuffer(body[: ceil(size / 8)], np.uint8), bitorder="little"))
-    elif kind == _COO:
-        positions = _unpack(body[: len(body) - VALUE_BYTES * count], count, _index_bits(size))
-    elif kind == _CSR:
-        columns = size // rows
-        head = ceil(rows * _index_bits(columns + 1) / 8)
-        per_row = _unpack(body[:head], rows, _index_bits(columns + 1))
-        inside = _unpack(body[head : len(body) - VALUE_BYTES * count], count, _index_bits(columns))
-        positions = np.repeat(np.arange(rows), per_row) * columns + inside
-    return positions, values
-
-
-def _count_of(kind: int, length: int, size: int, rows: int) -> int:
-    """How many values a message of this length holds; lengths grow strictly with the count."""
-    if kind == _DENSE:
-        return size
-    low, high = 0, size
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if _sizes(size, middle, rows)[kind] < length else (low, middle)
-    if _sizes(size, low, rows)[kind] != length:
-        raise ValueError(f"a message of {length} bytes fits no count of values")
-    return low
+    @property
+    def uplink(self) -> Number:
+        """The type of ``uplink_values``."""
+        return NUMBERS[self.uplink_values]
 
 
 @dataclass(frozen=True)
@@ -137,11 +52,21 @@ class WireBytes:
     down: int
 
 
+def masked_bytes(layer: Slice, count: int, number: Number) -> int:
+    """Bytes of a layer's active values together with its mask; a full layer is dense.
+
+    Unlike :func:`encoded_bytes`, a layer that is nearly full is not sent as dense: zeros would not tell what is active.
+    """
+    if count == layer.size:
+        return encoded_bytes(layer.size, count, layer.rows, number)
+    return positions_bytes(layer.size, count, layer.rows) + values_bytes(count, number)
+
+
 class WireLedger:
     """Counts what each sampled client would receive and send.
 
-    While a client knows the mask only values travel. Uplinks carry values, and in an adjusting round each layer's top
-    gradients as (index, value).
+    While a client knows the mask only values travel. Biases, normalisation, the output layer and running statistics
+    travel whole, as fp32.
 
     Args:
         space: the parameter space.
@@ -153,44 +78,55 @@ class WireLedger:
         self.space = space
         self.settings = settings
         self.known_version = np.full(clients, -1, dtype=np.int32)
+        self._tail = VALUE_BYTES * (space.total - space.n_prunable)
 
-    def round(self, cohort: np.ndarray, uploads: int, mask: Mask, plan: RoundPlan) -> WireBytes:
+    def round(self, asked: np.ndarray, uploads: int, mask: Mask, plan: RoundPlan) -> WireBytes:
         """Bytes of one round; remembers which mask the clients now know.
 
         Args:
-            cohort: int64 (K,), the clients that received the model.
+            asked: int64 (K,), the clients that received the model.
             uploads: how many of them sent their update.
             mask: what the round was trained with.
-            plan: what the clients sent beside their states.
+            plan: what else travelled.
         """
-        counts = self.space.layer_counts(mask)
-        tail = VALUE_BYTES * (self.space.total - self.space.n_prunable)
-        values = VALUE_BYTES * sum(counts) + tail
-        with_mask = tail + self._pairs(counts)
-        new = len(cohort)
+        new = len(asked)
         if self.settings.stateful_clients:
-            new = int((self.known_version[cohort] != mask.version).sum())
-        self.known_version[cohort] = mask.version
-        if mask.is_full:
-            with_mask = values
-        down = new * with_mask + (len(cohort) - new) * values + len(cohort) * self._direction(plan.direction)
-        up = tail if plan.client_masks else values
-        up += sum(self._collection(wanted) for wanted in plan.collections if wanted.travels)
-        return WireBytes(up=uploads * up, down=down)
+            new = int((self.known_version[asked] != mask.version).sum())
+        self.known_version[asked] = mask.version
+        down = new * self.state_bytes(mask, knows_mask=False) + (len(asked) - new) * self.state_bytes(mask)
+        return WireBytes(
+            up=uploads * self.uplink_bytes(mask, plan), down=down + len(asked) * self.direction_bytes(plan)
+        )
+
+    def state_bytes(self, mask: Mask, knows_mask: bool = True) -> int:
+        """A model on its way down, as fp32; with the mask for a client that does not know it. All know the full one."""
+        return self._tail + self._weights(mask, FP32, knows_mask or mask.is_full)
+
+    def direction_bytes(self, plan: RoundPlan) -> int:
+        """The direction map that a plan sends down; 0 where it has none."""
+        if plan.direction is None:
+            return 0
+        return sum(
+            signs_bytes(layer.size, int(plan.direction[layer.start : layer.stop].count_nonzero()), layer.rows)
+            for layer in self.space.layers
+        )
+
+    def uplink_bytes(self, mask: Mask, plan: RoundPlan) -> int:
+        """What one client sends: its state, and what the plan collects beside it."""
+        state = 0 if plan.client_masks else self._weights(mask, self.settings.uplink, knows_mask=True)
+        return self._tail + state + sum(self._collection(wanted) for wanted in plan.collections if wanted.travels)
+
+    def _weights(self, mask: Mask, number: Number, knows_mask: bool) -> int:
+        counts = self.space.layer_counts(mask)
+        if knows_mask:
+            return sum(values_bytes(count, number) for count in counts)
+        return sum(masked_bytes(layer, count, number) for layer, count in zip(self.space.layers, counts, strict=True))
 
     def _collection(self, wanted: Collection) -> int:
-        return self._pairs(wanted.counts)
-
-    def _direction(self, signs: Tensor | None) -> int:
-        if signs is None:
-            return 0
-        counts = [int(signs[layer.start : layer.stop].count_nonzero()) for layer in self.space.layers]
-        return sum(
-            signs_bytes(layer.size, count, layer.rows) for layer, count in zip(self.space.layers, counts, strict=True)
-        )
-
-    def _pairs(self, counts: Sequence[int]) -> int:
-        """Positions and values of so many weights in the layers."""
-        return sum(
-            encoded_bytes(layer.size, count, layer.rows) for layer, count in zip(self.space.layers, counts, strict=True)
-        )
+        number = self.settings.uplink
+        layers = list(zip(self.space.layers, wanted.counts, strict=True))
+        if wanted.name == WEIGHTS:
+            return sum(masked_bytes(layer, count, number) for layer, count in layers)
+        if wanted.has_values:
+            return sum(encoded_bytes(layer.size, count, layer.rows, number) for layer, count in layers)
+        return sum(positions_bytes(layer.size, count, layer.rows) for layer, count in layers)

@@ -14,6 +14,8 @@ from fedmef_dist.sparsity import Mask, ParameterSpace
 if TYPE_CHECKING:
     from fedmef_dist.preparation import Preparation
 
+# The collection of clients' prunable weights under masks of their own.
+WEIGHTS = "weights"
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
@@ -98,7 +100,7 @@ class RoundPlan:
         adjusts: whether the round ends with a new mask.
         collections: what is summed over the clients beside their states.
         client_masks: whether clients end the round with masks of their own. Their prunable weights then come as the
-            collection ``weights``, and :meth:`Method.merge` makes one state of them.
+            collection ``WEIGHTS``, and :meth:`Method.merge` makes one state of them.
         direction: int8 (n_prunable,) in {-1, 0, 1}, which the server sends down beside the model; None: nothing.
         swap_counts: weights to prune and to grow in each layer, xi_l.
         marked: int64, the active positions that are to be pruned, where that is known beforehand.

@@ -2,19 +2,29 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 
 from fedmef_dist.atomic import write_text
 from fedmef_dist.errors import UserError
+from fedmef_dist.report.groups import group_runs
 from fedmef_dist.report.plots import save_plots
-from fedmef_dist.report.runs import group_runs, read_run
-from fedmef_dist.report.tables import comma_separated, markdown, terminal_table
+from fedmef_dist.report.rendering import markdown, terminal
+from fedmef_dist.report.runs import read_run
+from fedmef_dist.report.tables import comma_separated, tables
+from fedmef_dist.report.targets import target_of
+
+_WIDTH_OF_A_FILE = 160
+_WIDTH_OF_A_NOTE = 110
 
 
-def compare(run_dirs: Sequence[Path], out: Path | None = None) -> None:
-    """Write compare.md, compare.csv and the plots of the runs, and print the table.
+def compare(run_dirs: Sequence[Path], out: Path | None = None, target: float | None = None) -> None:
+    """Write compare.md, compare.csv and the plots of the runs, and print the tables.
 
-    ``out`` defaults to ``report`` inside a single run's directory, and to ``report`` here for several. Raises UserError
-    where a run directory is missing, unfinished or damaged, is given twice, or where ``out`` cannot be written.
+    ``out`` defaults to ``report`` inside a single run's directory, and to ``report`` here for several; ``target`` is
+    a test accuracy from 0 to 1, by default a little below the best one of the runs. Raises UserError where a run
+    directory is missing, unfinished or damaged, is given twice, where ``target`` is no share, or where ``out`` cannot
+    be written.
     """
     from rich.console import Console
 
@@ -23,16 +33,21 @@ def compare(run_dirs: Sequence[Path], out: Path | None = None) -> None:
     if len({path.resolve() for path in run_dirs}) < len(run_dirs):
         raise UserError("a run directory was given twice\nname each once: twice would count as two seeds")
     groups = group_runs([read_run(path) for path in run_dirs])
+    aim = target_of(groups, target)
+    shown = tables(groups, aim)
     directory = out or (run_dirs[0] / "report" if len(run_dirs) == 1 else Path("report"))
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / "compare.md", markdown(groups))
-        write_text(directory / "compare.csv", comma_separated(groups))
+        write_text(directory / "compare.md", "\n".join(map(markdown, shown)))
+        write_text(directory / "compare.csv", comma_separated(groups, aim))
         plots = save_plots(groups, directory)
     except OSError as error:
         raise UserError(f"the report cannot be written\nto {directory}: {error.strerror}\ngive --out DIR") from error
-    console = Console(soft_wrap=True)
-    # A file or a pipe has no width: there the table takes what it needs.
-    console.print(terminal_table(groups, console.width))
+    # A file or a pipe has no width: there the tables take what they need.
+    width = get_terminal_size((_WIDTH_OF_A_FILE, 0)).columns
+    console = Console(width=width, markup=False, emoji=False)
+    for table in shown:
+        console.print(*terminal(table, width), sep="\n")
+        console.print(fill(table.note, min(width, _WIDTH_OF_A_NOTE)) + "\n", highlight=False)
     for file in ("compare.md", "compare.csv", *(plot.name for plot in plots)):
-        console.print(str(directory / file), highlight=False)
+        console.print(str(directory / file), highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedmef_dist.errors import UserError
-from fedmef_dist.report.plots import new_figure, save_figure
+from fedmef_dist.report.figures import new_figure, save_figure
 from fedmef_dist.report.units import decimal_prefix, ratio, scaled
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from fedmef_dist.config import Config
 from fedmef_dist.costs.device_memory import DeviceMemory
 from fedmef_dist.footprint import Setting
 from fedmef_dist.plan import PartitionView, PlannedRound
+from fedmef_dist.report.figures import COLOURS, new_figure, save_figure
 from fedmef_dist.report.memory import label
-from fedmef_dist.report.plots import COLOURS, new_figure, save_figure
 from fedmef_dist.report.units import scaled
 from fedmef_dist.sparsity import ParameterSpace
 
@@ -23,12 +23,17 @@ def describe(
     view: PartitionView,
     rounds: Sequence[PlannedRound],
     memory: Sequence[tuple[Setting, DeviceMemory]],
+    before: tuple[int, float] = (0, 0.0),
 ) -> str:
-    """What the command ``plan`` prints: a name and a value on each line."""
+    """What the command ``plan`` prints: a name and a value on each line.
+
+    ``before`` is what was sent (bytes) and computed (FLOPs) to choose the first mask.
+    """
     lines = [
         ("run", f"{config.name}: {config.method.name}, {config.model.name}, {space.n_parameters:,} parameters"),
         ("density", f"{space.density:.3f}, {space.mask.count + space.n_dense:,} parameters are active"),
         *_partition_lines(view),
+        *([("before round 1", f"{scaled(before[0], 'B')} sent, {scaled(before[1], 'FLOP')}")] if any(before) else []),
         *_round_lines(config, rounds),
         *_rank_lines(rounds),
         *_memory_lines(memory),

@@ -1,20 +1,17 @@
-"""Run directories as the report reads them: validated, and grouped where they differ only in the seed."""
+"""Run directories as the report reads them, validated."""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from fedmef_dist.errors import UserError
 
 # Keys of a configuration that do not make an experiment another one.
 _NOT_COMPARED = ("seed", "name", "tracking", "checkpoint")
-_SEED = re.compile(r"[-_=/.]*(seed|s)?[-_=]*\d+$")
 
 
 @dataclass(frozen=True)
@@ -26,32 +23,20 @@ class Run:
     metrics: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any]
 
-
-@dataclass(frozen=True)
-class Group:
-    """Runs of one experiment that differ only in the seed; ``label`` is what tables and legends call it."""
-
-    label: str
-    runs: Sequence[Run]
-
     @property
-    def method(self) -> str:
-        """The name of the method that all of them ran."""
-        return str(self.runs[0].config["method"]["name"])
+    def experiment(self) -> dict[str, Any]:
+        """The configuration without the seed and what has no influence on the result."""
+        return {key: value for key, value in self.config.items() if key not in _NOT_COMPARED}
 
-    def mean(self, key: str) -> float | None:
-        """The mean over the seeds of a summary value; None where a run lacks it."""
-        values = self._values(key)
-        return None if values is None else float(np.mean(values))
+    def value(self, key: str) -> float | None:
+        """A value of the summary, else that of the first round that has it; None where none has."""
+        lines = (self.summary, *self.metrics)
+        return next((float(line[key]) for line in lines if line.get(key) is not None), None)
 
-    def deviation(self, key: str) -> float | None:
-        """The sample standard deviation over the seeds; None for a single run, or where a run lacks the value."""
-        values = self._values(key)
-        return None if values is None or len(values) < 2 else float(np.std(values, ddof=1))
-
-    def _values(self, key: str) -> list[float] | None:
-        values = [run.summary.get(key) for run in self.runs]
-        return None if any(value is None for value in values) else [float(value) for value in values]  # type: ignore[arg-type]
+    def total(self, key: str) -> float | None:
+        """The sum of a key over the rounds; None where no round has it."""
+        values = [float(line[key]) for line in self.metrics if line.get(key) is not None]
+        return sum(values) if values else None
 
 
 def read_run(path: Path) -> Run:
@@ -65,24 +50,6 @@ def read_run(path: Path) -> Run:
     _check(path / "metrics.jsonl", bool(metrics) and all(isinstance(m, dict) and "round" in m for m in metrics))
     _check(path / "summary.json", isinstance(summary, dict))
     return Run(path, config, metrics, summary)
-
-
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """The runs as groups of seeds, in the order in which each first appears."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        experiment = {key: value for key, value in run.config.items() if key not in _NOT_COMPARED}
-        groups.setdefault(json.dumps(experiment, sort_keys=True, default=str), []).append(run)
-    labels = [_label(members, lambda run: run.path.resolve().name) for members in groups.values()]
-    if len(set(labels)) < len(labels):
-        labels = [_label(members, lambda run: str(run.path)) for members in groups.values()]
-    return [Group(label, members) for label, members in zip(labels, groups.values(), strict=True)]
-
-
-def _label(runs: Sequence[Run], name: Callable[[Run], str]) -> str:
-    """The name of a single run; for several, the first one's without its seed: ``fedmef`` for fedmef-seed0."""
-    names = [name(run) for run in runs]
-    return names[0] if len(names) == 1 else _SEED.sub("", names[0]) or names[0]
 
 
 def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:

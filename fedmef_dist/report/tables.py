@@ -1,108 +1,158 @@
-"""The comparison as a table: Markdown and terminal for people, CSV with plain numbers for programs."""
+"""The comparison as tables for people, and as CSV with plain numbers for programs."""
 
 import csv
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from fedmef_dist.report.runs import Group
-from fedmef_dist.report.units import DASH, duration, percent, ratio, scaled
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-_HEADER = (
-    "Run",
-    "Method",
-    "Seeds",
-    "Density",
-    "Accuracy, last (%)",
-    "Accuracy, best (%)",
-    "Wire",
-    "Wire / dense",
-    "Activations",
-    "Activations / dense",
-    "Peak memory",
-    "FLOPs",
-    "Time",
-)
-
-# Column of compare.csv and its key in summary.json; bytes, FLOPs, seconds and shares as they stand there.
-_NUMBERS = (
-    ("density", "sparsity/density"),
-    ("accuracy_last", "eval/accuracy_last"),
-    ("accuracy_best", "eval/accuracy_best"),
-    ("perplexity_last", "eval/perplexity_last"),
-    ("wire_bytes", "wire/total_bytes"),
-    ("dense_wire_bytes", "reference/wire_bytes"),
-    ("activation_bytes", "memory/activation_bytes"),
-    ("dense_activation_bytes", "reference/activation_bytes"),
-    ("peak_bytes", "memory/peak_bytes"),
-    ("flops", "flops/total"),
-    ("seconds", "time/total"),
-)
-
-_NOTE = (
-    "Accuracy is the mean and, over several seeds, ± the sample standard deviation; everything else is the mean. "
-    '"dense" is dense FedAvg of the same model, rounds and cohort. 1 MB = 10^6 bytes.'
-)
+from fedmef_dist.report.adjustments import STEPS, Around, around_adjustments
+from fedmef_dist.report.groups import Group, Spread
+from fedmef_dist.report.quantities import QUANTITIES, bytes_per_client_round
+from fedmef_dist.report.rendering import Table
+from fedmef_dist.report.targets import Target, reached
+from fedmef_dist.report.units import DASH, duration, percent, ratio, scaled, scaled_spread
 
 
-def markdown(groups: Sequence[Group]) -> str:
-    """The table in Markdown, one row a group, with a note on what the columns mean."""
-    rows = [_HEADER, ["---"] * len(_HEADER), *(_cells(group) for group in groups)]
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([*lines, "", _NOTE, ""])
+def tables(groups: Sequence[Group], target: Target | None) -> list[Table]:
+    """All tables that the runs have numbers for, one row a group."""
+    around = [(group.label, found) for group in groups if (found := around_adjustments(group)) is not None]
+    return [
+        _accuracy(groups),
+        _costs(groups),
+        _memory(groups),
+        *([_to_target(groups, target)] if target is not None else []),
+        *([_adjustments(around)] if around else []),
+    ]
 
 
-def comma_separated(groups: Sequence[Group]) -> str:
-    """The table as CSV, one row a group: means, and standard deviations over the seeds where there are several."""
+def _accuracy(groups: Sequence[Group]) -> Table:
+    text = any(group.mean("eval/perplexity_last") is not None for group in groups)
+    return Table(
+        "Accuracy",
+        ("Run", "Method", "Seeds", "Best (%)", "Final (%)", *(["Perplexity, final"] if text else []), "Density"),
+        [
+            (
+                group.label,
+                group.method,
+                str(len(group.runs)),
+                _percent(group.spread(QUANTITIES["accuracy_best"])),
+                _percent(group.spread(QUANTITIES["accuracy_last"])),
+                *([_plain(group.mean("eval/perplexity_last"))] if text else []),
+                _plain(group.mean("sparsity/density")),
+            )
+            for group in groups
+        ],
+        "On the test set: the mean and, over several seeds, ± the sample standard deviation. Density is the final one.",
+    )
+
+
+def _costs(groups: Sequence[Group]) -> Table:
+    return Table(
+        "Communication, compute and time",
+        ("Run", "Down", "Up", "Total", "Total / dense", "A client and round", "FLOPs", "Time"),
+        [
+            (
+                group.label,
+                scaled(group.spread(QUANTITIES["down_bytes"]).mean, "B"),
+                scaled(group.spread(QUANTITIES["up_bytes"]).mean, "B"),
+                scaled(group.mean("wire/total_bytes"), "B"),
+                ratio(group.mean("wire/total_bytes"), group.mean("reference/wire_bytes")),
+                scaled(group.spread(bytes_per_client_round).mean, "B"),
+                scaled(group.mean("flops/total"), ""),
+                duration(group.mean("time/total")),
+            )
+            for group in groups
+        ],
+        "Means over the seeds. Bytes on the simulated wire, 1 MB = 10^6 bytes; a client and round: the total over all "
+        "trainings that counted. FLOPs of all clients' training are modelled, time is that of the simulation. "
+        '"dense" is dense FedAvg of the same model, rounds and cohort.',
+    )
+
+
+def _memory(groups: Sequence[Group]) -> Table:
+    return Table(
+        "Memory of a training step",
+        (
+            *("Run", "Device, modelled", "Peak, measured", "Peak / dense"),
+            *("Activations, measured", "Activations / dense"),
+        ),
+        [
+            (
+                group.label,
+                scaled(group.mean("memory/device_bytes"), "B"),
+                scaled(group.mean("memory/peak_bytes"), "B"),
+                ratio(group.mean("memory/peak_bytes"), group.mean("reference/peak_bytes")),
+                scaled(group.mean("memory/activation_bytes"), "B"),
+                ratio(group.mean("memory/activation_bytes"), group.mean("reference/activation_bytes")),
+            )
+            for group in groups
+        ],
+        "Means over the seeds. Modelled: weights, gradients, mask, momentum and activations on a device that stores "
+        "them packed. Measured where the simulation ran: the most that was allocated at once, and what was kept for "
+        'the backward pass. "dense" is dense FedAvg, measured on the same batch.',
+    )
+
+
+def _to_target(groups: Sequence[Group], target: Target) -> Table:
+    found = [(group, reached(group, target)) for group in groups]
+    origin = "That is 95 % of the best row's mean best accuracy, rounded down to a whole per cent. "
+    return Table(
+        f"To reach {100 * target.accuracy:g} % test accuracy",
+        ("Run", "Seeds that did", "Rounds", "Bytes", "FLOPs"),
+        [
+            (
+                group.label,
+                f"{one.seeds} of {len(group.runs)}",
+                scaled_spread(one.rounds.mean, one.rounds.deviation, ""),
+                scaled_spread(one.bytes.mean, one.bytes.deviation, "B"),
+                scaled_spread(one.flops.mean, one.flops.deviation, ""),
+            )
+            for group, one in found
+        ],
+        f"{origin if target.chosen else ''}Up to the first test with at least this accuracy; the mean ± the sample "
+        "standard deviation is over the seeds that reached it, and leaves the others out.",
+    )
+
+
+def _adjustments(around: Sequence[tuple[str, Around]]) -> Table:
+    return Table(
+        "Accuracy around an adjustment of the mask",
+        ("Run", "Adjustments", *(f"{step.capitalize()} (%)" for step in STEPS.values()), "Change by prune + grow"),
+        [
+            (label, str(one.adjustments), *(_percent(accuracy) for accuracy in one.accuracies), _percent(one.change))
+            for label, one in around
+        ],
+        "Test accuracy: the mean ± the sample standard deviation over all adjustments of all seeds. The change is "
+        "after growing less after extrusion, taken adjustment by adjustment, in percentage points.",
+    )
+
+
+def _percent(value: Spread) -> str:
+    return percent(value.mean, value.deviation)
+
+
+def _plain(value: float | None) -> str:
+    return DASH if value is None else f"{value:.3g}"
+
+
+_REACHED = ("rounds", "bytes", "flops")
+
+
+def comma_separated(groups: Sequence[Group], target: Target | None) -> str:
+    """All numbers as CSV, one row a group: means, and standard deviations over the seeds where there are several.
+
+    Bytes, FLOPs, seconds and shares as they are; empty where a run lacks the value, or no seed has reached the target.
+    """
     out = io.StringIO()
+    columns = [*QUANTITIES, *(f"{name}_to_target" for name in _REACHED)]
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["run", "method", "seeds", *(name for column, _ in _NUMBERS for name in (f"{column}_mean", f"{column}_sd"))]
-    )
+    names = [name for column in columns for name in (f"{column}_mean", f"{column}_sd")]
+    writer.writerow(["run", "method", "seeds", "target_accuracy", "seeds_that_reached_target", *names])
     for group in groups:
-        numbers = [value for _, key in _NUMBERS for value in (group.mean(key), group.deviation(key))]
-        writer.writerow([group.label, group.method, len(group.runs), *("" if n is None else n for n in numbers)])
+        found = reached(group, target) if target is not None else None
+        spreads = [group.spread(quantity) for quantity in QUANTITIES.values()]
+        spreads += [getattr(found, name) if found is not None else Spread(None, None) for name in _REACHED]
+        numbers = [number for one in spreads for number in (one.mean, one.deviation)]
+        told = [target.accuracy, found.seeds] if target is not None and found is not None else [None, None]
+        cells = [group.label, group.method, len(group.runs), *told, *numbers]
+        writer.writerow(["" if cell is None else cell for cell in cells])
     return out.getvalue()
-
-
-def terminal_table(groups: Sequence[Group], width: int) -> "Table":
-    """The table for a terminal of ``width`` characters: one row a run where that fits, else one column a run."""
-    from rich.table import Table
-
-    rows = [_HEADER, *(_cells(group) for group in groups)]
-    if _width(rows) > width:
-        rows = min(rows, list(zip(*rows, strict=True)), key=_width)
-    table = Table()
-    for position, name in enumerate(rows[0]):
-        table.add_column(name, justify="right" if position else "left")
-    for row in rows[1:]:
-        table.add_row(*row)
-    return table
-
-
-def _width(rows: Sequence[Sequence[str]]) -> int:
-    """Characters that the table takes: each column's widest cell, a space on both sides, and the rules between."""
-    return 1 + sum(max(map(len, column)) + 3 for column in zip(*rows, strict=True))
-
-
-def _cells(group: Group) -> tuple[str, ...]:
-    wire, activations = group.mean("wire/total_bytes"), group.mean("memory/activation_bytes")
-    density = group.mean("sparsity/density")
-    return (
-        group.label,
-        group.method,
-        str(len(group.runs)),
-        DASH if density is None else f"{density:.3g}",
-        percent(group.mean("eval/accuracy_last"), group.deviation("eval/accuracy_last")),
-        percent(group.mean("eval/accuracy_best"), group.deviation("eval/accuracy_best")),
-        scaled(wire, "B"),
-        ratio(wire, group.mean("reference/wire_bytes")),
-        scaled(activations, "B"),
-        ratio(activations, group.mean("reference/activation_bytes")),
-        scaled(group.mean("memory/peak_bytes"), "B"),
-        scaled(group.mean("flops/total"), ""),
-        duration(group.mean("time/total")),
-    )

@@ -18,6 +18,14 @@ def scaled(value: float | None, unit: str) -> str:
     return f"{_three_digits(value / factor)} {prefix}{unit}".rstrip()
 
 
+def scaled_spread(mean: float | None, deviation: float | None, unit: str) -> str:
+    """A mean and its standard deviation, where there is one, in the mean's prefix: "12.3 ± 0.4 MB"."""
+    if mean is None or deviation is None:
+        return scaled(mean, unit)
+    factor, prefix = decimal_prefix(mean)
+    return f"{_three_digits(mean / factor)} ± {_three_digits(deviation / factor)} {prefix}{unit}".rstrip()
+
+
 def percent(mean: float | None, deviation: float | None = None) -> str:
     """A share as percent, with its standard deviation where there is one: "95.31 ± 0.42"."""
     if mean is None:

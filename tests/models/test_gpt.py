@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedmef_dist.costs.flops import FlopsLedger, layer_flops
+from fedmef_dist.costs.flops import FlopsLedger
+from fedmef_dist.costs.layer_flops import LayerFlops, layer_flops
 from fedmef_dist.errors import UserError
 from fedmef_dist.layers.nsconv import GAMMA_RELU, NSLinear
 from fedmef_dist.layers.pruning import PrunedLinear, SapSettings
@@ -120,14 +121,15 @@ def test_flops_count_every_token_as_torchs_counter_does(enabled):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(tokens)
     found = layer_flops(model, tokens)
-    assert sum(flops for flops, _ in found.values()) == counter.get_total_flops()
-    assert found["blocks.0.mlp.up"] == (2 * CONTEXT * 8 * 32, CONTEXT * 8)
+    assert sum(flops.forward for flops in found.values()) == counter.get_total_flops()
+    product = 2 * CONTEXT * 8 * 32
+    assert found["blocks.0.mlp.up"] == LayerFlops(product, product, product, input_elements=CONTEXT * 8)
 
 
 def test_a_ledger_scales_the_blocks_linear_layers_only():
     model = build("nsconv")
     space = ParameterSpace(model, prunable_weights(model))
-    ledger = FlopsLedger(model, space, torch.zeros(1, CONTEXT, dtype=torch.int64), prunes_activations=False)
+    ledger = FlopsLedger(model, space, torch.zeros(1, CONTEXT, dtype=torch.int64))
     # 12 width^2 weights a block, at each token; two products of tokens with tokens a block; the output layer.
     linear, attention, output = 2 * 2 * 12 * 64 * CONTEXT, 2 * 2 * 2 * CONTEXT * CONTEXT * 8, 2 * CONTEXT * 8 * TOKENS
     assert ledger.forward([layer.size for layer in space.layers]) == linear + attention + output

@@ -12,7 +12,7 @@ def test_one_run_is_reported_inside_its_own_directory(make_run, capsys):
     compare([directory], None)
     printed = capsys.readouterr().out
     assert {file.name for file in (directory / "report").iterdir()} == {
-        *("compare.md", "compare.csv", "costs.png"),
+        *("compare.md", "compare.csv", "costs.png", "memory.png"),
         *("accuracy_rounds.png", "accuracy_wire.png", "accuracy_flops.png"),
     }
     assert "90.00" in printed
@@ -27,6 +27,26 @@ def test_several_runs_are_reported_where_the_user_stands_or_says(make_run, tmp_p
     assert (tmp_path / "report" / "compare.md").exists()
     compare(runs, tmp_path / "deep" / "out")
     assert (tmp_path / "deep" / "out" / "compare.csv").read_text().count("\n") == 3
+
+
+def test_the_tables_are_on_the_terminal_and_in_the_file(make_run, tmp_path, capsys):
+    compare([make_run("a[b]", accuracies=(0.5, 0.9))], tmp_path, target=0.9)
+    printed, written = capsys.readouterr().out, (tmp_path / "compare.md").read_text()
+    for text in (printed, written):
+        assert "a[b]" in text
+        assert text.index("Accuracy") < text.index("Communication") < text.index("Memory") < text.index("To reach 90 %")
+        assert "1 of 1" in text
+    assert written.count("\n## ") == 3
+
+
+@pytest.mark.parametrize("target", ["75", "-0.5"])
+def test_a_target_that_is_no_share_ends_with_status_2(make_run, tmp_path, target):
+    command = [sys.executable, "-m", "fedmef_dist", "compare", str(make_run("a")), f"--target={target}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--target" in done.stderr
+    assert len(done.stderr.splitlines()) == 3
+    assert not (tmp_path / "a" / "report").exists()
 
 
 def test_wrong_requests_are_refused(make_run, tmp_path):

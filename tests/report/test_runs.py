@@ -1,52 +1,21 @@
-import math
-
 import pytest
-import yaml
 
 from fedmef_dist.errors import UserError
-from fedmef_dist.report.runs import group_runs, read_run
+from fedmef_dist.report.runs import read_run
 
 
-def test_runs_that_differ_only_in_seed_and_name_are_one_group(make_run):
-    runs = [
-        read_run(make_run("fedmef-seed0", seed=0, accuracies=(0.5, 0.90))),
-        read_run(make_run("dense", "fedavg")),
-        read_run(make_run("fedmef-seed1", seed=1, accuracies=(0.5, 0.94))),
-    ]
-    sparse, dense = group_runs(runs)
-    assert (sparse.label, sparse.method, len(sparse.runs)) == ("fedmef", "fedmef", 2)
-    assert (dense.label, dense.method, len(dense.runs)) == ("dense", "fedavg", 1)
-    assert sparse.mean("eval/accuracy_last") == pytest.approx(0.92)
-    assert sparse.deviation("eval/accuracy_last") == pytest.approx(0.02 * math.sqrt(2))
-    assert dense.deviation("eval/accuracy_last") is None
+def test_a_value_comes_from_the_summary_else_from_the_first_round_that_has_it(make_run):
+    logged = {2: {"memory/device_bytes": 7}, 3: {"memory/device_bytes": 8}}
+    assert read_run(make_run("a", logged=logged)).value("memory/device_bytes") == 2_500_000
+    assert read_run(make_run("b", logged=logged, **{"memory/device_bytes": None})).value("memory/device_bytes") == 7
+    assert read_run(make_run("c")).value("eval/perplexity_last") is None
 
 
-def test_a_value_that_one_seed_lacks_has_no_mean(make_run):
-    runs = [read_run(make_run("a0", seed=0)), read_run(make_run("a1", seed=1, **{"reference/wire_bytes": None}))]
-    (group,) = group_runs(runs)
-    assert group.mean("reference/wire_bytes") is None
-    assert group.deviation("reference/wire_bytes") is None
-
-
-def test_another_setting_is_another_group(make_run):
-    first, second = make_run("a"), make_run("b")
-    config = yaml.safe_load((second / "config.yaml").read_text())
-    config["federation"]["rounds"] = 5
-    (second / "config.yaml").write_text(yaml.safe_dump(config))
-    assert [group.label for group in group_runs([read_run(first), read_run(second)])] == ["a", "b"]
-
-
-def test_groups_of_one_name_are_told_apart_by_their_paths(make_run):
-    runs = [read_run(make_run("x/run", "fedmef")), read_run(make_run("y/run", "fedavg"))]
-    assert [group.label for group in group_runs(runs)] == [str(run.path) for run in runs]
-
-
-@pytest.mark.parametrize(
-    ("name", "seeds_label"), [("sweep_3", "sweep"), ("a-s0", "a"), ("resnet8-seed=1", "resnet8"), ("17", "17")]
-)
-def test_the_label_of_several_seeds_drops_the_seed(make_run, name, seeds_label):
-    (group,) = group_runs([read_run(make_run(name, seed=0)), read_run(make_run("other", seed=1))])
-    assert group.label == seeds_label
+def test_a_total_adds_up_the_rounds(make_run):
+    run = read_run(make_run("a", wire=2e6, logged={1: {"only/once": 3}}))
+    assert run.total("wire/up_bytes") == pytest.approx(0.8e6)  # 0.4 of 2 MB
+    assert run.total("only/once") == 3
+    assert run.total("unknown") is None
 
 
 def test_a_missing_directory_is_the_users_error(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmef_dist.report.units import duration, percent, ratio, scaled
+from fedmef_dist.report.units import duration, percent, ratio, scaled, scaled_spread
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,13 @@ def test_a_scaled_number_is_within_its_rounding(value):
 )
 def test_durations_change_unit_where_people_do(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_deviation_has_the_prefix_of_its_mean():
+    assert scaled_spread(12_345_678, 400_000, "B") == "12.3 ± 0.40 MB"
+    assert scaled_spread(3, 1.41, "") == "3 ± 1.41"
+    assert scaled_spread(12, None, "B") == "12 B"
+    assert scaled_spread(None, None, "B") == "-"
 
 
 def test_percent_and_ratio():

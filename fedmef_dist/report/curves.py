@@ -1,0 +1,114 @@
+"""Accuracy against rounds, bytes and FLOPs, and around the adjustments of the mask."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedmef_dist.report.adjustments import STEPS, around_adjustments
+from fedmef_dist.report.figures import add_legend, draw_line, look, new_figure, save_figure
+from fedmef_dist.report.groups import Group
+from fedmef_dist.report.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What accuracy is drawn against: a key of metrics.jsonl and how the axis names and scales it."""
+
+    file: str
+    key: str
+    label: str
+    unit: float
+
+
+CURVES = (
+    Curve("accuracy_rounds.png", "round", "Round", 1.0),
+    Curve("accuracy_wire.png", "wire/total_bytes", "Bytes on the wire (MB)", 1e6),
+    Curve("accuracy_flops.png", "flops/total", "Training compute (TFLOP)", 1e12),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Float64 arrays of one length, a value an evaluation; ``deviation`` is None for a single seed."""
+
+    x: np.ndarray
+    accuracy: np.ndarray
+    deviation: np.ndarray | None
+
+
+def save_curves(groups: Sequence[Group], directory: Path) -> list[Path]:
+    """Write a file for each of `CURVES` that the runs have numbers for; returns the files."""
+    files = []
+    for curve in CURVES:
+        lines = [(number, group.label, accuracy_line(group, curve)) for number, group in enumerate(groups)]
+        drawn = [(number, label, line) for number, label, line in lines if line is not None]
+        if drawn:
+            files.append(save_figure(draw_curves(drawn, curve), directory / curve.file))
+    return files
+
+
+def accuracy_line(group: Group, curve: Curve) -> Line | None:
+    """The group's means over the seeds, at the rounds that every seed has evaluated; None where there are none."""
+    seeds = [_points(run, curve.key) for run in group.runs]
+    rounds = sorted(set.intersection(*(set(points) for points in seeds)))
+    if not rounds:
+        return None
+    values = np.array([[points[number] for number in rounds] for points in seeds], dtype=np.float64)
+    deviation = 100 * values[:, :, 1].std(axis=0, ddof=1) if len(seeds) > 1 else None
+    return Line(values[:, :, 0].mean(axis=0) / curve.unit, 100 * values[:, :, 1].mean(axis=0), deviation)
+
+
+def _points(run: Run, key: str) -> dict[int, tuple[float, float]]:
+    """Round -> (value of ``key``, accuracy), for the rounds that have both."""
+    return {
+        metrics["round"]: (metrics[key], metrics["eval/accuracy"])
+        for metrics in run.metrics
+        if metrics.get(key) is not None and metrics.get("eval/accuracy") is not None
+    }
+
+
+def draw_curves(lines: Sequence[tuple[int, str, Line]], curve: Curve) -> "Figure":
+    """Each line with its group's number and label."""
+    figure, (axes,) = new_figure(1)
+    for number, label, line in lines:
+        draw_line(axes, number, label, line.x, line.accuracy, line.deviation)
+    _scale_x([line for _, _, line in lines], axes)
+    axes.set(xlabel=curve.label, ylabel="Test accuracy (%)")
+    axes.grid(alpha=0.3, lw=0.5)
+    add_legend(figure, axes)
+    return figure
+
+
+def _scale_x(lines: Sequence[Line], axes: "Axes") -> None:
+    """Logarithmic where the runs end more than ten times apart; linear would press one of them into a corner."""
+    ends = [float(line.x[-1]) for line in lines]
+    if min(ends) > 0 and max(ends) > 10 * min(ends):
+        axes.set_xscale("log")
+
+
+def save_around_adjustments(groups: Sequence[Group], directory: Path) -> list[Path]:
+    """Write around_adjustment.png where runs have tested around their adjustments; returns the file, if any."""
+    figure, (axes,) = new_figure(1)
+    found = [(number, group.label, around_adjustments(group)) for number, group in enumerate(groups)]
+    drawn = [(number, label, around) for number, label, around in found if around is not None]
+    if not drawn:
+        return []
+    places = np.arange(len(STEPS))
+    # Side by side, so that the whiskers do not cover each other.
+    offsets = np.linspace(-0.06, 0.06, len(drawn)) * min(len(drawn) - 1, 4)
+    for (number, label, around), offset in zip(drawn, offsets, strict=True):
+        means = [100 * (one.mean or 0.0) for one in around.accuracies]
+        deviations = [100 * (one.deviation or 0.0) for one in around.accuracies]
+        axes.errorbar(places + offset, means, deviations, capsize=2, elinewidth=0.8, label=label, **look(number))
+    axes.set_xticks(places, [step.replace(" ", "\n") for step in STEPS.values()], fontsize=8)
+    axes.set(ylabel="Test accuracy (%)")
+    axes.grid(alpha=0.3, lw=0.5, axis="y")
+    add_legend(figure, axes)
+    return [save_figure(figure, directory / "around_adjustment.png")]

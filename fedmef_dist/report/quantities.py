@@ -1,0 +1,40 @@
+"""The numbers of a run that the report compares: columns of compare.csv, and cells of the tables."""
+
+from collections.abc import Callable, Mapping
+
+from fedmef_dist.report.runs import Run
+
+
+def bytes_per_client_round(run: Run) -> float | None:
+    """All bytes on the wire over the number of trainings that entered an average, client by client, round by round."""
+    total, trained = run.value("wire/total_bytes"), run.total("clients/trained")
+    return total / trained if total is not None and trained else None
+
+
+def _stated(key: str) -> Callable[[Run], float | None]:
+    return lambda run: run.value(key)
+
+
+def _summed(key: str) -> Callable[[Run], float | None]:
+    return lambda run: run.total(key)
+
+
+# Column of compare.csv and what it holds; bytes, FLOPs, seconds and shares as they stand in the run's files.
+QUANTITIES: Mapping[str, Callable[[Run], float | None]] = {
+    "density": _stated("sparsity/density"),
+    "accuracy_last": _stated("eval/accuracy_last"),
+    "accuracy_best": _stated("eval/accuracy_best"),
+    "perplexity_last": _stated("eval/perplexity_last"),
+    "up_bytes": _summed("wire/up_bytes"),
+    "down_bytes": _summed("wire/down_bytes"),
+    "wire_bytes": _stated("wire/total_bytes"),
+    "dense_wire_bytes": _stated("reference/wire_bytes"),
+    "client_round_bytes": bytes_per_client_round,
+    "flops": _stated("flops/total"),
+    "device_bytes": _stated("memory/device_bytes"),
+    "activation_bytes": _stated("memory/activation_bytes"),
+    "dense_activation_bytes": _stated("reference/activation_bytes"),
+    "peak_bytes": _stated("memory/peak_bytes"),
+    "dense_peak_bytes": _stated("reference/peak_bytes"),
+    "seconds": _stated("time/total"),
+}
