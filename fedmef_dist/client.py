@@ -61,7 +61,7 @@ class Client:
         plan: RoundPlan,
         state: Keepsake | None = None,
     ) -> ClientReport:
-        """One client's round, from the global state ``values`` (float32 (total,)).
+        """One client's round, from the global state ``values`` (float32 (total,)). The space keeps its mask.
 
         Args:
             values: the broadcast state.

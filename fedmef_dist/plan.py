@@ -82,7 +82,7 @@ def plan_command(path: Path, overrides: list[str], ranks: int, out: Path | None)
     config = load_config(path, ["runtime.device=cpu", "runtime.backend=gloo", *overrides])
     with open_group(detect({}), config.runtime) as group:
         simulation = Simulation(config, group, Path("runs") / config.name)
-        simulation.start()
+        simulation.start(rehearses=True)
         view = look_at_partition(simulation.dataset, simulation.population, config.seed)
         memory = modelled(config, Shape(simulation.dataset.shape, simulation.dataset.classes))
         before = simulation.totals.wire_bytes, simulation.totals.flops

@@ -42,6 +42,7 @@ class Preparation:
         values: float32 (total,), the state of the first round; a method may change it.
         client: trains on the parameter space, whose mask is full.
         cohort: the clients that can be asked, the same on every rank.
+        rehearses: nobody will train: what takes long may be left out, as long as its costs are counted.
         costs: what the simulated devices sent and computed; methods add to it.
 
     Args:
@@ -51,6 +52,7 @@ class Preparation:
         batches: (samples or None, epochs) -> the batches of a client, or of the server's own sample of the data.
         seed: of the run.
         group: the ranks.
+        rehearses: see above.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Preparation:
         batches: Callable[[int | None, int], Batches],
         seed: int,
         group: Group,
+        *,
+        rehearses: bool = False,
     ) -> None:
-        self.client, self.values, self.cohort = client, values.clone(), cohort
+        self.client, self.values, self.cohort, self.rehearses = client, values.clone(), cohort, rehearses
         self.costs = PreparationCosts()
         self._batches, self._seed, self._group = batches, seed, group
 
@@ -78,6 +82,16 @@ class Preparation:
         """Batches of one client's data, in a new order in each epoch."""
         return self._batches(client, epochs)
 
+    @property
+    def is_first_rank(self) -> bool:
+        """Whether this rank does what is done once, on behalf of all; see :meth:`share`."""
+        return self._group.rank == 0
+
+    def share(self, *tensors: Tensor) -> None:
+        """Overwrites the tensors with those of the first rank."""
+        for tensor in tensors:
+            self._group.broadcast(tensor)
+
     def average(self, measure: Callable[[int], Tensor]) -> Tensor:
         """The exact mean over the cohort, weighted as in a round, of what ``measure`` finds at each client.
 
@@ -87,27 +101,39 @@ class Preparation:
             measure: client -> float32 (n,), of one length for all.
 
         Raises:
-            UserError: what a client finds is not finite, or too large for the sum.
+            UserError: nobody can be asked, or what a client finds is not finite or too large for the sum. Every rank
+                raises it.
         """
         cohort, group = self.cohort, self._group
+        if not len(cohort.clients):
+            raise UserError(
+                "no client answers the server before the first round\nwhile the first mask was chosen\n"
+                "raise federation.availability, lower federation.dropout, or choose another seed"
+            )
         fixed_point = FixedPoint.for_weight(int(cohort.weights.sum()))
         total = torch.zeros(0, dtype=torch.int64, device=group.device)
-        slots = assign(cohort.samples.astype(np.float64), group.world_size)
-        for slot in slots[group.rank]:
+        insane = -1
+        for slot in assign(cohort.samples.astype(np.float64), group.world_size)[group.rank]:
             client = int(cohort.clients[slot])
             found = measure(client)
             if not is_summable(found):
-                raise UserError(
-                    f"the start model gives client {client} numbers that are not finite or beyond 2^16\n"
-                    "while the first mask was chosen\nchoose another model.norm, or check the data"
-                )
+                insane = client
+                break
             total = fixed_point.encode(found, int(cohort.weights[slot])) + (total if len(total) else 0)
-        return fixed_point.average(self._add_up(total), int(cohort.weights.sum()))
+        return fixed_point.average(self._add_up(total, insane), int(cohort.weights.sum()))
 
-    def _add_up(self, total: Tensor) -> Tensor:
-        """Over all ranks; a rank without a client learns the length from the others."""
-        lengths = self._group.all_gather(torch.tensor([len(total)], device=self._group.device))
+    def _add_up(self, total: Tensor, insane: int) -> Tensor:
+        """Over all ranks; a rank without a client learns the length from the others, and all learn who is ``insane``,
+        a client or -1.
+        """
+        told = self._group.all_gather(torch.tensor([len(total), insane], device=self._group.device))
+        length, insane = told.amax(0).tolist()
+        if insane >= 0:
+            raise UserError(
+                f"the start model gives client {insane} numbers that are not finite or beyond 2^16\n"
+                "while the first mask was chosen\nchoose another model.norm, or check the data"
+            )
         if not len(total):
-            total = total.new_zeros(int(lengths.max()))
+            total = total.new_zeros(length)
         self._group.all_reduce(total)
         return total

@@ -8,6 +8,7 @@ from fedmef_dist.costs.wire import VALUE_BYTES
 from fedmef_dist.data.batches import Batch, client_batches
 from fedmef_dist.data.shapes import Shape
 from fedmef_dist.footprint import dense_fedavg, modelled_step, own_setting, training_step
+from fedmef_dist.run_state import Metrics
 from fedmef_dist.simulation import Simulation
 
 
@@ -29,16 +30,29 @@ class RunMemory:
         dense = training_step(self._config, dense_fedavg(self._config), shape, batch)
         self._dense = dense.measure()
         self._dense_state = dense.space.total
+        self._counts = self._space.layer_counts()
+        self._news = self.metrics()
 
-    def metrics(self) -> dict[str, float | int | str]:
+    def metrics(self) -> Metrics:
         """Memory of the run's own step, modelled with the current mask and measured."""
         return {
-            "memory/device_bytes": device_memory(
-                self._space, self._space.layer_counts(), self._config.optimizer, self._activations
-            ).total,
+            **self._modelled(),
             "memory/activation_bytes": self._own.activation_bytes,
             "memory/peak_bytes": self._own.peak_bytes,
         }
+
+    def news(self) -> Metrics:
+        """What was not told before: at first all metrics, later the modelled ones where the layers' counts changed."""
+        counts = self._space.layer_counts()
+        if counts != self._counts:
+            self._counts = counts
+            self._news |= self._modelled()
+        news, self._news = self._news, {}
+        return news
+
+    def _modelled(self) -> Metrics:
+        memory = device_memory(self._space, self._space.layer_counts(), self._config.optimizer, self._activations)
+        return {"memory/device_bytes": memory.total}
 
     def dense(self, models_sent: int) -> dict[str, int]:
         """What dense FedAvg would have cost: memory measured on the same batch, wire bytes of as many messages."""

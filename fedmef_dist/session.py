@@ -98,7 +98,7 @@ def _play(simulation: Simulation, run_dir: Path, checkpoint: Checkpoint | None) 
     memory = RunMemory(simulation) if rank == 0 else None
     with _tracking(simulation, run_dir, resumed, state) as tracker:
         if memory is not None:
-            simulation.first_metrics = memory.metrics()
+            simulation.more_metrics = memory.news
         simulation.run(tracker)
         summary = _summary(simulation, memory)
         if not simulation.stopped_early:

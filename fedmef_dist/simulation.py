@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,9 @@ class Simulation:
         group: the ranks.
         run_dir: where rank 0 writes.
         interruption: the signals that this process hears; none by default.
+
+    Attributes:
+        more_metrics: what to log beside a round's own metrics, asked after each round.
     """
 
     def __init__(self, config: Config, group: Group, run_dir: Path, interruption: Interruption | None = None) -> None:
@@ -72,6 +75,7 @@ class Simulation:
         self.space = ParameterSpace(self.model, prunable_weights(self.model))
         self.accounting = Accounting(config, self.model, self.space, self.dataset.example())
         self.messages = Messages(self.accounting.wire)
+        flops = self.accounting.flops
         self.method = create_method(
             config.method,
             self.space,
@@ -79,6 +83,8 @@ class Simulation:
                 base_rate=config.optimizer.lr,
                 rounds=config.federation.rounds,
                 seed=config.seed,
+                layer_flops=flops.layer_forward,
+                other_flops=flops.other_forward,
                 total_weight=total_weight(self.population, config.federation),
             ),
         )
@@ -96,11 +102,14 @@ class Simulation:
         self.timeline = Timeline(run_dir if config.tracking.timeline else None, group.rank)
         self.stopping = False
         self.totals = Totals()
-        self.first_metrics: Metrics = {}
+        self.more_metrics: Callable[[], Metrics] = dict
         self.round = self.saved_round = 0
 
-    def start(self) -> None:
-        """The first mask; not for a run that goes on from a checkpoint."""
+    def start(self, *, rehearses: bool = False) -> None:
+        """The first mask; not for a run that goes on from a checkpoint.
+
+        ``rehearses`` tells that nobody will train, so that a method may leave out what takes long.
+        """
         preparation = Preparation(
             self.client,
             self.server.values,
@@ -108,6 +117,7 @@ class Simulation:
             self.own_batches,
             self.config.seed,
             self.group,
+            rehearses=rehearses,
         )
         mask = self.method.initial_mask(preparation)
         self.server.start(preparation.values, mask)
@@ -136,8 +146,7 @@ class Simulation:
             if metrics is None:
                 self.round -= 1
             else:
-                tracker.log(metrics | self.first_metrics)
-                self.first_metrics = {}
+                tracker.log(metrics | self.more_metrics())
             self.save_if_due(tracker)
             self.grace.end()
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedmef_dist.client import Client
+from fedmef_dist.client_state import Keepsake
 from fedmef_dist.data.batches import client_batches
 from fedmef_dist.data.synthetic import SyntheticSettings, load_synthetic
 from fedmef_dist.layers.nsconv import NSConv2d
@@ -112,40 +113,83 @@ def test_the_objective_changes_gradient_and_rate():
 
 
 class Swap(LocalWork):
-    """Prunes the first weight and grows the second at the second step."""
+    """At one step of a round, the third or another, the client prunes position 0 and grows position 2."""
 
-    def __init__(self, space):
-        self.space = space
+    def __init__(self, space, at=2):
+        self.space, self.at = space, at
 
     def prepare_step(self, step, steps, rate):
-        if step == 1:
-            self.space.set_mask(self.space.mask.swap(torch.tensor([0]), torch.tensor([1])))
+        if step == self.at:
+            self.space.set_mask(self.space.mask.swap(torch.tensor([0]), torch.tensor([2])))
         return rate
 
 
-def test_a_mask_of_its_own_by_hand():
-    client = linear(mask=(1, 0, 0, 1))
-    mask = client.space.mask
-    report = train(client, [SAMPLE, SAMPLE], plan=RoundPlan(Swap(client.space), client_masks=True))
-    # As in the second step above, but it moves weights 1 and 3; 0 has been emptied.
-    p = 1 / (1 + torch.tensor(0.25).exp())
-    assert report.uploads["weights"].positions.tolist() == [1, 3]
-    torch.testing.assert_close(report.uploads["weights"].values, torch.stack([0.2 * p, -0.1 - 0.2 * p]))
-    assert report.values.numel() == 0
-    assert client.space.mask is mask
+def swapping(steps, at=2):
+    """A client that swaps, and its report; with biases as the dense part."""
+    model = nn.Sequential(nn.Linear(2, 2))
+    space = ParameterSpace(model, ["0.weight"])
+    space.values.copy_(torch.tensor([1.0, 0, 0, 1, 0, 0]))
+    space.set_mask(Mask(torch.tensor([True, False, False, True])))
+    client = Client(model, space, OptimizerSettings(), autocast=False)
+    return client, train(client, [SAMPLE] * steps, plan=RoundPlan(Swap(space, at), client_masks=True))
+
+
+def test_a_client_with_a_mask_of_its_own_sends_its_own_positions():
+    _, report = swapping(1, at=0)
+    # The gradient is still that of W = [[1, 0], [0, 1]], with logits 1 and 2: p x^T in the second row, p = e / (1 + e).
+    p = 1 / (1 + torch.tensor(-1.0).exp())
+    upload = report.uploads["weights"]
+    assert upload.positions.tolist() == [2, 3]
+    torch.testing.assert_close(upload.values, torch.stack([-0.1 * p, 1 - 0.2 * p]))
+    torch.testing.assert_close(report.values, torch.stack([0.1 * p, -0.1 * p]))  # the biases alone
+
+
+def test_the_rounds_mask_is_back_when_the_client_has_trained():
+    client, report = swapping(3)
+    assert client.space.mask.index.tolist() == [0, 3]
     assert client.space.mask_values.tolist() == [1, 0, 0, 1]
+    assert client.space.values[:4].tolist() == [0, 0, 0, report.uploads["weights"].values[1]]
 
 
-def test_a_client_that_breaks_off_leaves_the_rounds_mask():
-    def broken():
-        yield SAMPLE
-        yield SAMPLE
-        raise KeyError("asked to stop")
+@pytest.mark.parametrize("kept", [False, True])
+def test_momentum_does_not_revive_what_the_client_pruned(kept):
+    model = nn.Sequential(nn.Linear(2, 2))
+    space = ParameterSpace(model, ["0.weight"])
+    space.values.copy_(torch.tensor([1.0, 0, 0, 1, 0, 0]))
+    space.set_mask(Mask(torch.tensor([True, False, False, True])))
+    client = Client(model, space, OptimizerSettings(momentum=0.9), autocast=False)
+    state = Keepsake(torch.ones(6), None) if kept else None
+    seen = []
 
-    client = linear(mask=(1, 0, 0, 1))
+    class Watched(Swap):
+        def uploads(self, gradient):
+            seen.append(space.values[:4].clone())
+            return {}
+
+    plan = RoundPlan(Watched(space), client_masks=True)
+    report = client.train(space.values.clone(), iter([SAMPLE] * 6), 6, 0.1, plan, state)
+    assert seen[0][:2].tolist() == [0, 0]  # what was pruned, and what never was active
+    assert (seen[0][2:] != 0).all()
+    assert report.uploads["weights"].values.tolist() == seen[0][2:].tolist()
+    if kept:
+        assert state.velocity[:2].tolist() == [0, 0]
+        assert (state.velocity[2:] != 0).all()
+
+
+def test_a_client_that_is_interrupted_leaves_the_rounds_mask():
+    class Interrupted(Exception):
+        pass
+
+    def batches():
+        for _ in range(4):
+            yield SAMPLE
+        raise Interrupted
+
+    client, _ = swapping(3)
     mask = client.space.mask
-    with pytest.raises(KeyError):
-        client.train(client.space.values.clone(), broken(), 3, 0.1, RoundPlan(Swap(client.space), client_masks=True))
+    plan = RoundPlan(Swap(client.space), client_masks=True)
+    with pytest.raises(Interrupted):
+        client.train(client.space.values.clone(), batches(), 6, 0.1, plan)
     assert client.space.mask is mask
     assert client.space.mask_values.tolist() == [1, 0, 0, 1]
 

@@ -8,7 +8,7 @@ from tiny import Recorder, alone, started, tiny
 
 from fedmef_dist.checkpoint import Checkpoint, read_model
 from fedmef_dist.errors import UserError
-from fedmef_dist.run_state import restore
+from fedmef_dist.run_state import restore, take_checkpoint
 
 
 @pytest.fixture
@@ -66,6 +66,23 @@ def test_a_method_may_refuse_what_it_is_given(simulation, saved):
 
     simulation.method.restore = refuse
     assert refusal(simulation, saved) == "fedmef: a momentum is negative"
+
+
+def test_impossible_memory_of_a_server_optimizer_is_refused(tmp_path):
+    run = started(tiny(server_optimizer={"name": "adam", "lr": 0.01}), alone(), tmp_path)
+    run.round = 1
+    run.play_round()
+    saved = take_checkpoint(run, {}, {})
+    squares = saved.tensors["server_optimizer/squares"].clone()
+    restore(run, changed(saved, **{"server_optimizer/squares": squares}))
+    squares[0] = -1
+    reason = "fedmef: the server optimiser remembers a square below 0"
+    assert refusal(run, changed(saved, **{"server_optimizer/squares": squares})) == reason
+    squares[0] = float("nan")
+    reason = "tensor server_optimizer/squares: a value is not finite"
+    assert refusal(run, changed(saved, **{"server_optimizer/squares": squares})) == reason
+    short = changed(saved, **{"server_optimizer/direction": torch.zeros(0)})
+    assert refusal(run, short).startswith("tensor server_optimizer/direction: torch.float32 (0,) instead of ")
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def network():
     return ParameterSpace(model, ["0.weight"])
 
 
-def server_of(space):
-    optimizer = ServerOptimizer(ServerOptimizerSettings(), space)
+def server_of(space, **optimizer_keys):
+    optimizer = ServerOptimizer(ServerOptimizerSettings(**optimizer_keys), space)
     return Server(space, Chosen(None, space, MethodContext()), optimizer, alone())
 
 
@@ -100,6 +100,47 @@ def test_without_inactive_weights_the_average_is_the_state():
     server.update(RoundPlan(), packed, {})
     packed.zero_()
     assert torch.equal(server.values, VALUES)
+
+
+# Client of weight 1 keeps 0, 1, 5; client of weight 3 keeps 1, 2, 4; nobody keeps 3.
+OWN_MASKS = {"weights": sums_of((1, {0: 8.0, 1: 4.0, 5: -2.0}), (3, {1: 8.0, 2: 1.0, 4: 0.0}), size=6)}
+DENSE = torch.arange(6.0) + 20
+
+
+def test_clients_with_masks_of_their_own_are_averaged_over_those_who_keep_a_weight(server):
+    server.update(RoundPlan(client_masks=True), DENSE, OWN_MASKS)
+    # Position 1: (1 * 4 + 3 * 8) / 4 = 7. What the server sent and nobody kept is 0, until the mask is adjusted.
+    assert server.values.tolist() == [8, 7, 1, 0, 0, -2, 20, 21, 22, 23, 24, 25]
+    assert server.space.mask.active.all()
+    assert server.space.mask.version == 1
+    assert server.space.values.tolist() == server.values.tolist()
+    server.adjust(RoundPlan(client_masks=True, adjusts=True), OWN_MASKS, lambda step: None)
+    assert server.values[:6].tolist() == [0, 7, 1, 0, 0, -2]
+    assert server.space.mask.version == 2
+
+
+def test_the_union_leaves_out_what_neither_server_nor_clients_had(server):
+    server.update(RoundPlan(client_masks=True), DENSE, {"weights": sums_of((2, {1: 3.0, 4: 5.0}), size=6)})
+    assert server.space.mask.index.tolist() == [0, 1, 3, 4]
+    assert server.values[:6].tolist() == [0, 3, 0, 0, 5, 0]
+
+
+def test_a_server_optimizer_steps_towards_the_merged_weights():
+    space = network()
+    space.values.copy_(VALUES)
+    server = server_of(space, name="avgm", lr=0.5)
+    server.start(space.values, Mask(ACTIVE))
+    server.update(RoundPlan(client_masks=True), DENSE, OWN_MASKS)
+    # Half the way from [1, 2, 0, 4, 0, 0] and [7, 8]; the running statistics are taken as they are.
+    assert server.values.tolist() == [4.5, 4.5, 0.5, 2, 0, -1, 13.5, 14.5, 22, 23, 24, 25]
+
+
+def test_the_method_observes_the_state_under_the_union(server):
+    seen = []
+    server.method.observe = lambda plan, values, sums: seen.append((plan, values.tolist(), sums, server.space.mask))
+    plan = RoundPlan(client_masks=True)
+    server.update(plan, DENSE, OWN_MASKS)
+    assert seen == [(plan, server.values.tolist(), OWN_MASKS, server.space.mask)]
 
 
 def test_an_adjustment_step_by_step(server):

@@ -144,6 +144,43 @@ def test_fedavg_has_no_mask(simulation):
     assert run.config.norm == "batch"
 
 
+def test_a_server_optimizer_leaves_nothing_outside_the_mask_and_changes_the_run(simulation):
+    digests = set()
+    for section in ({"name": "none"}, {"name": "avgm", "lr": 0.3}, {"name": "adam", "lr": 0.01}):
+        run = simulation(server_optimizer=section)
+        metrics = play(run)
+        outside = run.server.values[: run.space.n_prunable][~run.space.mask.active]
+        assert outside.numpy().tobytes() == bytes(4 * outside.numel())
+        digests |= {row["model/digest"] for row in metrics}
+    assert len(digests) == 18
+
+
+def test_the_metrics_of_a_mask_are_those_of_the_masks(simulation):
+    run = simulation()
+    first = run.space.mask.active.clone()
+    for run.round in (1, 2, 3, 4):
+        before = run.space.mask.active.clone()
+        metrics = run.play_round()
+        after = run.space.mask.active
+        if run.round == 3:  # neither the first round nor one that adjusts
+            assert not LAYERS & metrics.keys()
+            continue
+        weights = dict(run.model.named_parameters())
+        for name in ("conv1", "conv2", "hidden"):
+            layer = next(layer for layer in run.space.layers if layer.name == f"{name}.weight")
+            active = after[layer.start : layer.stop].sum().item()
+            assert metrics[f"layer_density/{name}.weight"] == active / weights[layer.name].numel()
+        assert metrics["sparsity/survived"] == (first & after).sum().item() / first.sum().item()
+        if run.round == 1:
+            assert metrics["sparsity/survived"] == 1
+            assert "sparsity/overlap" not in metrics
+        else:
+            assert metrics["sparsity/overlap"] == (before & after).sum().item() / (before | after).sum().item()
+            assert 0 < metrics["sparsity/overlap"] < 1
+    assert metrics["sparsity/survived"] < 1
+    assert run.server.first_mask.active.equal(first)
+
+
 # --- the average
 
 
@@ -386,6 +423,25 @@ def test_methods_know_what_all_clients_weigh(simulation):
     assert simulation(federation={"weighting": "uniform"}).method.context.total_weight == 8
 
 
+def test_the_method_observes_every_round_in_which_a_client_counts(simulation):
+    run = simulation()
+    seen = []
+    run.method.observe = lambda plan, values, sums: seen.append((plan.adjusts, values.clone(), list(sums)))
+    run.round = 1
+    run.play_round()
+    assert torch.equal(seen[0][1], run.server.values)
+    run.round = 2
+    before = run.space.mask.active
+    run.play_round()
+    assert [(adjusts, names) for adjusts, _, names in seen] == [(False, []), (True, ["gradient"])]
+    assert not seen[1][1][: run.space.n_prunable][~before].any()  # it has not been adjusted yet
+    assert not torch.equal(seen[1][1], run.server.values)
+    spoil(run, {0, 1, 2}, break_a_value)
+    run.round = 3
+    run.play_round()
+    assert len(seen) == 2
+
+
 # --- what is measured
 
 
@@ -450,18 +506,40 @@ def test_the_times_add_up(simulation):
 # --- going on
 
 
-@pytest.mark.parametrize("method", [{}, {"name": "fedavg"}, OWN_MASKS, OWN_MASKS | {"name": "fedsgc"}])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"method": {"name": "fedavg"}},
+        {"method": OWN_MASKS},
+        {"method": OWN_MASKS | {"name": "fedsgc"}},
+        {"method": {"name": "fedrts", "density": 0.5, "adjust_every": 2, "adjust_until": 6}},
+        {"method": {"name": "prunefl", "density": 0.5, "adjust_every": 2, "initial_steps": 2}},
+        *({"server_optimizer": {"name": name, "lr": 0.05}} for name in ("avgm", "adam", "yogi")),
+    ],
+)
 @pytest.mark.parametrize("after", [1, 2, 5])
-def test_a_restored_run_ends_like_an_undisturbed_one(simulation, method, after):
-    undisturbed = simulation(method=method, checkpoint={"every": 1, "keep": 9})
+def test_a_restored_run_ends_like_an_undisturbed_one(simulation, sections, after):
+    undisturbed = simulation(**sections, checkpoint={"every": 1, "keep": 9})
     rounds = play(undisturbed)
-    resumed = simulation(method=method, checkpoint={"every": 1, "keep": 9})
+    resumed = simulation(**sections, checkpoint={"every": 1, "keep": 9})
     restore(resumed, undisturbed.store.load(after))
     assert resumed.round == after
     assert resumed.server.digest() == rounds[after - 1]["model/digest"]
     assert untimed(play(resumed)) == untimed(rounds[after:])
     assert resumed.totals.best_accuracy == undisturbed.totals.best_accuracy
     assert resumed.totals.seconds > 0
+
+
+def test_the_first_mask_survives_a_resume(simulation):
+    undisturbed = simulation(checkpoint={"every": 4})
+    first = undisturbed.space.mask
+    play(undisturbed)
+    resumed = simulation(seed=1)  # which starts with another one
+    assert resumed.server.first_mask.digest != first.digest
+    restore(resumed, undisturbed.store.load(4))
+    assert resumed.server.first_mask.active.equal(first.active)
+    assert resumed.space.mask.digest != first.digest
 
 
 def test_a_resumed_run_has_the_same_files_as_an_undisturbed_one(tmp_path):

@@ -85,6 +85,16 @@ class FlopsLedger:
         pruned = [flops for name, flops in found.items() if getattr(model.get_submodule(name), "pruning", DENSE).ratio]
         self._selection = sum(flops.input_elements * log2(flops.input_elements) for flops in pruned)
 
+    @property
+    def layer_forward(self) -> list[float]:
+        """Forward FLOPs of one sample in each prunable layer, all its weights active."""
+        return [flops.forward for flops in self._prunable]
+
+    @property
+    def other_forward(self) -> float:
+        """Forward FLOPs of one sample in everything that is never pruned."""
+        return self._rest.forward
+
     def sample(self, counts: list[int]) -> LayerFlops:
         """All layers together for one sample, with so many active weights in each prunable layer."""
         layers = zip(self._prunable, counts, self._sizes, strict=True)

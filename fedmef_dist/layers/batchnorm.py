@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -17,3 +18,15 @@ class BatchNorm2d(nn.BatchNorm2d):
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         return super().forward(input)
+
+
+def normalise_by_batch(model: nn.Module) -> list[_BatchNorm]:
+    """Evaluation mode, but batch normalisation takes each batch's own statistics; returns these layers.
+
+    So a network can be looked at before it is trained, and nothing in it draws random numbers.
+    """
+    model.eval()
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for layer in layers:
+        layer.train()
+    return layers

@@ -123,6 +123,8 @@ class MethodContext:
         base_rate: the clients' learning rate at the start, eta_0.
         rounds: of the run.
         seed: of the run.
+        layer_flops: FLOPs of one sample's forward pass through each prunable layer, all its weights active.
+        other_flops: FLOPs of one sample's forward pass through all else.
         total_weight: what all clients of the population would weigh in an average; an expected number where clients
             are drawn only when they are sampled.
     """
@@ -130,6 +132,8 @@ class MethodContext:
     base_rate: float = 0.1
     rounds: int = 1
     seed: int = 0
+    layer_flops: Sequence[float] = ()
+    other_flops: float = 0.0
     total_weight: int = 1
 
 
@@ -168,8 +172,8 @@ class Method(ABC, Generic[SettingsT]):
         return weights.mean_of_voters()
 
     def observe(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> None:
-        """Every round, on every rank: what the method remembers of the aggregated state ``values`` (float32 (total,))
-        and of the round's collections.
+        """Every round in which a client counts, on every rank: what the method remembers of the aggregated state
+        ``values`` (float32 (total,)) and of the round's collections.
         """
 
     def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Mask:

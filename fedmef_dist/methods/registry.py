@@ -8,18 +8,34 @@ from fedmef_dist.methods.base import Method, MethodContext
 from fedmef_dist.methods.fedavg import FedAvg, FedAvgSettings
 from fedmef_dist.methods.feddst import FedDst, FedDstSettings
 from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
+from fedmef_dist.methods.fedrts import FedRts, FedRtsSettings
 from fedmef_dist.methods.fedsgc import FedSgc, FedSgcSettings
+from fedmef_dist.methods.fedtiny import FedTiny, FedTinySettings
+from fedmef_dist.methods.prunefl import PruneFl, PruneFlSettings
+from fedmef_dist.methods.static import Static, StaticSettings
 from fedmef_dist.sparsity import ParameterSpace
 
 MethodSettings = Annotated[
-    FedAvgSettings | FedDstSettings | FedMefSettings | FedSgcSettings, Field(discriminator="name")
+    FedAvgSettings
+    | FedDstSettings
+    | FedMefSettings
+    | FedRtsSettings
+    | FedSgcSettings
+    | FedTinySettings
+    | PruneFlSettings
+    | StaticSettings,
+    Field(discriminator="name"),
 ]
 
 _METHODS: dict[type[Any], type[Method[Any]]] = {
     FedAvgSettings: FedAvg,
     FedDstSettings: FedDst,
     FedMefSettings: FedMef,
+    FedRtsSettings: FedRts,
     FedSgcSettings: FedSgc,
+    FedTinySettings: FedTiny,
+    PruneFlSettings: PruneFl,
+    StaticSettings: Static,
 }
 # What the section ``method`` is called -> the keys that it may have.
 SETTINGS = {settings.model_fields["name"].default: settings for settings in _METHODS}

@@ -33,17 +33,25 @@ class SwappingSettings(SparseSettings):
         return AdjustmentSchedule(self.adjust_every, self.adjust_until, self.adjust_rate)
 
 
-def swap_counts(layers: Sequence[Slice], counts: Sequence[int], share: float) -> list[int]:
-    """xi_l = floor(share * a_l) of every layer, no more than what its filters can spare and what it has inactive.
+def spare_counts(layers: Sequence[Slice], counts: Sequence[int], share: float) -> list[int]:
+    """floor(share * a_l) of every layer, no more than what its filters can spare.
 
     Args:
         layers: the prunable layers.
         counts: active weights of each, a_l.
-        share: zeta_r.
+        share: of the active weights.
     """
     return [
-        min(int(share * count), layer.size - count, count - layer.rows * layer.filter_floor)
+        min(int(share * count), count - layer.rows * layer.filter_floor)
         for layer, count in zip(layers, counts, strict=True)
+    ]
+
+
+def swap_counts(layers: Sequence[Slice], counts: Sequence[int], share: float) -> list[int]:
+    """xi_l: :func:`spare_counts`, and no more than what a layer has inactive."""
+    return [
+        min(spare, layer.size - count)
+        for layer, count, spare in zip(layers, counts, spare_counts(layers, counts, share), strict=True)
     ]
 
 

@@ -38,19 +38,31 @@ def allocate(shapes: Sequence[Sequence[int]], target: int, allocation: Allocatio
         allocation: the rule.
         floors: the smallest count allowed for each layer.
     """
-    shares = np.array([_share(shape, allocation) for shape in shapes], dtype=np.float64)
-    low = np.array(floors, dtype=np.float64)
-    high = np.array([prod(shape) for shape in shapes], dtype=np.float64)
-    small, large = 0.0, float((high / shares).max())
+    return share_out([_share(shape, allocation) for shape in shapes], target, floors, [prod(shape) for shape in shapes])
+
+
+def share_out(wanted: Sequence[float], target: int, smallest: Sequence[int], largest: Sequence[int]) -> list[int]:
+    """Counts in proportion to ``wanted``, as far as their bounds allow, that add up to ``target`` exactly.
+
+    Fractions are settled by largest remainder, ties by order.
+
+    Args:
+        wanted: positive.
+        target: between the sums of the bounds.
+        smallest: the smallest counts allowed.
+        largest: the largest counts allowed.
+    """
+    shares, low, high = (np.array(numbers, dtype=np.float64) for numbers in (wanted, smallest, largest))
+    below, above = 0.0, float((high / shares).max())
     for _ in range(200):
-        middle = (small + large) / 2
+        middle = (below + above) / 2
         if np.clip(middle * shares, low, high).sum() < target:
-            small = middle
+            below = middle
         else:
-            large = middle
-    wanted = np.clip(large * shares, low, high)
-    counts = np.floor(wanted + 1e-9).astype(np.int64)
-    order = np.argsort(-(wanted - counts), kind="stable")
+            above = middle
+    fractions = np.clip(above * shares, low, high)
+    counts = np.floor(fractions + 1e-9).astype(np.int64)
+    order = np.argsort(-(fractions - counts), kind="stable")
     while (missing := target - int(counts.sum())) != 0:
         step = 1 if missing > 0 else -1
         bound = high if missing > 0 else low
@@ -86,6 +98,43 @@ def keep_largest(layer: Slice, scores: torch.Tensor, count: int) -> torch.Tensor
         scores = scores.clone()
         scores[row_largest(scores.view(layer.rows, -1), layer.filter_floor)] = torch.inf
     return largest(scores, count)
+
+
+def keep_largest_of_all(space: ParameterSpace, scores: torch.Tensor, total: int) -> torch.Tensor:
+    """Ranks the weights of all layers together and keeps the ``total`` of largest score, bool (n_prunable,).
+
+    No filter falls below its floor and no layer loses its last weight: the best of each filter, and of each layer, are
+    kept first. Where the total does not even suffice for one weight a layer, the floors come first.
+
+    Args:
+        space: the parameter space.
+        scores: floating (n_prunable,), finite.
+        total: at least the sum of the filters' floors.
+    """
+    scores = scores.clone()
+    for layer in space.layers:
+        own = scores[layer.start : layer.stop]
+        if layer.filter_floor:
+            own[row_largest(own.view(layer.rows, -1), layer.filter_floor)] = torch.inf
+        else:
+            own[largest(own, 1)] = torch.finfo(scores.dtype).max
+    active = torch.zeros_like(scores, dtype=torch.bool)
+    active[largest(scores, total)] = True
+    return active
+
+
+def magnitude_mask(space: ParameterSpace, values: torch.Tensor, counts: Sequence[int]) -> Mask:
+    """The mask that keeps the weights of largest magnitude, exactly ``counts`` of them in the layers.
+
+    Args:
+        space: the parameter space.
+        values: float32 (total,).
+        counts: active weights of each layer.
+    """
+    active = torch.zeros(space.n_prunable, dtype=torch.bool, device=values.device)
+    for layer, count in zip(space.layers, counts, strict=True):
+        active[layer.start + keep_largest(layer, values[layer.start : layer.stop].abs(), count)] = True
+    return Mask(active)
 
 
 def random_mask(space: ParameterSpace, counts: Sequence[int], generator: np.random.Generator) -> Mask:

@@ -25,7 +25,7 @@ checkpoint: {every: 1}
 tracking: {wandb: {mode: disabled}}
 """
 
-METHODS = ("fedmef", "fedavg", "feddst", "fedsgc")
+METHODS = ("fedmef", "fedavg", "feddst", "fedrts", "fedsgc", "fedtiny", "prunefl", "static")
 
 
 @pytest.fixture(scope="session")
@@ -39,21 +39,28 @@ def summary(run_dir):
     return json.loads((run_dir / "summary.json").read_text())
 
 
+# What a run is called here: what it asks for.
+RUNS = {
+    **{name: [f"method.name={name}"] for name in METHODS},
+    "adam": ["server_optimizer.name=adam", "server_optimizer.lr=0.01"],
+}
+
+
 @pytest.fixture(scope="session")
 def undisturbed(config, launch, tmp_path_factory):
-    """The digest of the run on one rank, for each method."""
+    """The digest of each of the runs on one rank."""
     digests = {}
-    for method in METHODS:
-        run_dir = tmp_path_factory.mktemp("alone") / method
-        done = launch("single", 1, "-m", "fedmef_dist", "run", config, f"method.name={method}", "--run-dir", run_dir)
+    for name, options in RUNS.items():
+        run_dir = tmp_path_factory.mktemp("alone") / name
+        done = launch("single", 1, "-m", "fedmef_dist", "run", config, *options, "--run-dir", run_dir)
         assert done.returncode == 0, done.stderr
-        digests[method] = summary(run_dir)["model/digest"]
-    assert len(set(digests.values())) == len(METHODS)
+        digests[name] = summary(run_dir)["model/digest"]
+    assert len({*digests.values()}) == len(RUNS)
     return digests
 
 
 @pytest.mark.parametrize(
-    ("launcher", "ranks", "method", "extra"),
+    ("launcher", "ranks", "name", "extra"),
     [
         ("torchrun", 2, "fedmef", []),
         ("torchrun", 3, "fedmef", []),
@@ -62,18 +69,19 @@ def undisturbed(config, launch, tmp_path_factory):
         ("mpirun", 3, "fedmef", ["runtime.backend=mpi"]),
         ("torchrun", 2, "fedavg", []),
         ("mpirun", 3, "fedavg", []),
+        ("torchrun", 2, "adam", []),
         *[("torchrun", ranks, method, []) for method in METHODS[2:] for ranks in (2, 3)],
     ],
 )
-def test_any_launcher_any_number_of_ranks(config, undisturbed, launch, tmp_path, launcher, ranks, method, extra):
+def test_any_launcher_any_number_of_ranks(config, undisturbed, launch, tmp_path, launcher, ranks, name, extra):
     run_dir = tmp_path / "run"
-    arguments = ["run", config, f"method.name={method}", *extra, "--run-dir", run_dir]
+    arguments = ["run", config, *RUNS[name], *extra, "--run-dir", run_dir]
     done = launch(launcher, ranks, "-m", "fedmef_dist", *arguments, timeout=120)
     assert done.returncode == 0, done.stderr
     result = summary(run_dir)
     assert result["world_size"] == ranks
     assert result["launcher"] == {"torchrun": "torchrun", "mpirun": "mpich"}[launcher]
-    assert result["model/digest"] == undisturbed[method]
+    assert result["model/digest"] == undisturbed[name]
 
 
 @pytest.mark.parametrize("method", ["fedmef", "fedavg"])

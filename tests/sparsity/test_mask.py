@@ -25,3 +25,15 @@ def test_swap_makes_the_next_version_and_leaves_the_old_one():
     assert (mask.version, after.version) == (0, 1)
     assert mask.active.tolist() == [True, True, False, False]
     assert after.digest != mask.digest
+
+
+def test_overlap_and_survived_by_hand():
+    mask = Mask(torch.tensor([True, True, True, True, False, False]))
+    later = Mask(torch.tensor([True, False, False, True, True, False]))
+    nothing = Mask(torch.zeros(6, dtype=torch.bool))
+    # Both have 2 weights, either has 5; the first has 4, the later one 3.
+    assert mask.overlap(later) == later.overlap(mask) == 2 / 5
+    assert mask.survived(later) == 2 / 4
+    assert later.survived(mask) == 2 / 3
+    assert (mask.overlap(mask), mask.overlap(nothing), nothing.overlap(nothing)) == (1, 0, 1)
+    assert (mask.survived(nothing), nothing.survived(mask)) == (0, 0)

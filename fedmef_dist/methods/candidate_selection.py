@@ -1,0 +1,139 @@
+"""Adaptive batch normalisation selection: clients choose among first masks without training (FedTiny, section 3.2).
+
+A mask's loss says little while the statistics of batch normalisation are those of another network. So the clients first
+measure them under each candidate, and the loss is taken with their average.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmef_dist.comm.exact_sum import LIMIT
+from fedmef_dist.costs.encoding import positions_bytes
+from fedmef_dist.costs.wire import VALUE_BYTES
+from fedmef_dist.layers.batchnorm import normalise_by_batch
+from fedmef_dist.layers.pruning import forget_thresholds
+from fedmef_dist.preparation import Preparation
+from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity.allocation import share_out
+
+_SPREAD = 2.0
+_WORST = LIMIT / 2  # a loss that is not finite, or beyond it, counts as this
+
+
+def candidate_counts(
+    space: ParameterSpace, counts: Sequence[int], candidates: int, generator: np.random.Generator
+) -> list[list[int]]:
+    """Different ways to share out the same number of weights to the layers; the first is ``counts`` itself.
+
+    Each layer's count is multiplied with a factor between 1/2 and 2, uniform in its logarithm; then all are scaled to
+    the exact total. A layer that has weights keeps at least one, and filters keep their floors.
+
+    Args:
+        space: the parameter space.
+        counts: active weights of each layer.
+        candidates: how many, at least 1.
+        generator: of the factors.
+    """
+    sizes = [layer.size for layer in space.layers]
+    least = [
+        min(count, max(1, layer.rows * layer.filter_floor)) for layer, count in zip(space.layers, counts, strict=True)
+    ]
+    found = [list(counts)]
+    while len(found) < candidates:
+        factors = _SPREAD ** generator.uniform(-1, 1, len(sizes))
+        wanted = np.maximum(counts, 1) * factors
+        found.append(share_out(wanted.tolist(), sum(counts), least, sizes))
+    return found
+
+
+class CandidateSelection:
+    """Asks the clients of the preparation which of the masks suits their data best.
+
+    Args:
+        space: the parameter space with a full mask.
+        masks: the candidates.
+        preparation: the clients; what they send and compute is added to its costs.
+    """
+
+    def __init__(self, space: ParameterSpace, masks: Sequence[Mask], preparation: Preparation) -> None:
+        self.space, self.masks, self.preparation = space, masks, preparation
+        self.model = preparation.client.model
+        self.norms = normalise_by_batch(self.model)
+
+    def choose(self) -> Mask:
+        """The candidate of lowest weighted loss, the first of several; its statistics become those of the first state.
+
+        Raises:
+            UserError: a client's statistics are not finite.
+        """
+        self._count_costs()
+        if self.preparation.rehearses:
+            return self.masks[0]
+        full, values = self.space.mask, self.preparation.values
+        statistics = [values[self.space.n_parameters :]] * len(self.masks)
+        if self.norms:
+            found = self.preparation.average(self._measure_all)
+            statistics = list(found.view(len(self.masks), -1))
+        losses = self.preparation.average(lambda client: self._losses(client, statistics))
+        self.space.set_mask(full)
+        best = int(losses.argmin())
+        values[self.space.n_parameters :] = statistics[best]
+        return self.masks[best]
+
+    def _count_costs(self) -> None:
+        """Candidates and dense start weights go down, each candidate's statistics up and down, its loss up."""
+        cohort, costs, space = self.preparation.cohort, self.preparation.costs, self.space
+        statistics = 2 * VALUE_BYTES * sum(norm.num_features for norm in self.norms) * len(self.masks)
+        candidates = sum(
+            positions_bytes(layer.size, count, layer.rows)
+            for mask in self.masks
+            for layer, count in zip(space.layers, space.layer_counts(mask), strict=True)
+        )
+        costs.down += len(cohort.asked) * (VALUE_BYTES * space.total + candidates) + len(cohort.clients) * statistics
+        costs.up += len(cohort.clients) * (statistics + VALUE_BYTES * len(self.masks))
+        passes = 2 if self.norms else 1
+        costs.forward_samples += passes * len(self.masks) * int(cohort.samples.sum())
+
+    def _load(self, mask: Mask) -> None:
+        self.space.load(self.preparation.values)
+        self.space.set_mask(mask)
+        forget_thresholds(self.model)
+
+    def _measure_all(self, client: int) -> Tensor:
+        return torch.cat([self._measure(client, mask) for mask in self.masks])
+
+    @torch.no_grad()
+    def _measure(self, client: int, mask: Mask) -> Tensor:
+        """Statistics of one client's data under a mask, each the mean over its batches, float32 (statistics,)."""
+        self._load(mask)
+        normalise_by_batch(self.model)
+        momenta = [norm.momentum for norm in self.norms]
+        for norm in self.norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        for batch in self.preparation.client_batches(client):
+            self.preparation.client.loss(batch)
+        for norm, momentum in zip(self.norms, momenta, strict=True):
+            norm.momentum = momentum
+        return self.space.values[self.space.n_parameters :].clone()
+
+    @torch.no_grad()
+    def _losses(self, client: int, statistics: Sequence[Tensor]) -> Tensor:
+        """One client's loss under each candidate with these statistics, float32 (candidates,)."""
+        losses = []
+        for mask, measured in zip(self.masks, statistics, strict=True):
+            self._load(mask)
+            self.space.values[self.space.n_parameters :] = measured
+            self.model.eval()
+            losses.append(self._mean_loss(client))
+        return torch.stack(losses).nan_to_num(_WORST, _WORST).clamp(max=_WORST)
+
+    def _mean_loss(self, client: int) -> Tensor:
+        total, samples = torch.zeros((), device=self.space.values.device), 0
+        for batch in self.preparation.client_batches(client):
+            total += self.preparation.client.loss(batch) * len(batch[1])
+            samples += len(batch[1])
+        return total / samples

@@ -1,0 +1,105 @@
+"""Pruning at initialisation: the first mask stays.
+
+``random`` and ``magnitude`` keep the allocation's counts in every layer. The other two criteria rank the weights of all
+layers together, as their papers do, and take only the total from the allocation:
+
+``snip``: Lee, Ajanthan, Torr: "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019, arXiv
+1810.02340, equation 6: what a weight's removal would change of the loss, |g * theta|.
+``synflow``: Tanaka, Kunin, Yamins, Ganguli: "Pruning neural networks without any data by iteratively conserving
+synaptic flow", NeurIPS 2020, arXiv 2006.05467, algorithm 1.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from fedmef_dist.costs.wire import VALUE_BYTES
+from fedmef_dist.data.batches import Batch
+from fedmef_dist.layers.batchnorm import normalise_by_batch
+from fedmef_dist.layers.pruning import forget_thresholds
+from fedmef_dist.methods.base import Method, MethodContext
+from fedmef_dist.methods.swapping import SparseSettings
+from fedmef_dist.methods.synflow import ITERATIONS, REHEARSED_ITERATIONS, synaptic_flow
+from fedmef_dist.preparation import Preparation
+from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity.allocation import keep_largest_of_all, layer_counts, magnitude_mask, random_mask
+
+
+class StaticSettings(SparseSettings):
+    """Section ``method`` with ``name: static``."""
+
+    name: Literal["static"] = Field("static", description="pruning at initialisation, the mask stays")
+    criterion: Literal["random", "magnitude", "snip", "synflow"] = Field(
+        "random", description="which weights are kept; snip and synflow also decide how many in each layer"
+    )
+    scores: Literal["server", "clients"] = Field(
+        "server", description="snip: from one batch on the server, or from all samples of one cohort of clients"
+    )
+
+    @model_validator(mode="after")
+    def _only_snip_looks_at_data(self) -> "StaticSettings":
+        if self.scores == "clients" and self.criterion != "snip":
+            raise ValueError(f"scores: clients is for criterion snip; {self.criterion} looks at no data")
+        return self
+
+
+class Static(Method[StaticSettings]):
+    """Sparse federated averaging under one mask."""
+
+    def __init__(self, settings: StaticSettings, space: ParameterSpace, context: MethodContext) -> None:
+        super().__init__(settings, space, context)
+        self.counts = layer_counts(space, settings.density, settings.allocation)
+
+    def initial_mask(self, preparation: Preparation) -> Mask:
+        """By the criterion. Raises UserError where its scores are not finite."""
+        criterion = self.settings.criterion
+        if criterion == "random":
+            return random_mask(self.space, self.counts, preparation.generator("mask"))
+        if criterion == "magnitude":
+            return magnitude_mask(self.space, preparation.values, self.counts)
+        total = sum(self.counts)
+        if criterion == "snip":
+            active = keep_largest_of_all(self.space, self._sensitivity(preparation), total)
+        else:
+            shape = next(preparation.server_batches())[0].shape[1:]
+            iterations = REHEARSED_ITERATIONS if preparation.rehearses else ITERATIONS
+            self.space.load(preparation.values)
+            active = synaptic_flow(preparation.client.model, self.space, shape, total, iterations)
+        # Processors of other kinds may round a score otherwise, but there is one mask.
+        chosen = active.to(torch.uint8)
+        preparation.share(chosen)
+        return Mask(chosen.bool())
+
+    def _sensitivity(self, preparation: Preparation) -> Tensor:
+        """|g * theta|, float32 (n_prunable,)."""
+        if self.settings.scores == "clients":
+            gradient = self._clients_gradient(preparation)
+        else:
+            gradient = self._gradient(preparation, [next(preparation.server_batches())])
+        return (gradient * preparation.values[: self.space.n_prunable]).abs()
+
+    def _clients_gradient(self, preparation: Preparation) -> Tensor:
+        """The clients' mean gradient, which is that of the objective of their round."""
+        cohort, costs, space = preparation.cohort, preparation.costs, self.space
+        costs.down += len(cohort.asked) * VALUE_BYTES * space.total
+        costs.up += len(cohort.clients) * VALUE_BYTES * space.n_prunable
+        costs.gradient_samples += int(cohort.samples.sum())
+        if preparation.rehearses:
+            return self._gradient(preparation, [next(preparation.server_batches())])
+        return preparation.average(lambda client: self._gradient(preparation, preparation.client_batches(client)))
+
+    def _gradient(self, preparation: Preparation, batches: Iterable[Batch]) -> Tensor:
+        """The gradient of the mean loss over all samples of the batches, float32 (n_prunable,)."""
+        space, client = self.space, preparation.client
+        space.load(preparation.values)
+        normalise_by_batch(client.model)
+        forget_thresholds(client.model)
+        space.gradient.zero_()
+        samples = 0
+        for batch in batches:
+            (client.loss(batch) * len(batch[1])).backward()
+            samples += len(batch[1])
+        return space.gradient[: space.n_prunable] / samples

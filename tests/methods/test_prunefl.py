@@ -1,0 +1,205 @@
+"""One adjustment of twelve weights in two layers, worked out by hand, and what must hold for any adjustment.
+
+Layer 0 has 8 weights of 16 FLOPs together, t = 2; layer 1 has 4 weights of 32 FLOPs, t = 8; all else takes T_0 = 10.
+Active weights:   position  0    1     2    5    8    9
+                  value     0.5 -0.1   0.9  0.3  0.4 -0.2
+Share in round 1: 0.6 * 0.5^(1 / 10000) = 0.59996, so floor(2.4) = 2 and floor(1.2) = 1 do not keep their place by size:
+1, 5 and 9. Those kept, 0, 2 and 8, have g^2 = 1 + 3 + 8 = 12 and t = 10 + 2 + 2 + 8 = 22.
+The others:       position  3    10   4    11   6    9    5    1    7
+                  g^2       6    12   2    6.4  1.4  4    0.8  0.2  0
+                  g^2 / t   3    1.5  1    0.8  0.7  0.5  0.4  0.1  0
+3 joins (3 > 12 / 22), 10 joins (1.5 > 18 / 24), 4 joins (1 > 30 / 32), 11 does not (0.8 < 32 / 34).
+"""
+
+import pytest
+import torch
+from made_methods import FORMAT, Seeded, server_for, vector
+from pydantic import ValidationError
+from tiny import alone, started, tiny
+from torch import nn
+
+from fedmef_dist.comm.sparse import Sums
+from fedmef_dist.data.federation import draw_cohort
+from fedmef_dist.errors import UserError
+from fedmef_dist.methods.base import MethodContext
+from fedmef_dist.methods.prunefl import PruneFl, PruneFlSettings, SquaredGradients, compete
+from fedmef_dist.simulation import Simulation
+from fedmef_dist.sparsity import Mask, ParameterSpace
+
+WEIGHTS = {0: 0.5, 1: -0.1, 2: 0.9, 5: 0.3, 8: 0.4, 9: -0.2}
+GAINS = {0: 1, 2: 3, 8: 8, 3: 6, 10: 12, 4: 2, 11: 6.4, 6: 1.4, 9: 4, 5: 0.8, 1: 0.2}
+FAST = {"name": "prunefl", "density": 0.5, "adjust_every": 2, "initial_adjustments": 2, "initial_steps": 3}
+
+
+def squared_gradients(values):
+    return {"squared_gradient": Sums(FORMAT.encode(values, 1), None, 1, FORMAT)}
+
+
+def example(**settings):
+    model = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 2))
+    space = ParameterSpace(model, ["0.weight", "1.weight"])
+    options = {"density": 0.6, "adjust_every": 1, "adjust_rate": 0.6} | settings
+    method = PruneFl(PruneFlSettings(**options), space, MethodContext(layer_flops=[16, 32], other_flops=10.0))
+    space.values[:12] = vector(WEIGHTS)
+    server = server_for(method)
+    server.start(space.values, Mask(vector(WEIGHTS) != 0))
+    return method, server
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [0, 2, 3, 4, 8, 10]),
+        # 18 parameters, 6 of them never pruned: 11 / 18 leaves room for five.
+        ({"max_density": 11 / 18}, [0, 2, 3, 8, 10]),
+        # t = 1, T_0 = 6: 10 (12 > 12 / 9), 11 (6.4 > 24 / 10), 3 (6 > 30.4 / 11), 9 (4 > 36.4 / 12), but not
+        # 4 (2 < 40.4 / 13).
+        ({"layer_time": "uniform"}, [0, 2, 3, 8, 9, 10, 11]),
+        # Two and one go, and the inactive ones of largest g^2 in their layer come.
+        ({"layer_time": "uniform", "fixed_density": True}, [0, 2, 3, 4, 8, 10]),
+    ],
+)
+def test_an_adjustment(settings, expected):
+    method, server = example(**settings)
+    plan = method.plan(1, server.values)
+    assert plan.swap_counts == [2, 1]
+    server.adjust(plan, squared_gradients(vector(GAINS)), lambda step: None)
+    assert method.space.mask.index.tolist() == expected
+    assert method.space.mask.version == 1
+    kept = {0: 0.5, 2: 0.9, 8: 0.4} | ({9: 0.0} if 9 in expected else {})
+    survivors = {position: WEIGHTS[position] for position in kept}
+    torch.testing.assert_close(server.values[:12], vector(survivors))
+
+
+def test_a_full_layer_contests_its_weights_too():
+    method, server = example()
+    server.start(server.values, Mask(torch.ones(12, dtype=torch.bool)))
+    assert method.plan(1, server.values).swap_counts == [4, 2]
+    method, server = example(fixed_density=True)
+    server.start(server.values, Mask(torch.ones(12, dtype=torch.bool)))
+    assert method.plan(1, server.values).swap_counts == [0, 0]
+
+
+def test_equal_ratios_go_to_the_lower_position():
+    gain, time = torch.tensor([1.0, 5, 5, 5]).double(), torch.ones(4).double()
+    kept = torch.tensor([True, False, False, False])
+    assert compete(gain, time, kept, 1.0, 3).tolist() == [True, True, True, False]
+    assert compete(gain, time, kept, 1.0, 0).tolist() == kept.tolist()
+
+
+def test_the_share_halves():
+    settings = PruneFlSettings(adjust_rate=0.3, adjust_half_life=2)
+    assert [settings.share(number) for number in (0, 2, 4)] == [0.3, 0.15, 0.075]
+
+
+def test_when_it_adjusts():
+    always, until = PruneFlSettings(adjust_every=3), PruneFlSettings(adjust_every=3, adjust_until=6)
+    assert [number for number in range(1, 13) if always.adjusts(number)] == [3, 6, 9, 12]
+    assert [number for number in range(1, 13) if until.adjusts(number)] == [3, 6]
+    method, server = example(adjust_every=3)
+    assert not method.plan(2, server.values).collections
+
+
+def test_a_client_adds_up_its_squared_gradients_and_begins_anew():
+    method, _ = example()
+    work = SquaredGradients(method.space)
+    for gradients in ([2.0, -3.0], [1.0, 0.0]):
+        work.begin()
+        for gradient in gradients:
+            method.space.gradient.fill_(9.0)
+            method.space.gradient[:12] = vector({0: gradient, 7: 0.5})
+            assert work.prepare_step(0, 2, 0.1) == 0.1
+        upload = work.uploads(None)["squared_gradient"]
+        assert upload.positions.tolist() == list(range(12))
+        expected = vector({0: sum(gradient**2 for gradient in gradients), 7: 0.5})
+        torch.testing.assert_close(upload.values, expected)
+    assert work.collection.counts == [8, 4]
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_density": 0.7}, {"fixed_density": True}])
+def test_any_adjustment_keeps_floors_and_bounds(settings):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Flatten(), nn.Linear(8, 4))
+    space = ParameterSpace(model, ["0.weight", "1.weight"])
+    method = PruneFl(
+        PruneFlSettings(density=0.6, adjust_every=1, initial="none", adjust_rate=0.5, **settings),
+        space,
+        MethodContext(layer_flops=[5000.0, 700.0], other_flops=300.0),
+    )
+    server = server_for(method)
+    server.start(space.values, method.initial_mask(Seeded(0)))
+    first, seen = space.layer_counts(), set()
+    for number in range(1, 40):
+        server.values[: space.n_prunable] += 0.1 * torch.randn(space.n_prunable) * space.mask_values
+        gains = torch.randn(space.n_prunable).square() * 10.0 ** -(number % 4)
+        server.adjust(method.plan(number, server.values), squared_gradients(gains), lambda step: None)
+        counts = space.layer_counts()
+        seen.add(tuple(counts))
+        assert min(counts) > 0
+        assert space.mask.active[space.layers[1].start :].view(8, 9).sum(1).min() >= 2
+        assert space.density <= settings.get("max_density", 1) + 0.5 / space.n_parameters
+        assert not server.values[: space.n_prunable][~space.mask.active].any()
+    assert (seen == {tuple(first)}) == ("fixed_density" in settings)
+
+
+# --- before the first round
+
+
+def test_a_client_prunes_before_the_first_round(tmp_path):
+    plain = started(tiny(method=FAST | {"initial": "none"}), alone(), tmp_path)
+    run = started(tiny(method=FAST), alone(), tmp_path)
+    space, mask = run.space, run.space.mask
+    assert not torch.equal(mask.active, plain.space.mask.active)
+    assert not run.server.values[: space.n_prunable][~mask.active].any()
+    assert not torch.equal(run.server.values[space.n_prunable :], plain.server.values[space.n_prunable :])
+    assert mask.version == 0
+    # Down the random mask's model, up the client's: 4 bytes a value, and a bit a position.
+    tail, bits = 4 * (space.total - space.n_prunable), -(-space.n_prunable // 8)
+    assert run.totals.wire_bytes == 4 * (plain.space.mask.count + mask.count) + 2 * (tail + bits)
+    assert run.totals.flops > plain.totals.flops == 0
+
+
+def test_it_is_the_client_with_the_most_samples_and_they_are_counted(tmp_path):
+    run = Simulation(tiny(method=FAST), alone(), tmp_path)
+    cohort = draw_cohort(run.population, run.config.federation, 0, 0)
+    taken, own_batches = [], run.own_batches
+
+    def watch(client, epochs):
+        for batch in own_batches(client, epochs):
+            taken.append((client, len(batch[1])))
+            yield batch
+
+    run.own_batches = watch
+    run.start()
+    assert len(taken) == 2 * 3
+    assert {client for client, _ in taken} == {cohort.clients[cohort.samples.argmax()]}
+    sizes, samples = [layer.size for layer in run.space.layers], sum(count for _, count in taken)
+    expected = run.accounting.flops.round(sizes, samples=0, steps=0, gradient_samples=samples).total
+    assert run.totals.flops == expected
+
+
+def test_where_no_client_answers_the_random_mask_stays(tmp_path):
+    nobody = {"dropout": 0.99}
+    runs = [
+        started(tiny(method=FAST | {"initial": initial}, federation=nobody), alone(), tmp_path)
+        for initial in ("client", "none")
+    ]
+    assert not len(draw_cohort(runs[0].population, runs[0].config.federation, 0, 0).clients)
+    assert runs[0].server.digest() == runs[1].server.digest()
+    assert runs[0].totals.wire_bytes == 0
+
+
+def test_numbers_that_are_not_finite_end_it(tmp_path):
+    with pytest.raises(UserError, match="which prunes before the first round") as error:
+        started(tiny(method=FAST, optimizer={"lr": 1e30}), alone(), tmp_path)
+    assert str(error.value).count("\n") == 2
+
+
+# --- settings
+
+
+def test_contradicting_settings_are_refused():
+    with pytest.raises(ValidationError, match="fixed_density is on"):
+        PruneFlSettings(fixed_density=True, max_density=0.5)
+    with pytest.raises(ValidationError, match=r"density 0.6 is above max_density 0.5"):
+        PruneFlSettings(density=0.6, max_density=0.5)

@@ -1,0 +1,28 @@
+import torch
+from torch import nn
+
+from fedmef_dist.methods.swapping import spare_counts, swap_counts, weakest
+from fedmef_dist.sparsity import Mask, ParameterSpace
+
+
+def two_filters(*active):
+    """Two filters of 3x3 that see one channel each, and so keep two weights each."""
+    space = ParameterSpace(nn.Sequential(nn.Conv2d(2, 2, 3, groups=2, bias=False), nn.Linear(2, 2)), ["0.weight"])
+    space.set_mask(Mask(torch.isin(torch.arange(18), torch.tensor(active))))
+    return space
+
+
+def test_what_a_layer_can_spare_and_swap():
+    space = two_filters()
+    # Of 10 active weights 4 must stay, and 8 places are free; of 16 only 2 are; of 4 none can go.
+    for active, share, spare, swapped in [(10, 0.5, 5, 5), (10, 0.9, 6, 6), (16, 0.5, 8, 2), (4, 0.5, 0, 0)]:
+        assert spare_counts(space.layers, [active], share) == [spare]
+        assert swap_counts(space.layers, [active], share) == [swapped]
+
+
+def test_an_active_weight_of_0_counts_for_its_filters_floor():
+    space = two_filters(7, 8, 9, 10, 11, 12)
+    magnitude = torch.zeros(18)
+    magnitude[9:13] = torch.tensor([0.4, 0.2, 0.3, 0.1])
+    # The first filter has just the two that it must keep, although no weight of the layer is smaller.
+    assert weakest(space, magnitude, [2]).tolist() == [10, 12]
