@@ -69,29 +69,6 @@ def test_the_average_is_unpacked_around_the_mask(server):
     assert server.values[0] == 20
 
 
-def test_clients_with_masks_of_their_own_are_averaged_over_the_union(server):
-    # Weights 1 and 3 in the sums; position 3 of the broadcast mask is kept by nobody.
-    sums = {"weights": sums_of((1, {0: 2.0, 2: 8.0}), (3, {0: 6.0, 1: 4.0}), size=6)}
-    tail = torch.arange(6.0) + 30
-    server.update(RoundPlan(client_masks=True), tail, sums)
-    assert server.values.tolist() == [5, 4, 8, 0, 0, 0, 30, 31, 32, 33, 34, 35]
-    assert server.space.mask.index.tolist() == [0, 1, 2]
-    assert server.space.mask_values.tolist() == [1, 1, 1, 0, 0, 0]
-    assert server.space.mask.version == 1
-
-
-def test_a_server_optimiser_steps_on_the_union():
-    space = network()
-    space.values.copy_(VALUES)
-    optimizer = ServerOptimizer(ServerOptimizerSettings(name="avgm", lr=0.5), space)
-    server = Server(space, Chosen(None, space, MethodContext()), optimizer, alone())
-    server.start(space.values, Mask(ACTIVE))
-    sums = {"weights": sums_of((1, {0: 2.0, 2: 8.0}), (3, {0: 6.0, 1: 4.0}), size=6)}
-    server.update(RoundPlan(client_masks=True), VALUES[6:].clone(), sums)
-    # Half the way from 1, 2, 0 to 5, 4, 8; position 3 leaves the mask.
-    assert server.values.tolist() == [3, 3, 4, 0, 0, 0, 7, 8, 9, 10, 11, 12]
-
-
 def test_without_inactive_weights_the_average_is_the_state():
     space = network()
     server = server_of(space)
@@ -109,9 +86,10 @@ DENSE = torch.arange(6.0) + 20
 
 def test_clients_with_masks_of_their_own_are_averaged_over_those_who_keep_a_weight(server):
     server.update(RoundPlan(client_masks=True), DENSE, OWN_MASKS)
-    # Position 1: (1 * 4 + 3 * 8) / 4 = 7. What the server sent and nobody kept is 0, until the mask is adjusted.
+    # Position 1: (1 * 4 + 3 * 8) / 4 = 7. What the server sent and nobody kept is gone.
     assert server.values.tolist() == [8, 7, 1, 0, 0, -2, 20, 21, 22, 23, 24, 25]
-    assert server.space.mask.active.all()
+    assert server.space.mask.index.tolist() == [0, 1, 2, 4, 5]
+    assert server.space.mask_values.tolist() == [1, 1, 1, 0, 1, 1]
     assert server.space.mask.version == 1
     assert server.space.values.tolist() == server.values.tolist()
     server.adjust(RoundPlan(client_masks=True, adjusts=True), OWN_MASKS, lambda step: None)
@@ -119,9 +97,9 @@ def test_clients_with_masks_of_their_own_are_averaged_over_those_who_keep_a_weig
     assert server.space.mask.version == 2
 
 
-def test_the_union_leaves_out_what_neither_server_nor_clients_had(server):
+def test_the_union_leaves_out_what_no_client_keeps(server):
     server.update(RoundPlan(client_masks=True), DENSE, {"weights": sums_of((2, {1: 3.0, 4: 5.0}), size=6)})
-    assert server.space.mask.index.tolist() == [0, 1, 3, 4]
+    assert server.space.mask.index.tolist() == [1, 4]
     assert server.values[:6].tolist() == [0, 3, 0, 0, 5, 0]
 
 
@@ -131,8 +109,8 @@ def test_a_server_optimizer_steps_towards_the_merged_weights():
     server = server_of(space, name="avgm", lr=0.5)
     server.start(space.values, Mask(ACTIVE))
     server.update(RoundPlan(client_masks=True), DENSE, OWN_MASKS)
-    # Half the way from [1, 2, 0, 4, 0, 0] and [7, 8]; the running statistics are taken as they are.
-    assert server.values.tolist() == [4.5, 4.5, 0.5, 2, 0, -1, 13.5, 14.5, 22, 23, 24, 25]
+    # Half the way from [1, 2, 0, 4, 0, 0] and [7, 8], but for what nobody keeps; the running statistics are taken as they are.
+    assert server.values.tolist() == [4.5, 4.5, 0.5, 0, 0, -1, 13.5, 14.5, 22, 23, 24, 25]
 
 
 def test_the_method_observes_the_state_under_the_union(server):

@@ -53,19 +53,16 @@ class LocalSwap(LocalWork):
     def prepare_step(self, step: int, steps: int, rate: float) -> float:
         """Swaps if it is time; the step is then made under the client's own mask."""
         if step == min(round(self.share * steps), steps - 1):
-            # A gradient that is not finite spoils the weights too, and the client is refused; selection knows no NaN.
-            gradient = self.space.gradient[: self.space.n_prunable].nan_to_num()
-            mask = self.space.mask.swap(self.pruned(gradient), self.grown(gradient))
-            self.space.set_mask(mask)
+            self.space.set_mask(self.space.mask.swap(self.pruned(), self.grown()))
         return rate
 
-    def pruned(self, gradient: Tensor) -> Tensor:
-        """Active positions (int64) that leave, given the gradient (float32 (n_prunable,)) of all positions."""
+    def pruned(self) -> Tensor:
+        """Active positions (int64) that leave."""
         return weakest(self.space, self.space.values[: self.space.n_prunable].abs(), self.counts)
 
-    def grown(self, gradient: Tensor) -> Tensor:
-        """Inactive positions (int64) that join, given the gradient (float32 (n_prunable,)) of all positions."""
-        return strongest_inactive(self.space, gradient.abs(), self.counts)
+    def grown(self) -> Tensor:
+        """Inactive positions (int64) that join; ``space.gradient`` has the gradient of all."""
+        return strongest_inactive(self.space, self.space.gradient[: self.space.n_prunable].abs(), self.counts)
 
 
 def prune_to_counts(space: ParameterSpace, magnitude: Tensor, counts: Sequence[int]) -> Mask:

@@ -55,7 +55,7 @@ def preferred_first(
     for layer, count in zip(space.layers, counts, strict=True):
         rest = scores[layer.start : layer.stop].clone()
         among = rest.masked_fill(~preferred[layer.start : layer.stop], -torch.inf)
-        first = largest(among, min(int(share * count), int(among.isfinite().count_nonzero())))
+        first = largest(among, min(int(share * count), int((among > -torch.inf).count_nonzero())))
         rest[first] = -torch.inf
         chosen.append(layer.start + torch.cat([first, largest(rest, count - len(first))]))
     return torch.cat(chosen)
@@ -89,15 +89,16 @@ class CongruentSwap(LocalSwap):
         super().__init__(space, counts, share)
         self.broadcast, self.direction, self.strength = broadcast, direction, strength
 
-    def pruned(self, gradient: Tensor) -> Tensor:
+    def pruned(self) -> Tensor:
         """First weights of small magnitude with d * Delta < 0, then any of small magnitude."""
         values = self.space.values[: self.space.n_prunable]
         conflicting = self.direction * (values - self.broadcast) < 0
         scores = -prunable_magnitude(self.space, values.abs())
         return preferred_first(self.space, scores, conflicting, self.counts, self.strength)
 
-    def grown(self, gradient: Tensor) -> Tensor:
+    def grown(self) -> Tensor:
         """First weights of large gradient with d * Delta > 0, then any of large gradient."""
+        gradient = self.space.gradient[: self.space.n_prunable]
         scores = gradient.abs().masked_fill_(self.space.mask.active, -torch.inf)
         return preferred_first(self.space, scores, self.direction * -gradient > 0, self.counts, self.strength)
 

@@ -8,11 +8,12 @@ def largest(scores: Tensor, count: int) -> Tensor:
     """Positions of the ``count`` largest scores, int64 (count,), sorted by position.
 
     Args:
-        scores: floating (n,), without NaN.
+        scores: floating (n,). NaN counts as infinite: whoever has it still names as many as are expected of it.
         count: between 0 and n.
     """
     if count <= 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
+    scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
     threshold = scores.topk(count, sorted=False).values.min()
     above = (scores > threshold).nonzero().flatten()
     tied = (scores == threshold).nonzero().flatten()[: count - above.numel()]

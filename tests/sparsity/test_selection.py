@@ -29,3 +29,10 @@ def test_largest_is_a_stable_sort(values, data):
     count = data.draw(st.integers(0, len(values)))
     wanted = sorted(sorted(range(len(values)), key=lambda i: (-values[i], i))[:count])
     assert largest(torch.tensor(values, dtype=torch.float32), count).tolist() == wanted
+
+
+def test_not_a_number_counts_as_infinite_and_the_count_is_kept():
+    nan, inf = float("nan"), float("inf")
+    assert largest(torch.tensor([1.0, nan, 3.0, nan, inf]), 2).tolist() == [1, 3]
+    assert largest(torch.tensor([1.0, nan, 3.0, -inf]), 3).tolist() == [0, 1, 2]
+    assert smallest(torch.tensor([1.0, nan, -inf, 3.0]), 3).tolist() == [0, 1, 2]
