@@ -358,7 +358,15 @@ def test_the_times_add_up(simulation):
 # --- going on
 
 
-@pytest.mark.parametrize("method", [{}, {"name": "fedavg"}])
+@pytest.mark.parametrize(
+    "method",
+    [
+        {},
+        {"name": "fedavg"},
+        {"name": "fedtiny", "density": 0.5, "adjust_every": 2, "adjust_until": 6},
+        {"name": "static", "density": 0.5, "criterion": "snip", "scores": "clients"},
+    ],
+)
 @pytest.mark.parametrize("after", [1, 2, 5])
 def test_a_restored_run_ends_like_an_undisturbed_one(simulation, method, after):
     undisturbed = simulation(method=method, checkpoint={"every": 1, "keep": 9})

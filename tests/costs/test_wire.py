@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedmef_dist.costs.wire import WireBytes, WireLedger, WireSettings, decode, encode, encoded_bytes
+from fedmef_dist.costs.wire import (
+    WireBytes,
+    WireLedger,
+    WireSettings,
+    decode,
+    encode,
+    encoded_bytes,
+    mask_bytes,
+    position_bytes,
+)
 from fedmef_dist.methods.base import Collection, RoundPlan
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
@@ -79,3 +88,21 @@ def test_who_did_not_answer_has_received_and_sends_nothing():
     first = wire.round(np.array([0, 1, 2]), 1, space.mask, RoundPlan())
     assert (first.up, first.down) == (152, 3 * (152 + 11))
     assert wire.round(np.array([0, 1, 2]), 0, space.mask, RoundPlan()) == WireBytes(up=0, down=3 * 152)
+
+
+def test_positions_alone_by_hand():
+    # 20 of 80 as a bitmap: 10 bytes and a tag; 2 of 80 at 7 bits: 2 bytes and a tag; all or none: the tag says so.
+    assert [position_bytes(80, count, 8) for count in (20, 2, 80, 0)] == [11, 3, 1, 1]
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
+def test_positions_cost_what_their_encoding_costs_without_values(rows, columns, density):
+    size = rows * columns
+    count = round(density * size)
+    assert 1 <= position_bytes(size, count, rows) <= 1 + -(-size // 8)
+    assert encoded_bytes(size, count, rows) <= position_bytes(size, count, rows) + 4 * count
+
+
+def test_a_mask_alone_is_the_sum_over_its_layers():
+    space, _ = ledger(stateful=True)
+    assert mask_bytes(space, [20]) == 11

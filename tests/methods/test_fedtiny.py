@@ -54,7 +54,7 @@ def test_prune_and_grow_inside_the_layer(example):
 
 
 def test_clients_send_gradients_of_that_layer_only(example):
-    space, method, server = example
+    _, method, server = example
     upload = method.plan(2, server.values).work.uploads(vector(GRADIENT, 16))["gradient"]
     assert upload.positions.tolist() == [4, 7]
     torch.testing.assert_close(upload.values, torch.tensor([-0.9, 0.8]))
