@@ -4,8 +4,12 @@ import numpy as np
 import torch
 from tiny import alone
 
+from fedmef_dist.client import Client
 from fedmef_dist.comm.exact_sum import FixedPoint
 from fedmef_dist.comm.sparse import Sums
+from fedmef_dist.data.federation import Cohort
+from fedmef_dist.optim import OptimizerSettings
+from fedmef_dist.preparation import Preparation
 from fedmef_dist.server import Server
 from fedmef_dist.server_optimizer import ServerOptimizer, ServerOptimizerSettings
 
@@ -48,3 +52,16 @@ class Seeded:
 
     def generator(self, purpose):
         return np.random.default_rng(self.seed)
+
+
+def preparation_for(model, space, clients, **options):
+    """A preparation with these clients, each one batch (inputs, labels); the server has the batches of all as one."""
+    samples = np.array([len(labels) for _, labels in clients], dtype=np.int64)
+    places = np.arange(len(clients))
+    cohort = Cohort(places, places, samples, samples, dropped=0, late=0, surplus=0)
+
+    def batches(client, epochs):
+        return iter([tuple(map(torch.cat, zip(*clients, strict=True))) if client is None else clients[client]] * epochs)
+
+    client = Client(model, space, OptimizerSettings(), autocast=False)
+    return Preparation(client, space.values, cohort, batches, 0, alone(), **options)

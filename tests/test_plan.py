@@ -7,7 +7,9 @@ from fedmef_dist.data.shapes import Shape
 from fedmef_dist.errors import UserError
 from fedmef_dist.footprint import modelled
 from fedmef_dist.plan import PartitionView, look_at_partition, plan_command, plan_rounds
+from fedmef_dist.preparation import Preparation
 from fedmef_dist.report.partition import describe, save_partition
+from fedmef_dist.simulation import Simulation
 
 # Three clients and three labels.
 VIEW = PartitionView(clients=3, counts=np.array([[6, 2, 0], [0, 0, 5], [1, 1, 1]]))
@@ -31,6 +33,20 @@ def test_a_plan_foretells_what_a_run_accounts_for(tmp_path):
     assert [one.down_bytes for one in planned] == [row["wire/down_bytes"] for row in recorder.rounds]
     assert [one.flops for one in planned] == [row["flops/train"] for row in recorder.rounds]
     assert len({one.up_bytes for one in planned}) > 1  # adjusting rounds cost more
+
+
+@pytest.mark.parametrize(
+    "method",
+    [{"name": "fedtiny"}, {"name": "static", "criterion": "snip", "scores": "clients"}],
+)
+def test_a_rehearsed_start_asks_no_client_and_costs_the_same(tmp_path, monkeypatch, method):
+    real = simulation(tmp_path, method={"density": 0.5, **method})
+    monkeypatch.setattr(Preparation, "average", None)
+    rehearsed = Simulation(real.config, alone(), tmp_path)
+    rehearsed.start(rehearses=True)
+    assert rehearsed.totals.wire_bytes == real.totals.wire_bytes > 0
+    assert rehearsed.totals.flops == real.totals.flops > 0
+    assert rehearsed.space.mask.count == real.space.mask.count
 
 
 def test_the_ranks_share_a_round(tmp_path):

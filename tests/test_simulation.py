@@ -515,6 +515,8 @@ def test_the_times_add_up(simulation):
         {"method": OWN_MASKS | {"name": "fedsgc"}},
         {"method": {"name": "fedrts", "density": 0.5, "adjust_every": 2, "adjust_until": 6}},
         {"method": {"name": "prunefl", "density": 0.5, "adjust_every": 2, "initial_steps": 2}},
+        {"method": {"name": "fedtiny", "density": 0.5, "adjust_every": 2, "adjust_until": 6}},
+        {"method": {"name": "static", "density": 0.5, "criterion": "snip", "scores": "clients"}},
         *({"server_optimizer": {"name": name, "lr": 0.05}} for name in ("avgm", "adam", "yogi")),
     ],
 )

@@ -15,6 +15,8 @@ from fedmef_dist.session import simulate
 
 FEDMEF = {"name": "fedmef", "density": 0.5, "adjust_every": 2, "adjust_until": 8}
 FEDAVG = {"name": "fedavg"}
+FEDTINY = {"name": "fedtiny", "density": 0.5, "adjust_every": 2, "adjust_until": 8}
+STATIC = {"name": "static", "density": 0.5}
 
 
 @pytest.fixture
@@ -38,6 +40,26 @@ def text(tmp_path):
         )
 
     return config
+
+
+@pytest.mark.parametrize("norm", ["nsconv", "layer"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        FEDTINY,
+        STATIC | {"criterion": "snip"},
+        STATIC | {"criterion": "snip", "scores": "clients"},
+        STATIC | {"criterion": "synflow"},
+    ],
+    ids=["fedtiny", "snip", "snip of clients", "synflow"],
+)
+def test_a_first_mask_is_chosen_with_text(text, tmp_path, method, norm):
+    config = text(method=method, federation={"clients": 4, "clients_per_round": 2, "rounds": 4, "batch_size": 8})
+    config = config.model_copy(update={"model": config.model.model_copy(update={"norm": norm})})
+    simulation, evaluated = play(config, tmp_path)
+    assert simulation.space.density == pytest.approx(0.5, abs=0.001)
+    assert min(simulation.space.layer_counts()) > 0
+    assert evaluated[-1]["eval/perplexity"] < 18
 
 
 def play(config, tmp_path):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedmef_dist.costs.wire import VALUE_BYTES
 from fedmef_dist.data.batches import Batch
+from fedmef_dist.errors import UserError
 from fedmef_dist.layers.batchnorm import normalise_by_batch
 from fedmef_dist.layers.pruning import forget_thresholds
 from fedmef_dist.methods.base import Method, MethodContext
@@ -79,6 +80,11 @@ class Static(Method[StaticSettings]):
             gradient = self._clients_gradient(preparation)
         else:
             gradient = self._gradient(preparation, [next(preparation.server_batches())])
+        if not bool(gradient.isfinite().all()):
+            raise UserError(
+                "the start model gives gradients that are not finite\nwhere: method.criterion snip\n"
+                "mend: choose another model.norm, or check the data"
+            )
         return (gradient * preparation.values[: self.space.n_prunable]).abs()
 
     def _clients_gradient(self, preparation: Preparation) -> Tensor:

@@ -21,7 +21,7 @@ from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest_of_all
 
 ITERATIONS = 100
-REHEARSED_ITERATIONS = 5
+REHEARSED_ITERATIONS = 3
 _PLAIN: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv2d: nn.Conv2d.forward,
     nn.Linear: nn.Linear.forward,

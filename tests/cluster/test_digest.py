@@ -84,6 +84,25 @@ def test_any_launcher_any_number_of_ranks(config, undisturbed, launch, tmp_path,
     assert result["model/digest"] == undisturbed[name]
 
 
+METHODS = [
+    ["method.name=fedtiny"],
+    ["method.name=static", "method.criterion=snip", "method.scores=clients"],
+    ["method.name=static", "method.criterion=synflow"],
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=" ".join)
+def test_every_method_ends_with_the_same_bits_on_any_number_of_ranks(config, launch, tmp_path, method):
+    digests = set()
+    for launcher, ranks in (("single", 1), ("torchrun", 2), ("torchrun", 3)):
+        run_dir = tmp_path / str(ranks)
+        arguments = ["run", config, *method, "model.norm=batch", "model.name=resnet8", "--run-dir", run_dir]
+        done = launch(launcher, ranks, "-m", "fedmef_dist", *arguments, timeout=120)
+        assert done.returncode == 0, done.stderr
+        digests.add(summary(run_dir)["model/digest"])
+    assert len(digests) == 1
+
+
 @pytest.mark.parametrize("method", ["fedmef", "fedavg"])
 def test_srun_on_two_nodes(config, undisturbed, slurm, tmp_path, method):
     run_dir = tmp_path / "run"

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from fedmef_dist.layers.batchnorm import BatchNorm2d
+from fedmef_dist.layers.batchnorm import BatchNorm2d, normalise_by_batch
 
 
 def test_one_value_a_channel_uses_the_running_statistics():
@@ -18,3 +18,10 @@ def test_otherwise_it_is_the_stock_layer():
     assert torch.equal(ours(x), stock(x))
     assert torch.equal(ours.running_var, stock.running_var)
     assert torch.equal(ours.eval()(x), stock.eval()(x))
+
+
+def test_normalise_by_batch_leaves_all_else_in_evaluation_mode():
+    model = nn.Sequential(nn.Dropout(1.0), BatchNorm2d(1))
+    assert normalise_by_batch(model.train()) == [model[1]]
+    found = model(torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)).flatten()
+    torch.testing.assert_close(found, torch.tensor([-1.0, 1.0]), rtol=0, atol=1e-4)

@@ -2,13 +2,21 @@ from math import prod
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from fedmef_dist.errors import UserError
 from fedmef_dist.sparsity import ParameterSpace
-from fedmef_dist.sparsity.allocation import allocate, layer_counts, random_mask
+from fedmef_dist.sparsity.allocation import (
+    allocate,
+    keep_largest_of_all,
+    layer_counts,
+    magnitude_mask,
+    random_mask,
+    share_out,
+)
 
 
 def test_erk_by_hand():
@@ -77,3 +85,33 @@ def test_random_mask_has_exact_counts_and_spares_depthwise_filters():
     assert mask.active[:54].view(6, 9).sum(1).min() >= 2
     other = random_mask(space, [14, 50], np.random.default_rng(1))
     assert other.digest != mask.digest
+
+
+def test_shares_within_their_bounds_by_hand():
+    # 1 : 1 : 2 of 12 would be 3, 3, 6; the last has room for 4, the first needs 5.
+    assert share_out([1.0, 1.0, 2.0], 12, [5, 0, 0], [9, 9, 4]) == [5, 3, 4]
+
+
+def test_magnitude_mask_by_hand():
+    space = ParameterSpace(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1), nn.Linear(1, 1)), ["0.weight", "1.weight"])
+    space.values[:6] = torch.tensor([0.1, -3.0, 2.0, 0.5, -0.2, 0.1])
+    assert magnitude_mask(space, space.values, [2, 1]).index.tolist() == [1, 2, 4]
+
+
+def test_the_largest_of_all_layers_by_hand():
+    space = ParameterSpace(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1), nn.Linear(1, 1)), ["0.weight", "1.weight"])
+    scores = torch.tensor([4.0, 1.0, 3.0, 2.0, 0.5, 0.25])
+    # The second layer's best comes first, though its score is smaller than any of the first layer.
+    assert keep_largest_of_all(space, scores, 3).nonzero().flatten().tolist() == [0, 2, 4]
+    assert scores[4] == 0.5
+
+
+def test_filters_keep_their_floors_when_all_layers_compete():
+    space = ParameterSpace(model(), ["0.weight", "1.weight"])
+    scores = torch.rand(space.n_prunable, generator=torch.Generator().manual_seed(0))
+    scores[:54] /= 1000  # the depthwise layer would lose everything
+    active = keep_largest_of_all(space, scores, 40)
+    assert active[:54].view(6, 9).sum(1).tolist() == [2] * 6
+    assert active.sum() == 40
+    # Not even one weight is left for the other layer: the floors come first.
+    assert keep_largest_of_all(space, scores, 12)[:54].view(6, 9).sum(1).tolist() == [2] * 6
