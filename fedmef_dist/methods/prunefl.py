@@ -24,6 +24,8 @@ from fedmef_dist.sparsity.allocation import layer_counts, random_mask
 _NAME = "squared_gradient"
 # A weight that is used costs at least one multiply-add a sample.
 _LEAST_FLOPS = 2.0
+# A client's sum of squares counts as no more: what is beyond wins anyway, and neither fp16 nor the exact sum hold 2^16.
+_LARGEST_GAIN = 2.0**15
 
 
 class PruneFlSettings(SparseSettings):
@@ -82,8 +84,9 @@ class SquaredGradients(LocalWork):
         return rate
 
     def uploads(self, gradient: Tensor | None) -> dict[str, Upload]:
-        """The sum, float32 (n_prunable,)."""
-        return {_NAME: Upload(torch.arange(self._sum.numel(), device=self._sum.device), self._sum)}
+        """The sum, float32 (n_prunable,); NaN stays NaN, so that the client is refused."""
+        positions = torch.arange(self._sum.numel(), device=self._sum.device)
+        return {_NAME: Upload(positions, self._sum.clamp(max=_LARGEST_GAIN))}
 
 
 def compete(gain: Tensor, time: Tensor, kept: Tensor, other_time: float, most: int) -> Tensor:

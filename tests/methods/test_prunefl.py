@@ -116,6 +116,17 @@ def test_a_client_adds_up_its_squared_gradients_and_begins_anew():
     assert work.collection.counts == [8, 4]
 
 
+def test_a_large_square_is_capped_and_what_is_not_a_number_stays():
+    method, _ = example()
+    work = SquaredGradients(method.space)
+    work.begin()
+    method.space.gradient[:12] = vector({0: 181.0, 1: 1e30, 2: -256.0, 3: float("nan")})
+    work.prepare_step(0, 1, 0.1)
+    values = work.uploads(None)["squared_gradient"].values
+    assert values[:3].tolist() == [32761.0, 32768.0, 32768.0]
+    assert values[3].isnan()
+
+
 @pytest.mark.parametrize("settings", [{}, {"max_density": 0.7}, {"fixed_density": True}])
 def test_any_adjustment_keeps_floors_and_bounds(settings):
     torch.manual_seed(1)
