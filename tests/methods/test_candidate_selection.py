@@ -80,8 +80,8 @@ def test_costs_by_hand(normalised, statistics, passes, rehearses):
     preparation = preparation_for(model, space, CLIENTS, rehearses=rehearses)
     chosen = CandidateSelection(space, MASKS, preparation).choose()
     assert (chosen is MASKS[0]) == rehearses
-    # Down for each of two clients: all values; masks of a tag each, two of them with one byte of bits.
-    assert preparation.costs.down == 2 * (4 * space.total + 2 + 2 + 1 + statistics)
+    # Down for each of two clients: all values; masks of a tag and a byte of bits each.
+    assert preparation.costs.down == 2 * (4 * space.total + 2 + 2 + 2 + statistics)
     assert preparation.costs.up == 2 * (statistics + 3 * 4)
     assert preparation.costs.forward_samples == 6 * 3 * passes
     assert preparation.costs.gradient_samples == 0
