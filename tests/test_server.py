@@ -109,7 +109,7 @@ def test_a_server_optimizer_steps_towards_the_merged_weights():
     server = server_of(space, name="avgm", lr=0.5)
     server.start(space.values, Mask(ACTIVE))
     server.update(RoundPlan(client_masks=True), DENSE, OWN_MASKS)
-    # Half the way from [1, 2, 0, 4, 0, 0] and [7, 8], but for what nobody keeps; running statistics as they are.
+    # Half the way from [1, 2, 0, 4, 0, 0] and [7, 8], but for what nobody keeps; statistics are taken as they are.
     assert server.values.tolist() == [4.5, 4.5, 0.5, 0, 0, -1, 13.5, 14.5, 22, 23, 24, 25]
 
 
