@@ -81,10 +81,12 @@ def test_a_full_layer_contests_its_weights_too():
 
 
 def test_equal_ratios_go_to_the_lower_position():
-    gain, time = torch.tensor([1.0, 5, 5, 5]).double(), torch.ones(4).double()
-    kept = torch.tensor([True, False, False, False])
-    assert compete(gain, time, kept, 1.0, 3).tolist() == [True, True, True, False]
-    assert compete(gain, time, kept, 1.0, 0).tolist() == kept.tolist()
+    # Enough for a sort that is not stable to leave their order.
+    gain, time = torch.full((1000,), 5.0).double(), torch.ones(1000).double()
+    kept = torch.arange(1000) == 500
+    gain[500] = 1.0
+    for most, expected in [(3, [0, 1, 500]), (0, [500])]:
+        assert compete(gain, time, kept, 1.0, most).nonzero().flatten().tolist() == expected
 
 
 def test_the_share_halves():
