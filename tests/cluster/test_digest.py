@@ -96,7 +96,8 @@ def test_every_method_ends_with_the_same_bits_on_any_number_of_ranks(config, lau
     digests = set()
     for launcher, ranks in (("single", 1), ("torchrun", 2), ("torchrun", 3)):
         run_dir = tmp_path / str(ranks)
-        arguments = ["run", config, *method, "model.norm=batch", "model.name=resnet8", "--run-dir", run_dir]
+        changes = [*method, "model.name=resnet8", "model.norm=batch", "federation.rounds=3"]
+        arguments = ["run", config, *changes, "--run-dir", run_dir]
         done = launch(launcher, ranks, "-m", "fedmef_dist", *arguments, timeout=120)
         assert done.returncode == 0, done.stderr
         digests.add(summary(run_dir)["model/digest"])
