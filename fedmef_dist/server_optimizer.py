@@ -107,12 +107,13 @@ class ServerOptimizer:
             self._squares[: self.space.n_prunable].masked_fill_(inactive, self.settings.tau**2)
 
     def state(self) -> dict[str, Tensor]:
-        """What it remembers, for the checkpoint: float32 (n_parameters,) each, or empty."""
-        return {"direction": self._direction, "squares": self._squares}
+        """What it remembers, for the checkpoint: float32 (n_parameters,) each."""
+        memory = {"direction": self._direction, "squares": self._squares}
+        return {name: tensor for name, tensor in memory.items() if len(tensor)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Takes back what :meth:`state` gave, all of it finite. Raises ValueError where a value is impossible."""
-        if bool((state["squares"] < 0).any()):
-            raise ValueError("the server optimiser remembers a square below 0")
-        self._direction.copy_(state["direction"])
-        self._squares.copy_(state["squares"])
+        for name, tensor in self.state().items():
+            if name == "squares" and bool((state[name] < 0).any()):
+                raise ValueError("the server optimiser remembers a square below 0")
+            tensor.copy_(state[name])

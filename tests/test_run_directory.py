@@ -108,7 +108,7 @@ def test_a_configuration_of_something_else_is_refused_with_the_keys(tmp_path):
     (tmp_path / "config.yaml").write_text("1: x\na: b\n")
     assert refusal(tmp_path) == (
         "the directory holds another configuration's run; different: 1, a, data, federation, method, model, optimizer, "
-        "runtime and 2 more"
+        "runtime and 3 more"
     )
 
 

@@ -26,7 +26,9 @@ class FedMefSettings(SwappingSettings):
 
     name: Literal["fedmef"] = Field("fedmef", description="federated dynamic pruning with little memory")
     extrusion: bool = Field(True, description="budget-aware extrusion in adjusting rounds; off for ablation")
-    extrusion_lambda: float = Field(1.0, ge=0, description="strength of the penalty on marked weights")
+    extrusion_lambda: float = Field(
+        1.0, ge=0, description="strength of the penalty on marked weights; above 1 / (2 lr) it overshoots"
+    )
     extrusion_target: Target = Field(
         "zero", description="empty marked weights towards 0 or towards their filter's mean"
     )
