@@ -31,15 +31,11 @@ class Accounting:
         self.flops = FlopsLedger(model, space, example)
 
     def prepare(self, costs: PreparationCosts, totals: Totals) -> None:
-        """Adds what was sent and computed before the first round, with all weights."""
+        """Adds what was sent and computed before the first round."""
         totals.wire_bytes += costs.up + costs.down
-        totals.flops += self.flops.round(
-            [layer.size for layer in self.space.layers],
-            samples=0,
-            steps=0,
-            gradient_samples=costs.gradient_samples,
-            forward_samples=costs.forward_samples,
-        ).total
+        dense = [layer.size for layer in self.space.layers]
+        totals.flops += self.flops.round(dense, samples=0, steps=0, gradient_samples=costs.gradient_samples).total
+        totals.flops += sum(samples * self.flops.forward(counts) for counts, samples in costs.forwards)
 
     def round(self, cohort: Cohort, plan: RoundPlan, mask: Mask, totals: Totals) -> Metrics:
         """One round's costs, added to the totals; ``mask`` is what the clients were sent.

@@ -1,7 +1,7 @@
 """What a method may look at before the first round: the start weights, some data, some clients."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,13 +25,13 @@ class PreparationCosts:
 
     Attributes:
         up, down: encoded bytes.
-        forward_samples: samples that went through the network.
-        gradient_samples: samples that also came back through it, with the gradient of every weight.
+        forwards: (active weights of each layer, samples that went through the network with so many).
+        gradient_samples: samples that went through the dense network and came back, with the gradient of every weight.
     """
 
     up: int = 0
     down: int = 0
-    forward_samples: int = 0
+    forwards: list[tuple[list[int], int]] = field(default_factory=list)
     gradient_samples: int = 0
 
 

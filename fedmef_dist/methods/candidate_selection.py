@@ -87,15 +87,16 @@ class CandidateSelection:
         """Candidates and dense start weights go down, each candidate's statistics up and down, its loss up."""
         cohort, costs, space = self.preparation.cohort, self.preparation.costs, self.space
         statistics = 2 * VALUE_BYTES * sum(norm.num_features for norm in self.norms) * len(self.masks)
+        counts = [space.layer_counts(mask) for mask in self.masks]
         candidates = sum(
             positions_bytes(layer.size, count, layer.rows)
-            for mask in self.masks
-            for layer, count in zip(space.layers, space.layer_counts(mask), strict=True)
+            for candidate in counts
+            for layer, count in zip(space.layers, candidate, strict=True)
         )
         costs.down += len(cohort.asked) * (VALUE_BYTES * space.total + candidates) + len(cohort.clients) * statistics
         costs.up += len(cohort.clients) * (statistics + VALUE_BYTES * len(self.masks))
         passes = 2 if self.norms else 1
-        costs.forward_samples += passes * len(self.masks) * int(cohort.samples.sum())
+        costs.forwards += [(candidate, passes * int(cohort.samples.sum())) for candidate in counts]
 
     def _load(self, mask: Mask) -> None:
         self.space.load(self.preparation.values)

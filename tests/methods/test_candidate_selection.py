@@ -83,7 +83,7 @@ def test_costs_by_hand(normalised, statistics, passes, rehearses):
     # Down for each of two clients: all values; masks of a tag and a byte of bits each.
     assert preparation.costs.down == 2 * (4 * space.total + 2 + 2 + 2 + statistics)
     assert preparation.costs.up == 2 * (statistics + 3 * 4)
-    assert preparation.costs.forward_samples == 6 * 3 * passes
+    assert preparation.costs.forwards == [(space.layer_counts(mask), 6 * passes) for mask in MASKS]
     assert preparation.costs.gradient_samples == 0
 
 
