@@ -31,7 +31,6 @@ class RoundFlops:
         selection: of the activations that are kept.
         recomputation: in lean attention.
         gradients: of inactive weights.
-        forwards: forward passes besides.
     """
 
     training: float
@@ -40,14 +39,11 @@ class RoundFlops:
     selection: float
     recomputation: float
     gradients: float
-    forwards: float
 
     @property
     def overhead(self) -> float:
         """All but the training itself."""
-        return (
-            self.normalisation + self.extrusion + self.selection + self.recomputation + self.gradients + self.forwards
-        )
+        return self.normalisation + self.extrusion + self.selection + self.recomputation + self.gradients
 
     @property
     def total(self) -> float:
@@ -113,7 +109,6 @@ class FlopsLedger:
         extrusion_steps: int = 0,
         gradient_samples: int = 0,
         dense_gradient_samples: int = 0,
-        forward_samples: int = 0,
     ) -> RoundFlops:
         """FLOPs of a cohort; all numbers are sums over its clients.
 
@@ -124,7 +119,6 @@ class FlopsLedger:
             extrusion_steps: SGD steps with budget-aware extrusion.
             gradient_samples: samples of batches from which nothing but gradients of inactive weights was taken.
             dense_gradient_samples: those of the ``samples`` of which gradients of inactive weights were taken as well.
-            forward_samples: samples that went forward only.
         """
         sparse, dense = self.sample(counts), self.sample(self._sizes)
         passes = samples + gradient_samples
@@ -136,7 +130,6 @@ class FlopsLedger:
             recomputation=passes * sparse.recomputation,
             gradients=gradient_samples * (sparse.forward + dense.backward)
             + dense_gradient_samples * (dense.weight_gradient - sparse.weight_gradient),
-            forwards=forward_samples * sparse.forward,
         )
 
     def _normalisation(self, counts: list[int]) -> int:
