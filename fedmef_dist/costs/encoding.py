@@ -110,7 +110,8 @@ def encode_values(values: np.ndarray, number: Number) -> bytes:
         number: the type in which they travel.
     """
     if not number.scaled or not values.size:
-        return values.astype(number.dtype).tobytes()
+        with np.errstate(over="ignore"):  # the receiver refuses what is not finite; no warning is needed besides
+            return values.astype(number.dtype).tobytes()
     largest = np.abs(values).max().astype("<f4")
     if not np.isfinite(largest):
         largest = np.array(np.nan, "<f4")

@@ -311,3 +311,11 @@ def test_the_published_bytes_of_a_round_of_resnet18():
     ]
     assert sum(map(len, messages)) == shortest
     assert len(encode_values(values[space.n_prunable :], FP32)) == tail
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [1e6, 3e38, np.inf, np.nan])
+def test_a_value_beyond_fp16_arrives_as_not_finite_and_nothing_is_said(value):
+    received = decode_values(encode_values(np.array([value, 1], np.float32), FP16), FP16)
+    assert not np.isfinite(received[0])
+    assert received[1] == 1
