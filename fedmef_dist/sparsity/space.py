@@ -78,6 +78,8 @@ class ParameterSpace:
         self.gradient = torch.zeros(self.n_parameters, device=device)
         self.mask_values = torch.ones(self.n_prunable, device=device)
         self.mask = Mask(torch.ones(self.n_prunable, dtype=torch.bool, device=device))
+        self._counted: Mask | None = None
+        self._counts: list[int] = []
         self._take_over(model, parameters, buffers)
 
     @staticmethod
@@ -151,8 +153,12 @@ class ParameterSpace:
 
     def layer_counts(self, mask: Mask | None = None) -> list[int]:
         """Active weights in each prunable layer."""
-        active = (mask or self.mask).active
-        return [int(active[layer.start : layer.stop].count_nonzero()) for layer in self.layers]
+        mask = mask or self.mask
+        if mask is not self._counted:  # asked for with every client's message, of a mask that does not change
+            active = mask.active
+            self._counts = [int(active[layer.start : layer.stop].count_nonzero()) for layer in self.layers]
+            self._counted = mask
+        return list(self._counts)
 
     @property
     def density(self) -> float:
