@@ -14,11 +14,10 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmef_dist.comm.sparse import Sums
-from fedmef_dist.methods.base import WEIGHTS, Collection, LocalWork, Method, MethodContext, RoundPlan
-from fedmef_dist.methods.swapping import SparseSettings, strongest_inactive, swap_counts, weakest
-from fedmef_dist.preparation import Preparation
+from fedmef_dist.methods.base import WEIGHTS, Collection, LocalWork, MethodContext, RoundPlan
+from fedmef_dist.methods.swapping import RandomStart, SparseSettings, strongest_inactive, swap_counts, weakest
 from fedmef_dist.sparsity import Mask, ParameterSpace
-from fedmef_dist.sparsity.allocation import keep_largest, layer_counts, random_mask
+from fedmef_dist.sparsity.allocation import keep_largest
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
 
 
@@ -83,13 +82,12 @@ def prune_to_counts(space: ParameterSpace, magnitude: Tensor, counts: Sequence[i
     return Mask(active, space.mask.version + 1)
 
 
-class ClientMasks(Method[ClientMaskSettingsT]):
+class ClientMasks(RandomStart[ClientMaskSettingsT]):
     """From a random mask; on a schedule clients swap ``floor(zeta_r * a_l)`` weights of each layer."""
 
     def __init__(self, settings: ClientMaskSettingsT, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.schedule = self.adjustments()
-        self.counts = layer_counts(space, settings.density, settings.allocation)
 
     @abstractmethod
     def adjustments(self) -> AdjustmentSchedule:
@@ -98,10 +96,6 @@ class ClientMasks(Method[ClientMaskSettingsT]):
     def local_swap(self, counts: Sequence[int], values: Tensor) -> LocalSwap:
         """What a client does in an adjusting round that broadcasts ``values`` (float32 (total,))."""
         return LocalSwap(self.space, counts, self.settings.local_share)
-
-    def initial_mask(self, preparation: Preparation) -> Mask:
-        """Random, with the allocation's exact count in every layer."""
-        return random_mask(self.space, self.counts, preparation.generator("mask"))
 
     def plan(self, round_number: int, values: Tensor) -> RoundPlan:
         """In an adjusting round: clients swap, and send their weights with positions."""

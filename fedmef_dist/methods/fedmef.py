@@ -13,12 +13,17 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedmef_dist.comm.sparse import Sums
-from fedmef_dist.methods.base import Method, MethodContext, RoundPlan
+from fedmef_dist.methods.base import MethodContext, RoundPlan
 from fedmef_dist.methods.extrusion import Deviation, Extrusion, Target
-from fedmef_dist.methods.swapping import SwappingSettings, TopGradients, strongest_inactive, swap_counts, weakest
-from fedmef_dist.preparation import Preparation
+from fedmef_dist.methods.swapping import (
+    RandomStart,
+    SwappingSettings,
+    TopGradients,
+    strongest_inactive,
+    swap_counts,
+    weakest,
+)
 from fedmef_dist.sparsity import Mask, ParameterSpace
-from fedmef_dist.sparsity.allocation import layer_counts, random_mask
 
 
 class FedMefSettings(SwappingSettings):
@@ -44,17 +49,12 @@ class FedMefSettings(SwappingSettings):
         return self
 
 
-class FedMef(Method[FedMefSettings]):
+class FedMef(RandomStart[FedMefSettings]):
     """Prunes by magnitude what extrusion has emptied, grows by gradient."""
 
     def __init__(self, settings: FedMefSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.schedule = settings.schedule()
-        self.counts = layer_counts(space, settings.density, settings.allocation)
-
-    def initial_mask(self, preparation: Preparation) -> Mask:
-        """Random, with the allocation's exact count in every layer."""
-        return random_mask(self.space, self.counts, preparation.generator("mask"))
 
     def plan(self, round_number: int, values: Tensor) -> RoundPlan:
         """In an adjusting round: how many weights are swapped, which are marked, and what empties them."""

@@ -15,12 +15,11 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmef_dist.comm.sparse import Sums
-from fedmef_dist.methods.base import Collection, LocalWork, Method, MethodContext, RoundPlan, Upload
-from fedmef_dist.methods.swapping import SwappingSettings, strongest_inactive, swap_counts, weakest
-from fedmef_dist.preparation import Preparation
+from fedmef_dist.methods.base import Collection, LocalWork, MethodContext, RoundPlan, Upload
+from fedmef_dist.methods.swapping import RandomStart, SwappingSettings, strongest_inactive, swap_counts, weakest
 from fedmef_dist.randomness import numpy_generator
 from fedmef_dist.sparsity import Mask, ParameterSpace
-from fedmef_dist.sparsity.allocation import keep_largest, layer_counts, random_mask
+from fedmef_dist.sparsity.allocation import keep_largest
 
 _KEPT, _WANTED = "kept", "wanted"
 # What the aggregated model says of an inactive weight: nothing.
@@ -77,7 +76,7 @@ class Votes(LocalWork):
         return votes
 
 
-class FedRts(Method[FedRtsSettings]):
+class FedRts(RandomStart[FedRtsSettings]):
     """Draws masks from what all rounds have said of each weight.
 
     Attributes:
@@ -87,13 +86,8 @@ class FedRts(Method[FedRtsSettings]):
     def __init__(self, settings: FedRtsSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.schedule = settings.schedule()
-        self.counts = layer_counts(space, settings.density, settings.allocation)
         self.posterior = torch.ones(2, space.n_prunable, device=space.values.device)
         self._round = 0
-
-    def initial_mask(self, preparation: Preparation) -> Mask:
-        """Random, with the allocation's exact count in every layer."""
-        return random_mask(self.space, self.counts, preparation.generator("mask"))
 
     def plan(self, round_number: int, values: Tensor) -> RoundPlan:
         """Votes in every round until the schedule's share is 0: then no mask will be drawn any more."""

@@ -1,15 +1,17 @@
 """What methods that prune and grow a few weights in every adjustment have in common."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmef_dist.methods.base import Collection, LocalWork, Upload
+from fedmef_dist.methods.base import Collection, LocalWork, Method, MethodContext, Upload
+from fedmef_dist.preparation import Preparation
 from fedmef_dist.settings import Settings
-from fedmef_dist.sparsity import ParameterSpace, Slice
-from fedmef_dist.sparsity.allocation import Allocation
+from fedmef_dist.sparsity import Mask, ParameterSpace, Slice
+from fedmef_dist.sparsity.allocation import Allocation, layer_counts, random_mask
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
 from fedmef_dist.sparsity.selection import largest, row_largest, smallest
 
@@ -31,6 +33,25 @@ class SwappingSettings(SparseSettings):
     def schedule(self) -> AdjustmentSchedule:
         """When and how much is swapped."""
         return AdjustmentSchedule(self.adjust_every, self.adjust_until, self.adjust_rate)
+
+
+SparseSettingsT = TypeVar("SparseSettingsT", bound=SparseSettings)
+
+
+class RandomStart(Method[SparseSettingsT]):
+    """A method whose first mask is random, with the allocation's exact count in every layer.
+
+    Attributes:
+        counts: active weights of each layer.
+    """
+
+    def __init__(self, settings: SparseSettingsT, space: ParameterSpace, context: MethodContext) -> None:
+        super().__init__(settings, space, context)
+        self.counts = layer_counts(space, settings.density, settings.allocation)
+
+    def initial_mask(self, preparation: Preparation) -> Mask:
+        """Random, with exactly the layers' counts."""
+        return random_mask(self.space, self.counts, preparation.generator("mask"))
 
 
 def spare_counts(layers: Sequence[Slice], counts: Sequence[int], share: float) -> list[int]:
