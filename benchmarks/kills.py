@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from fedmef_dist import session  # noqa: F401 - what the forked ranks need is loaded once
 from fedmef_dist.cli import main as command_line
+from fedmef_dist.session import session  # noqa: F401 - what the forked ranks need is loaded once
 
 CONFIG = """
 name: kills

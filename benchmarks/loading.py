@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedmef_dist.client import Client
+from fedmef_dist.clients.client import Client
+from fedmef_dist.clients.optimizer import OptimizerSettings
 from fedmef_dist.data.batches import client_batches
 from fedmef_dist.data.cifar import CIFAR10, PIXELS, TEST, TRAIN
 from fedmef_dist.data.sources import DataSettings, load_dataset
-from fedmef_dist.layers.pruning import SapSettings
+from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.methods.base import RoundPlan
 from fedmef_dist.models import ModelSettings, build_model, prunable_weights
-from fedmef_dist.optim import OptimizerSettings
 from fedmef_dist.sparsity import ParameterSpace
 
 LOAD = """

@@ -28,12 +28,12 @@ def measure(clients: int, per_round: int, rounds: int, started: float) -> dict[s
     """One program, from the start of its process."""
     import torch
 
-    from fedmef_dist.comm.environment import detect
-    from fedmef_dist.comm.group import open_group
+    from fedmef_dist.clients.cohort import draw_cohort
+    from fedmef_dist.cluster.environment import detect
+    from fedmef_dist.cluster.group import open_group
     from fedmef_dist.config import load_config
-    from fedmef_dist.data.federation import draw_cohort
-    from fedmef_dist.run_state import take_checkpoint
-    from fedmef_dist.simulation import Simulation
+    from fedmef_dist.runs.snapshot import take_checkpoint
+    from fedmef_dist.simulation.loop import Simulation
 
     overrides = [f"federation.clients={clients}", f"federation.clients_per_round={per_round}", "runtime.device=cpu"]
     config = load_config(CONFIG, overrides)

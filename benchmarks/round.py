@@ -22,14 +22,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedmef_dist.comm.environment import detect
-from fedmef_dist.comm.group import Group, RuntimeSettings, open_group
+from fedmef_dist.base.randomness import torch_generator
+from fedmef_dist.clients.cohort import draw_cohort
+from fedmef_dist.cluster.environment import detect
+from fedmef_dist.cluster.group import Group, RuntimeSettings, open_group
 from fedmef_dist.config import parse_config
 from fedmef_dist.data.batches import normalise
-from fedmef_dist.data.federation import draw_cohort
 from fedmef_dist.models.small import cnn
-from fedmef_dist.randomness import torch_generator
-from fedmef_dist.simulation import Simulation
+from fedmef_dist.simulation.loop import Simulation
 
 # No round is evaluated, logged or saved: only training, aggregation and the ledgers are timed.
 COMMON = {

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fedmef_dist
-from fedmef_dist.layers import pruning
-from fedmef_dist.layers.pruning import SapSettings, forget_thresholds
+from fedmef_dist.base.randomness import numpy_generator
+from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
+from fedmef_dist.layers import activation_pruning as pruning
+from fedmef_dist.layers.activation_pruning import SapSettings, forget_thresholds
 from fedmef_dist.models import ModelSettings, build_model, prunable_weights
-from fedmef_dist.optim import MaskedSGD, OptimizerSettings
-from fedmef_dist.randomness import numpy_generator
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import layer_counts, random_mask
 

@@ -3,14 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedmef_dist.base.errors import UserError
     from fedmef_dist.config import Config, load_config
-    from fedmef_dist.errors import UserError
-    from fedmef_dist.session import Summary, run
+    from fedmef_dist.session.session import Summary, run
 
 __version__ = "0.1.0"
 __all__ = ["Config", "Summary", "UserError", "load_config", "run"]
 
-_HOMES = {"Config": "config", "load_config": "config", "UserError": "errors", "Summary": "session", "run": "session"}
+_HOMES = {
+    "Config": "config",
+    "load_config": "config",
+    "UserError": "base.errors",
+    "Summary": "session.session",
+    "run": "session.session",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 
 _INTERRUPTED = 130
 # Typer shows mistakes on the command line in a box of many lines and does not export their class.
@@ -31,7 +31,7 @@ def run(
     resume: Annotated[str, typer.Option(help="auto, never or must continue from a checkpoint")] = "auto",
 ) -> None:
     """Run one simulation: alone, or as each rank under torchrun, mpirun or srun."""
-    from fedmef_dist.session import run_command
+    from fedmef_dist.session.session import run_command
 
     run_command(config, overrides or [], run_dir, _resume(resume))
 
@@ -51,7 +51,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="also draw the partition")] = None,
 ) -> None:
     """Show what a run would be like: who holds what, what a round moves and computes, how ranks share it."""
-    from fedmef_dist.plan import plan_command
+    from fedmef_dist.simulation.forecast import plan_command
 
     plan_command(config, overrides or [], ranks, out)
 
@@ -65,7 +65,7 @@ def memory(
     steps: Annotated[int, typer.Option(min=1, help="timed steps of each method")] = 3,
 ) -> None:
     """Measure one training step under several methods: bytes held for backward, allocator peak, modelled bytes."""
-    from fedmef_dist.footprint import memory_command
+    from fedmef_dist.simulation.footprint import memory_command
 
     memory_command(config, overrides or [], json, out, steps)
 
@@ -88,7 +88,7 @@ def compare(
 @app.command()
 def doctor() -> None:
     """Show what launcher, rank, device and network were found, and try one all-reduce."""
-    from fedmef_dist.doctor import doctor as examine
+    from fedmef_dist.commands.doctor import doctor as examine
 
     raise typer.Exit(examine())
 
@@ -109,7 +109,7 @@ def export(
     out: Annotated[Path, typer.Option(help="safetensors file to write")],
 ) -> None:
     """Write the trained sparse model as safetensors with the plain names of its model."""
-    from fedmef_dist.export import export as export_run
+    from fedmef_dist.session.export import export as export_run
 
     export_run(run_dir, out)
 
@@ -123,7 +123,7 @@ def sweep(
     ranks: Annotated[int, typer.Option(min=1, help="ranks on this machine for each cell")] = 1,
 ) -> None:
     """Run every cell of a grid, one after another; finished ones are skipped, half-done ones go on."""
-    from fedmef_dist.sweep import load_sweep, run_cell, run_sweep, show_cells
+    from fedmef_dist.session.sweep import load_sweep, run_cell, run_sweep, show_cells
 
     loaded = load_sweep(grid, overrides or [])
     if show:

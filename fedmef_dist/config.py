@@ -10,23 +10,23 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from fedmef_dist.checkpoint import CheckpointSettings
-from fedmef_dist.comm.environment import detect
-from fedmef_dist.comm.group import RuntimeSettings
-from fedmef_dist.costs.wire import WireSettings
-from fedmef_dist.data.federation import FederationSettings
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.settings import Settings
+from fedmef_dist.base.strict_yaml import parse_yaml
+from fedmef_dist.clients.cohort import FederationSettings
+from fedmef_dist.clients.optimizer import OptimizerSettings
+from fedmef_dist.cluster.environment import detect
+from fedmef_dist.cluster.group import RuntimeSettings
 from fedmef_dist.data.sources import DataSettings
-from fedmef_dist.errors import UserError
-from fedmef_dist.evaluation import EvaluationSettings
-from fedmef_dist.layers.pruning import SapSettings
+from fedmef_dist.evaluation.test_set import EvaluationSettings
+from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.methods.fedmef import FedMefSettings
 from fedmef_dist.methods.registry import SETTINGS, MethodSettings
+from fedmef_dist.methods.server_optimizer import ServerOptimizerSettings
 from fedmef_dist.models import ModelSettings
-from fedmef_dist.optim import OptimizerSettings
-from fedmef_dist.server_optimizer import ServerOptimizerSettings
-from fedmef_dist.settings import Settings
-from fedmef_dist.strict_yaml import parse_yaml
+from fedmef_dist.runs.checkpoint import CheckpointSettings
 from fedmef_dist.tracking.settings import TrackingSettings
+from fedmef_dist.wire.ledger import WireSettings
 
 
 class Config(Settings):

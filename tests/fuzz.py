@@ -30,9 +30,10 @@ import numpy as np
 import torch
 import yaml
 
-from fedmef_dist import checkpoint, session
 from fedmef_dist.cli import main as command_line
 from fedmef_dist.config import load_config
+from fedmef_dist.runs import checkpoint
+from fedmef_dist.session import session
 
 SECONDS = 10.0
 MEMORY = 6 << 30

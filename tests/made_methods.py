@@ -4,14 +4,14 @@ import numpy as np
 import torch
 from tiny import alone
 
-from fedmef_dist.client import Client
-from fedmef_dist.comm.exact_sum import FixedPoint
-from fedmef_dist.comm.sparse import Sums
-from fedmef_dist.data.federation import Cohort
-from fedmef_dist.optim import OptimizerSettings
-from fedmef_dist.preparation import Preparation
-from fedmef_dist.server import Server
-from fedmef_dist.server_optimizer import ServerOptimizer, ServerOptimizerSettings
+from fedmef_dist.clients.client import Client
+from fedmef_dist.clients.cohort import Cohort
+from fedmef_dist.clients.optimizer import OptimizerSettings
+from fedmef_dist.methods.preparation import Preparation
+from fedmef_dist.methods.server_optimizer import ServerOptimizer, ServerOptimizerSettings
+from fedmef_dist.simulation.server import Server
+from fedmef_dist.sums.exact_sum import FixedPoint
+from fedmef_dist.sums.position_sum import Sums
 
 FORMAT = FixedPoint(20)
 

@@ -6,8 +6,8 @@ import data_files
 import pytest
 
 import fedmef_dist
-from fedmef_dist.plan import plan_command
-from fedmef_dist.sweep import load_sweep
+from fedmef_dist.session.sweep import load_sweep
+from fedmef_dist.simulation.forecast import plan_command
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 GRIDS = sorted((Path(__file__).parent.parent / "configs" / "sweeps").glob("*.yaml"))

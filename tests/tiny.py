@@ -2,10 +2,10 @@
 
 import torch
 
-from fedmef_dist.comm.environment import Environment
-from fedmef_dist.comm.group import Group
+from fedmef_dist.cluster.environment import Environment
+from fedmef_dist.cluster.group import Group
 from fedmef_dist.config import parse_config
-from fedmef_dist.simulation import Simulation
+from fedmef_dist.simulation.loop import Simulation
 
 TREE = {
     "name": "tiny",

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.files import damaged, exclusive, fetch
-from fedmef_dist.errors import UserError
 
 
 @dataclass(frozen=True)

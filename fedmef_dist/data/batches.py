@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad as pad_border
 
+from fedmef_dist.base.randomness import torch_generator
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.text import TextDataset, TextSplit
-from fedmef_dist.randomness import torch_generator
 
 Batch = tuple[Tensor, Tensor]
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from fedmef_dist.atomic import sync_directory, write_text
+from fedmef_dist.base.atomic import sync_directory, write_text
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.settings import Settings
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.files import exclusive
-from fedmef_dist.errors import UserError
-from fedmef_dist.settings import Settings
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1

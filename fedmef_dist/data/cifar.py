@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.archives import Archive
 from fedmef_dist.data.cache import Source
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.files import damaged, read_bytes
-from fedmef_dist.errors import UserError
 
 CIFAR10 = Archive(
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.files import damaged, read_bytes
-from fedmef_dist.errors import UserError
 
 
 def digits_path() -> Path:

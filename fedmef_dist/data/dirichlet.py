@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 
 # Redraws end after this many proportions, so that an impossible request fails within seconds whatever its size.
 _REDRAWS = 1_000

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.cache import Source
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.files import damaged, fetch, read_bytes
-from fedmef_dist.errors import UserError
 
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 MD5 = {

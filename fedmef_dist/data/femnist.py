@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.cache import Source
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.files import damaged, read_bytes
 from fedmef_dist.data.images import channel_statistics
-from fedmef_dist.errors import UserError
 
 FOLDER = "femnist"
 CLASSES = 62  # digits, upper-case and lower-case letters

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 
 
 def read_bytes(path: Path) -> bytes:

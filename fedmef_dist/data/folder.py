@@ -4,11 +4,11 @@ from pathlib import Path
 
 from pydantic import Field
 
+from fedmef_dist.base.settings import Settings
 from fedmef_dist.data.cache import Source
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.files import damaged
 from fedmef_dist.data.images import Listing, channel_statistics, class_names, list_images, read_split
-from fedmef_dist.settings import Settings
 
 
 class FolderSettings(Settings):

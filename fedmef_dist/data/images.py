@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.dataset import Split
 from fedmef_dist.data.files import damaged
-from fedmef_dist.errors import UserError
 
 # By suffix and by content: a file of another kind is foreign, whatever its name says.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")

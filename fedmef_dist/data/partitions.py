@@ -5,9 +5,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.settings import Settings
 from fedmef_dist.data.dirichlet import feasible_counts
-from fedmef_dist.errors import UserError
-from fedmef_dist.settings import Settings
 
 Partition = tuple[np.ndarray, np.ndarray]
 

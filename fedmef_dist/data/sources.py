@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from fedmef_dist.base.settings import Settings
 from fedmef_dist.data.cache import Source, load_cached
 from fedmef_dist.data.cifar import cifar10, cifar100
 from fedmef_dist.data.cinic10 import cinic10
@@ -21,7 +22,6 @@ from fedmef_dist.data.synthetic import SyntheticSettings, load_synthetic
 from fedmef_dist.data.text import TextDataset, TextSettings
 from fedmef_dist.data.tiny_imagenet import tiny_imagenet
 from fedmef_dist.data.tinystories import load_tinystories
-from fedmef_dist.settings import Settings
 
 
 class DataSettings(Settings):

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.cache import Source
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.files import damaged, exclusive, fetch, read_bytes
-from fedmef_dist.errors import UserError
 
 URL = "http://ufldl.stanford.edu/housenumbers"
 MD5 = {

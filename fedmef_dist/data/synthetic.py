@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from fedmef_dist.base.randomness import numpy_generator
+from fedmef_dist.base.settings import Settings
 from fedmef_dist.data.dataset import Dataset, Split
-from fedmef_dist.randomness import numpy_generator
-from fedmef_dist.settings import Settings
 
 
 class SyntheticSettings(Settings):

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmef_dist.settings import Settings
+from fedmef_dist.base.settings import Settings
 
 UNKNOWN = 0
 _MOST_CHARACTERS = 255  # a token is one byte, and one of them stands for every other character

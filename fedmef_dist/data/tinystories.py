@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.files import damaged
 from fedmef_dist.data.text import TextDataset, TextSettings, text_dataset
-from fedmef_dist.errors import UserError
 
 FILE = "tinystories.txt"
 END_OF_STORY = "<|endoftext|>"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from fedmef_dist.layers.pruning import DENSE, Pruning, keep, restore
+from fedmef_dist.layers.activation_pruning import DENSE, Pruning, keep, restore
 
 
 class _Normalise(Function):

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fedmef_dist.layers import bits
-from fedmef_dist.layers.pruning import (
+from fedmef_dist.layers.activation_pruning import (
     DENSE,
     Affine,
     Operation,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
-from fedmef_dist.comm.sparse import Sums
-from fedmef_dist.settings import Settings
+from fedmef_dist.base.settings import Settings
 from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sums.position_sum import Sums
 
 if TYPE_CHECKING:
-    from fedmef_dist.preparation import Preparation
+    from fedmef_dist.methods.preparation import Preparation
 
 # The collection of clients' prunable weights under masks of their own.
 WEIGHTS = "weights"

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmef_dist.comm.exact_sum import LIMIT
-from fedmef_dist.costs.encoding import positions_bytes
-from fedmef_dist.costs.wire import VALUE_BYTES
+from fedmef_dist.layers.activation_pruning import forget_thresholds
 from fedmef_dist.layers.batchnorm import normalise_by_batch
-from fedmef_dist.layers.pruning import forget_thresholds
-from fedmef_dist.preparation import Preparation
+from fedmef_dist.methods.preparation import Preparation
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import share_out
+from fedmef_dist.sums.exact_sum import LIMIT
+from fedmef_dist.wire.encoding import positions_bytes
+from fedmef_dist.wire.ledger import VALUE_BYTES
 
 _SPREAD = 2.0
 _WORST = LIMIT / 2  # a loss that is not finite, or beyond it, counts as this

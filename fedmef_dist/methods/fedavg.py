@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 
+from fedmef_dist.base.settings import Settings
 from fedmef_dist.methods.base import Method
-from fedmef_dist.preparation import Preparation
-from fedmef_dist.settings import Settings
+from fedmef_dist.methods.preparation import Preparation
 from fedmef_dist.sparsity import Mask
 
 

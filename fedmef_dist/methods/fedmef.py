@@ -12,7 +12,6 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fedmef_dist.comm.sparse import Sums
 from fedmef_dist.methods.base import MethodContext, RoundPlan
 from fedmef_dist.methods.extrusion import Deviation, Extrusion, Target
 from fedmef_dist.methods.swapping import (
@@ -24,6 +23,7 @@ from fedmef_dist.methods.swapping import (
     weakest,
 )
 from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sums.position_sum import Sums
 
 
 class FedMefSettings(SwappingSettings):

@@ -14,12 +14,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmef_dist.comm.sparse import Sums
+from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.methods.base import Collection, LocalWork, MethodContext, RoundPlan, Upload
 from fedmef_dist.methods.swapping import RandomStart, SwappingSettings, strongest_inactive, swap_counts, weakest
-from fedmef_dist.randomness import numpy_generator
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest
+from fedmef_dist.sums.position_sum import Sums
 
 _KEPT, _WANTED = "kept", "wanted"
 # What the aggregated model says of an inactive weight: nothing.

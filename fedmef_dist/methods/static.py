@@ -16,17 +16,17 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fedmef_dist.costs.wire import VALUE_BYTES
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.batches import Batch
-from fedmef_dist.errors import UserError
+from fedmef_dist.layers.activation_pruning import forget_thresholds
 from fedmef_dist.layers.batchnorm import normalise_by_batch
-from fedmef_dist.layers.pruning import forget_thresholds
 from fedmef_dist.methods.base import Method, MethodContext
+from fedmef_dist.methods.preparation import Preparation
 from fedmef_dist.methods.swapping import SparseSettings
 from fedmef_dist.methods.synflow import ITERATIONS, REHEARSED_ITERATIONS, synaptic_flow
-from fedmef_dist.preparation import Preparation
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest_of_all, layer_counts, magnitude_mask, random_mask
+from fedmef_dist.wire.ledger import VALUE_BYTES
 
 
 class StaticSettings(SparseSettings):

@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedmef_dist.base.settings import Settings
 from fedmef_dist.methods.base import Collection, LocalWork, Method, MethodContext, Upload
-from fedmef_dist.preparation import Preparation
-from fedmef_dist.settings import Settings
+from fedmef_dist.methods.preparation import Preparation
 from fedmef_dist.sparsity import Mask, ParameterSpace, Slice
 from fedmef_dist.sparsity.allocation import Allocation, layer_counts, random_mask
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.layers.attention import SelfAttention
 from fedmef_dist.layers.lean import LeanGELU, LeanHardswish, LeanLeakyReLU, LeanReLU, LeanSiLU
 from fedmef_dist.sparsity import ParameterSpace

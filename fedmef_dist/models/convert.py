@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedmef_dist.layers.activation_pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings, pruning_of
 from fedmef_dist.layers.attention import MultiheadAttention, SelfAttention, calling_its_layers, recomputed_modules
 from fedmef_dist.layers.batchnorm import BatchNorm2d
 from fedmef_dist.layers.layernorm import LeanLayerNorm
@@ -23,7 +24,6 @@ from fedmef_dist.layers.lean import (
     LeanSiLU,
 )
 from fedmef_dist.layers.nsconv import Normaliser, NSConv2d, NSLinear, gamma_of
-from fedmef_dist.layers.pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings, pruning_of
 from fedmef_dist.layers.random import Dropout, StochasticDepth
 from fedmef_dist.models.gpt import BranchNorm
 

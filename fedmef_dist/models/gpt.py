@@ -6,8 +6,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from fedmef_dist.base.settings import Settings
 from fedmef_dist.layers.attention import SelfAttention
-from fedmef_dist.settings import Settings
 
 _EMBEDDING, _OUTPUT = 0.5, 0.02  # standard deviations at the start
 

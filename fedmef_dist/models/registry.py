@@ -7,14 +7,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from fedmef_dist.errors import UserError
-from fedmef_dist.layers.pruning import SapSettings
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.randomness import torch_seed
+from fedmef_dist.base.settings import Settings
+from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.models import small
 from fedmef_dist.models.convert import convert, replace_module, weighted_layers
 from fedmef_dist.models.gpt import GPTSettings, build_gpt
 from fedmef_dist.models.torchvision_import import import_torchvision
-from fedmef_dist.randomness import torch_seed
-from fedmef_dist.settings import Settings
 
 OWN_MODELS = ("cnn", "resnet8", "resnet20", "gpt")
 

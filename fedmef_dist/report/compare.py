@@ -5,8 +5,8 @@ from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
 
-from fedmef_dist.atomic import write_text
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.atomic import write_text
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.report.groups import group_runs
 from fedmef_dist.report.plots import save_plots
 from fedmef_dist.report.rendering import markdown, terminal

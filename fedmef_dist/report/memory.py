@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.report.figures import new_figure, save_figure
 from fedmef_dist.report.units import decimal_prefix, ratio, scaled
 
 if TYPE_CHECKING:
-    from fedmef_dist.footprint import Footprint, Setting
+    from fedmef_dist.simulation.footprint import Footprint, Setting
 
 _NOTE = """\
 held: kept for the backward pass. state: weights, gradients, mask, momentum. peak: the most that was allocated at any

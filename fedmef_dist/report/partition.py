@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from fedmef_dist.config import Config
-from fedmef_dist.costs.device_memory import DeviceMemory
-from fedmef_dist.footprint import Setting
-from fedmef_dist.plan import PartitionView, PlannedRound
+from fedmef_dist.devices.device_memory import DeviceMemory
 from fedmef_dist.report.figures import COLOURS, new_figure, save_figure
 from fedmef_dist.report.memory import label
 from fedmef_dist.report.units import scaled
+from fedmef_dist.simulation.footprint import Setting
+from fedmef_dist.simulation.forecast import PartitionView, PlannedRound
 from fedmef_dist.sparsity import ParameterSpace
 
 _SHOWN = 100  # bars that can be told apart

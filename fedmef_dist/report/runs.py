@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 
 # Keys of a configuration that do not make an experiment another one.
 _NOT_COMPARED = ("seed", "name", "tracking", "checkpoint")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedmef_dist.comm.placement import assign
 from fedmef_dist.scaling.measurement import Measurement
+from fedmef_dist.sums.placement import assign
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import Config
-from fedmef_dist.errors import UserError
 
 # The first round opens connections and warms caches; the placement learns what clients cost.
 WARM_UP = 1

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from fedmef_dist import __version__
-from fedmef_dist.atomic import write_json, write_text
+from fedmef_dist.base.atomic import write_json, write_text
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.cluster.symptoms import processor_name
 from fedmef_dist.config import load_config
-from fedmef_dist.errors import UserError
 from fedmef_dist.scaling.cost_model import fit
 from fedmef_dist.scaling.measurement import Results, read_measurement
 from fedmef_dist.scaling.plots import save_plots
@@ -21,7 +22,6 @@ from fedmef_dist.scaling.points import Point, Study, parse_numbers, plan_study
 from fedmef_dist.scaling.prediction import predict
 from fedmef_dist.scaling.report import comma_separated, markdown
 from fedmef_dist.scaling.runs import Place, find_place, measure
-from fedmef_dist.symptoms import processor_name
 from fedmef_dist.tracking.timeline import read_timelines
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.sparsity.mask import Mask
 from fedmef_dist.sparsity.selection import largest, row_largest
 from fedmef_dist.sparsity.space import ParameterSpace, Slice

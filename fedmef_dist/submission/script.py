@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 
 # Slurm's forms: minutes, [hours:]minutes:seconds, days-hours[:minutes[:seconds]].
 _TIME = re.compile(r"\d+|(\d+:)?\d+:\d+|\d+-\d+(:\d+){0,2}")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import yaml
 
-from fedmef_dist.atomic import write_text
+from fedmef_dist.base.atomic import write_text
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import Config, load_config, read_tree, to_tree
-from fedmef_dist.errors import UserError
-from fedmef_dist.run_directory import claim, round_to_resume
+from fedmef_dist.runs.directory import claim, round_to_resume
+from fedmef_dist.session.sweep import load_sweep
 from fedmef_dist.submission.script import Job, batch_script, common_functions
-from fedmef_dist.sweep import load_sweep
 
 _NAMES = {"script": "job.sbatch", "common": "common.sh", "config": "config.yaml", "grid": "grid.yaml"}
 

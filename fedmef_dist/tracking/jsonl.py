@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedmef_dist.atomic import write_text
-from fedmef_dist.errors import UserError
-from fedmef_dist.notices import tell
+from fedmef_dist.base.atomic import write_text
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.notices import tell
 from fedmef_dist.tracking.tracker import Metrics
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from fedmef_dist import __version__
-from fedmef_dist.comm.group import Group
-from fedmef_dist.notices import tell
+from fedmef_dist.base.notices import tell
+from fedmef_dist.cluster.group import Group
 
 _LOG = logging.getLogger("fedmef_dist")
 # A program that uses the package decides itself what it shows of these events; without a log file nothing is shown.

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedmef_dist.settings import Settings
+from fedmef_dist.base.settings import Settings
 
 
 class WandbSettings(Settings):

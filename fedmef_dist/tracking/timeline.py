@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmef_dist.notices import tell
+from fedmef_dist.base.notices import tell
 
 PHASES = ("train", "wait", "reduce", "adjust", "eval")
 _MICROSECONDS = 1e6

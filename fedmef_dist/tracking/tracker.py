@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from fedmef_dist.notices import tell
+from fedmef_dist.base.notices import tell
 
 Metrics = Mapping[str, float | int | str]
 

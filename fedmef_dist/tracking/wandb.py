@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from fedmef_dist.notices import tell
+from fedmef_dist.base.notices import tell
 from fedmef_dist.tracking.settings import WandbSettings
 from fedmef_dist.tracking.tracker import Metrics
 

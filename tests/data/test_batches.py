@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedmef_dist.base.randomness import torch_generator
 from fedmef_dist.data.batches import client_batches, evaluation_batches, normalise, steps_per_epoch
 from fedmef_dist.data.dataset import Dataset, Split
-from fedmef_dist.randomness import torch_generator
 
 
 def dataset(count=10, channels=1, size=4, pad=0, flip=False, mean=None, std=None):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data import cache
 from fedmef_dist.data.cache import Source, load_cached
 from fedmef_dist.data.dataset import Dataset, Split
-from fedmef_dist.errors import UserError
 
 
 class Reader:

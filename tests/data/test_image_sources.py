@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data import cifar, cinic10, svhn, tiny_imagenet
 from fedmef_dist.data.archives import Archive, unpack
 from fedmef_dist.data.folder import FolderSettings
 from fedmef_dist.data.images import channel_statistics
 from fedmef_dist.data.sources import DataSettings, load_dataset
-from fedmef_dist.errors import UserError
 
 
 def load(root, dataset, **keys):

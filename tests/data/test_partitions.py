@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.dirichlet import draw_counts
 from fedmef_dist.data.partitions import PartitionSettings, partition_samples
-from fedmef_dist.errors import UserError
 
 
 def rng(seed=0):

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.partitions import PartitionSettings
 from fedmef_dist.data.population import FixedPopulation, LazyPopulation, build_population
-from fedmef_dist.errors import UserError
 
 IID = PartitionSettings(scheme="iid", min_samples=1)
 

@@ -3,11 +3,11 @@ import tarfile
 
 import pytest
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.partitions import PartitionSettings
 from fedmef_dist.data.population import build_population
 from fedmef_dist.data.shakespeare import ARCHIVE, roles
 from fedmef_dist.data.sources import DataSettings, load_dataset
-from fedmef_dist.errors import UserError
 
 PLAY = """A PLAY
 

@@ -2,9 +2,9 @@ from typing import get_args
 
 import pytest
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.shapes import Shape, shape_of
 from fedmef_dist.data.sources import DataSettings, load_dataset
-from fedmef_dist.errors import UserError
 
 NAMES = set(get_args(DataSettings.model_fields["dataset"].annotation))
 

@@ -9,11 +9,11 @@ import torch
 from data_files import idx
 from pydantic import ValidationError
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data import fashion_mnist
 from fedmef_dist.data.digits import digits_path, load_digits
 from fedmef_dist.data.sources import DataSettings, load_dataset
 from fedmef_dist.data.synthetic import SyntheticSettings
-from fedmef_dist.errors import UserError
 
 FASHION_FILES = list(fashion_mnist.MD5)
 

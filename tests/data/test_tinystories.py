@@ -1,8 +1,8 @@
 import pytest
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.sources import DataSettings, load_dataset
 from fedmef_dist.data.tinystories import FILE
-from fedmef_dist.errors import UserError
 
 
 def load(tmp_path, **text):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedmef_dist.costs.memory import measure_step
+from fedmef_dist.devices.memory import measure_step
 from fedmef_dist.layers.attention import MultiheadAttention, SelfAttention, calling_its_layers
 
 WIDTH, HEADS, TOKENS = 8, 2, 5

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from fedmef_dist.layers.activation_pruning import Pruning
 from fedmef_dist.layers.layernorm import LeanLayerNorm
-from fedmef_dist.layers.pruning import Pruning
 
 
 def pair(ratio, per_sample=False):

@@ -6,6 +6,7 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
+from fedmef_dist.layers.activation_pruning import Pruning, keep, restore
 from fedmef_dist.layers.nsconv import (
     EPSILON,
     GAMMA_RELU,
@@ -18,7 +19,6 @@ from fedmef_dist.layers.nsconv import (
     normalise,
     normalise_backward,
 )
-from fedmef_dist.layers.pruning import Pruning, keep, restore
 
 # Active weights of each filter: none, one, two, three, all.
 COUNTS = [0, 1, 2, 3, None]

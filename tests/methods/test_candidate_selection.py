@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from made_methods import preparation_for
 from torch import nn
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.layers.batchnorm import BatchNorm2d
 from fedmef_dist.methods.candidate_selection import CandidateSelection, candidate_counts
 from fedmef_dist.sparsity import Mask, ParameterSpace

@@ -3,13 +3,13 @@ import torch
 from made_methods import Seeded, server_for, sums_of, vector
 from torch import nn
 
-from fedmef_dist.client import Client
+from fedmef_dist.clients.client import Client
+from fedmef_dist.clients.optimizer import OptimizerSettings
 from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.methods.base import WEIGHTS, Collection, MethodContext
 from fedmef_dist.methods.client_masks import LocalSwap, prune_to_counts
 from fedmef_dist.methods.feddst import FedDst, FedDstSettings
 from fedmef_dist.methods.fedsgc import FedSgc, FedSgcSettings
-from fedmef_dist.optim import OptimizerSettings
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
 

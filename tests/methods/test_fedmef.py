@@ -13,10 +13,10 @@ from made_methods import Seeded, gradients, server_for, vector
 from pydantic import ValidationError
 from torch import nn
 
+from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
 from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
-from fedmef_dist.optim import MaskedSGD, OptimizerSettings
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
 WEIGHTS = {0: 0.5, 2: -0.1, 3: 0.9, 6: 0.2, 9: -0.7, 11: 0.05}

@@ -15,9 +15,9 @@ import torch
 from made_methods import Seeded, server_for, sums_of, vector
 from torch import nn
 
+from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.fedrts import FedRts, FedRtsSettings
-from fedmef_dist.randomness import numpy_generator
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
 WEIGHTS = {0: 0.5, 2: -0.1, 3: 0.9, 6: 0.2, 9: -0.7, 11: 0.05}

@@ -18,13 +18,13 @@ from pydantic import ValidationError
 from tiny import alone, started, tiny
 from torch import nn
 
-from fedmef_dist.comm.sparse import Sums
-from fedmef_dist.data.federation import draw_cohort
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.clients.cohort import draw_cohort
 from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.prunefl import PruneFl, PruneFlSettings, SquaredGradients, compete
-from fedmef_dist.simulation import Simulation
+from fedmef_dist.simulation.loop import Simulation
 from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sums.position_sum import Sums
 
 WEIGHTS = {0: 0.5, 1: -0.1, 2: 0.9, 5: 0.3, 8: 0.4, 9: -0.2}
 GAINS = {0: 1, 2: 3, 8: 8, 3: 6, 10: 12, 4: 2, 11: 6.4, 6: 1.4, 9: 4, 5: 0.8, 1: 0.2}

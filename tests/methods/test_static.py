@@ -10,7 +10,7 @@ from made_methods import Seeded, preparation_for
 from pydantic import ValidationError
 from torch import nn
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.layers.batchnorm import BatchNorm2d
 from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.static import Static, StaticSettings

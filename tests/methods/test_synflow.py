@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import parse_config
-from fedmef_dist.errors import UserError
 from fedmef_dist.methods.synflow import _ones, _scores, linear_twin, synaptic_flow
 from fedmef_dist.models import build_model, prunable_weights
 from fedmef_dist.sparsity import ParameterSpace

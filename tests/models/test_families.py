@@ -10,17 +10,17 @@ from step_flops import step_counter
 from torch import nn
 from torch.nn import functional as F
 
-from fedmef_dist.costs.device_memory import model_activations
-from fedmef_dist.costs.layer_flops import layer_flops
-from fedmef_dist.costs.memory import measure_step
+from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
+from fedmef_dist.devices.device_memory import model_activations
+from fedmef_dist.devices.layer_flops import layer_flops
+from fedmef_dist.devices.memory import measure_step
+from fedmef_dist.layers.activation_pruning import PrunedLinear, SapSettings
 from fedmef_dist.layers.attention import MultiheadAttention
 from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
-from fedmef_dist.layers.pruning import PrunedLinear, SapSettings
 from fedmef_dist.models import ModelSettings, prunable_weights, stock_model
 from fedmef_dist.models.convert import convert
 from fedmef_dist.models.torchvision_import import import_torchvision
-from fedmef_dist.optim import MaskedSGD, OptimizerSettings
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import random_mask
 

@@ -7,12 +7,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedmef_dist.costs.flops import FlopsLedger
-from fedmef_dist.costs.layer_flops import LayerFlops, layer_flops
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.clients.loss import cross_entropy
+from fedmef_dist.devices.flops import FlopsLedger
+from fedmef_dist.devices.layer_flops import LayerFlops, layer_flops
+from fedmef_dist.layers.activation_pruning import PrunedLinear, SapSettings
 from fedmef_dist.layers.nsconv import GAMMA_RELU, NSLinear
-from fedmef_dist.layers.pruning import PrunedLinear, SapSettings
-from fedmef_dist.loss import cross_entropy
 from fedmef_dist.models import ModelSettings, build_model, prunable_weights
 from fedmef_dist.models.gpt import BranchNorm, GPTSettings
 from fedmef_dist.sparsity import ParameterSpace

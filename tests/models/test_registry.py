@@ -7,9 +7,9 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.layers.nsconv import NSConv2d
-from fedmef_dist.layers.pruning import SapSettings
 from fedmef_dist.layers.random import StochasticDepth
 from fedmef_dist.models import ModelSettings, build_model, prunable_weights
 from fedmef_dist.models.torchvision_import import import_torchvision
@@ -133,7 +133,7 @@ def test_pruned_weight_gradients_of_a_whole_network_point_the_right_way():
 def test_own_models_do_not_import_torchvision():
     program = """
 import sys
-from fedmef_dist.layers.pruning import SapSettings
+from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.models import ModelSettings, build_model
 settings = ModelSettings(name="resnet8")
 build_model(settings, SapSettings(enabled=True), norm="nsconv", classes=2, shape=(1, 8, 8), seed=0)

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.report import compare
 
 

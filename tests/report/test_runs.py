@@ -1,6 +1,6 @@
 import pytest
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.report.runs import read_run
 
 

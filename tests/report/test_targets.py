@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.report.groups import Group, Spread, group_runs
 from fedmef_dist.report.runs import Run, read_run
 from fedmef_dist.report.targets import Target, reached, target_of

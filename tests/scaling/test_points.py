@@ -1,7 +1,7 @@
 import pytest
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import load_config, parse_config
-from fedmef_dist.errors import UserError
 from fedmef_dist.scaling.points import Point, parse_numbers, plan_study
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import load_config
-from fedmef_dist.errors import UserError
-from fedmef_dist.run_directory import claim
+from fedmef_dist.runs.directory import claim
 from fedmef_dist.scaling import runs as module
 from fedmef_dist.scaling.points import Point
 from fedmef_dist.scaling.runs import Place, find_place, measure

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.scaling.scale import scale
 
 CONFIG = """

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.submission.ready import ready_scripts
 from fedmef_dist.submission.script import Job, batch_script
 

@@ -4,12 +4,12 @@ import sys
 import pytest
 import yaml
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import Config, load_config, to_tree
-from fedmef_dist.errors import UserError
-from fedmef_dist.run_directory import claim
+from fedmef_dist.runs.directory import claim
+from fedmef_dist.session.sweep import load_sweep
 from fedmef_dist.submission.script import Job, common_functions
 from fedmef_dist.submission.submit import submit
-from fedmef_dist.sweep import load_sweep
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedmef_dist.errors import UserError
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.tracking import jsonl
 from fedmef_dist.tracking.console import LineTracker
 from fedmef_dist.tracking.jsonl import JsonlTracker

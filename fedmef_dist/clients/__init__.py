@@ -1,0 +1,1 @@
+"""The cohort of a round, and what one simulated client does in it."""

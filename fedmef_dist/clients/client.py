@@ -1,0 +1,139 @@
+"""What one simulated client does in a round."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from fedmef_dist.clients.kept_state import Keepsake
+from fedmef_dist.clients.loss import cross_entropy
+from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
+from fedmef_dist.layers.activation_pruning import forget_thresholds
+from fedmef_dist.methods.base import WEIGHTS, RoundPlan, Upload
+from fedmef_dist.sparsity import ParameterSpace
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """What a client gives back.
+
+    Attributes:
+        values: float32 (packed_size,), its weights and running statistics; without the prunable weights where clients
+            have masks of their own.
+        loss: mean training loss over its samples and epochs.
+        seconds: time it took.
+        uploads: what else it sends, by the name of the collection.
+    """
+
+    values: Tensor
+    loss: float
+    seconds: float
+    uploads: dict[str, Upload]
+
+
+class Client:
+    """Trains the clients of a rank one after another on one model.
+
+    Args:
+        model: its parameters live in ``space``.
+        space: the flat vector.
+        optimizer: settings of the local SGD.
+        autocast: run forward passes in bfloat16.
+    """
+
+    def __init__(self, model: nn.Module, space: ParameterSpace, optimizer: OptimizerSettings, autocast: bool) -> None:
+        self.model = model
+        self.space = space
+        self.optimizer = optimizer
+        self.autocast = autocast
+
+    def train(
+        self,
+        values: Tensor,
+        batches: Iterator[Batch],
+        steps: int,
+        rate: float,
+        plan: RoundPlan,
+        state: Keepsake | None = None,
+    ) -> ClientReport:
+        """One client's round, from the global state ``values`` (float32 (total,)). The space keeps its mask.
+
+        Args:
+            values: the broadcast state.
+            batches: at least ``steps`` batches, and behind them those on which an adjusting round takes its gradient.
+            steps: SGD steps to make.
+            rate: the round's learning rate.
+            plan: what the method asks for.
+            state: what the client has kept from earlier rounds; changed in place.
+        """
+        start = time.perf_counter()
+        mask = self.space.mask
+        try:
+            packed, loss, uploads = self._train(values, batches, steps, rate, plan, state)
+        finally:
+            # The next client, and a checkpoint where this one broke off, need the round's own mask.
+            if self.space.mask is not mask:
+                self.space.set_mask(mask)
+        return ClientReport(packed, loss, time.perf_counter() - start, uploads)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy of the model on one batch, 0-dim."""
+        inputs, labels = batch
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.autocast):
+            return cross_entropy(self.model(inputs), labels)
+
+    def _train(
+        self,
+        values: Tensor,
+        batches: Iterator[Batch],
+        steps: int,
+        rate: float,
+        plan: RoundPlan,
+        state: Keepsake | None,
+    ) -> tuple[Tensor, float, dict[str, Upload]]:
+        space = self.space
+        space.load(values)
+        plan.work.begin()
+        if state is not None:
+            state.enter(space)
+        self.model.train()
+        forget_thresholds(self.model)
+        sgd = MaskedSGD(space, self.optimizer, state.velocity if state is not None else None)
+        loss = self._descend(sgd, islice(batches, steps), steps, rate, plan)
+        if state is not None:
+            state.leave(space)
+        packed = space.values[space.n_prunable :] if plan.client_masks else space.pack(space.values)
+        packed = packed.clone()
+        uploads = plan.work.uploads(self._gradient(islice(batches, plan.work.gradient_batches), plan))
+        if plan.client_masks:
+            index = space.mask.index
+            uploads[WEIGHTS] = Upload(index, space.values[index])
+        return packed, loss, uploads
+
+    def _descend(self, sgd: MaskedSGD, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan) -> float:
+        total = torch.zeros((), device=self.space.values.device)
+        samples = 0
+        for step, batch in enumerate(batches):
+            self.space.gradient.zero_()
+            loss = self.loss(batch)
+            loss.backward()
+            total += loss.detach() * len(batch[1])
+            samples += len(batch[1])
+            sgd.step(plan.work.prepare_step(step, steps, rate))
+        return total.item() / samples
+
+    def _gradient(self, batches: Iterator[Batch], plan: RoundPlan) -> Tensor | None:
+        """The mean gradient of all prunable positions, float32 (n_prunable,); None where the plan wants none."""
+        if not plan.work.gradient_batches:
+            return None
+        self.space.gradient.zero_()
+        count = 0
+        for batch in batches:
+            self.loss(batch).backward()
+            count += 1
+        return self.space.gradient[: self.space.n_prunable] / max(count, 1)

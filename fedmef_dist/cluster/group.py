@@ -1,0 +1,199 @@
+"""All ranks of a run as one object with the few collectives that the simulation needs."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor
+
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.settings import Settings
+from fedmef_dist.cluster.environment import Environment
+from fedmef_dist.cluster.rendezvous import meeting_host, open_store, prepare_gloo
+from fedmef_dist.cluster.transport import MpiTransport, TorchTransport, Transport, mpi_world
+from fedmef_dist.cluster.watch import Watch
+
+# The status of a run that a signal stopped early: all ranks leave together, as after the last round.
+STOPPED_EARLY = 75
+
+_MEETING_SECONDS = 300.0
+
+
+class RuntimeSettings(Settings):
+    """Where and how the ranks compute and talk."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: CUDA where there is a device, else the CPU"
+    )
+    backend: Literal["auto", "gloo", "nccl", "mpi"] = Field(
+        "auto", description="auto: nccl where every rank has a CUDA device of its own, else gloo; mpi: mpi4py's buffers"
+    )
+    threads: int | None = Field(
+        None, ge=1, description="threads a rank; null: SLURM_CPUS_PER_TASK, else OMP_NUM_THREADS, else 1"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="type of the layers' arithmetic; weights stay fp32")
+    timeout: float = Field(1800.0, gt=0, description="seconds after which a collective gives up on a silent rank")
+
+
+class Group:
+    """The ranks of one run.
+
+    Collectives take contiguous tensors on the CPU or on `device` and work in place; with one rank they do nothing.
+    `bytes_moved` counts the bytes of the tensors that this rank handed to collectives. Where another rank is lost or
+    silent for longer than the timeout, they raise PeerLostError.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        device: torch.device,
+        backend: str,
+        transport: Transport | None = None,
+        store: dist.Store | None = None,
+    ) -> None:
+        self.environment = environment
+        self.rank, self.world_size = environment.rank, environment.world_size
+        self.device, self.backend, self.store = device, backend, store
+        self.bytes_moved = 0
+        self.watch = Watch(environment, store)
+        self._transport = transport
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum `tensor` over all ranks in place; int64 sums are exact and wrap like int64."""
+        if self._transport is not None:
+            with self._staged(tensor) as buffer, self._waiting():
+                self._transport.all_reduce(buffer)
+
+    def broadcast(self, tensor: Tensor, source: int = 0) -> None:
+        """Overwrite `tensor` with that of the rank `source`."""
+        if self._transport is not None:
+            with self._staged(tensor) as buffer, self._waiting():
+                self._transport.broadcast(buffer, source)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Every rank's tensor, stacked in the order of ranks: shape (world_size, *tensor.shape)."""
+        if self._transport is None:
+            return tensor.unsqueeze(0).clone()
+        with self._staged(tensor) as buffer:
+            output = buffer.new_empty((self.world_size, *tensor.shape))
+            with self._waiting():
+                self._transport.all_gather(output, buffer)
+        return output.to(tensor.device)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self._transport is not None:
+            with self._waiting():
+                self._transport.barrier()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        # Not reset by an error: who waited when the collective broke is what the others want to know.
+        self.watch.waiting = True
+        yield
+        self.watch.waiting = False
+
+    @contextmanager
+    def _staged(self, tensor: Tensor) -> Iterator[Tensor]:
+        """The tensor, or a copy in host memory where the backend cannot read the device; the copy is written back."""
+        self.bytes_moved += tensor.nbytes
+        buffer = tensor.to(self.device if self.backend == "nccl" else "cpu")
+        yield buffer
+        if buffer is not tensor:
+            tensor.copy_(buffer)
+
+
+@contextmanager
+def open_group(
+    environment: Environment, settings: RuntimeSettings, environ: Mapping[str, str] = os.environ
+) -> Iterator[Group]:
+    """Set the threads, choose the device, meet the other ranks; closes the group unless the body fails.
+
+    Raises UserError where device or backend are not to be had here, or the ranks cannot meet.
+    """
+    torch.set_num_threads(choose_threads(settings, environ))
+    device = choose_device(environment, settings)
+    backend = choose_backend(environment, settings, device)
+    if environment.world_size == 1:
+        yield Group(environment, device, backend)
+        return
+    store = open_store(environment, timedelta(seconds=min(settings.timeout, _MEETING_SECONDS)))
+    transport = _open_transport(environment, settings, device, backend, store)
+    group = Group(environment, device, backend, transport, store)
+    group.watch.start()
+    try:
+        yield group
+    except SystemExit as leaving:
+        if leaving.code in (None, 0, STOPPED_EARLY):
+            _close(group, transport)
+        raise
+    # Not after an error: a peer that is gone would make a clean shutdown wait for it.
+    _close(group, transport)
+
+
+def _close(group: Group, transport: Transport) -> None:
+    group.watch.close()
+    transport.close()
+
+
+def choose_threads(settings: RuntimeSettings, environ: Mapping[str, str]) -> int:
+    """Threads of this rank: the setting, else SLURM_CPUS_PER_TASK, else OMP_NUM_THREADS, else 1.
+
+    Raises UserError where the variable is not a positive number.
+    """
+    if settings.threads is not None:
+        return settings.threads
+    name = "SLURM_CPUS_PER_TASK" if "SLURM_CPUS_PER_TASK" in environ else "OMP_NUM_THREADS"
+    text = environ.get(name, "1").split(",")[0]  # OpenMP allows one number for each nesting level
+    if not text.strip().isdigit() or int(text) == 0:
+        raise UserError(f"{name}={text!r} is not a number of threads\nin the environment\nset runtime.threads instead")
+    return int(text)
+
+
+def choose_device(environment: Environment, settings: RuntimeSettings) -> torch.device:
+    """The CPU, or this rank's CUDA device by its local rank. Raises UserError where CUDA is asked for and missing."""
+    if settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("no CUDA device is available here\nruntime.device: cuda\nset runtime.device: cpu or auto")
+    device = torch.device("cuda", environment.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def choose_backend(environment: Environment, settings: RuntimeSettings, device: torch.device) -> str:
+    """One of gloo, nccl, mpi. Raises UserError where the one asked for cannot work with this launcher and device."""
+    own_device = device.type == "cuda" and environment.local_world_size <= torch.cuda.device_count()
+    if settings.backend == "auto":
+        return "nccl" if own_device and dist.is_nccl_available() else "gloo"
+    if settings.backend == "nccl" and not (own_device and dist.is_nccl_available()):
+        raise UserError("nccl needs a CUDA device for each rank of a node\nruntime.backend: nccl\nuse gloo or auto")
+    if settings.backend == "mpi" and environment.launcher not in ("openmpi", "mpich"):
+        raise UserError(
+            f"the mpi backend needs mpirun, this process was started by {environment.launcher}\n"
+            "runtime.backend: mpi\nstart with launch/mpirun.sh, or set runtime.backend: auto"
+        )
+    return settings.backend
+
+
+def _open_transport(
+    environment: Environment, settings: RuntimeSettings, device: torch.device, backend: str, store: dist.Store
+) -> Transport:
+    if backend == "mpi":
+        return MpiTransport(mpi_world(environment), settings.timeout)
+    if backend == "gloo":
+        prepare_gloo(environment, meeting_host(environment))
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("collectives", store),
+        rank=environment.rank,
+        world_size=environment.world_size,
+        timeout=timedelta(seconds=settings.timeout),
+        device_id=device if backend == "nccl" else None,
+    )
+    return TorchTransport()

@@ -1,0 +1,185 @@
+"""Where the ranks meet: host names, network interfaces and the key-value store that every process group starts from."""
+
+import errno
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+from datetime import timedelta
+
+import numpy as np
+import torch.distributed as dist
+
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.cluster.environment import Environment
+from fedmef_dist.cluster.slurm import node_address
+from fedmef_dist.cluster.transport import mpi_world
+
+_SIOCGIFADDR = 0x8915
+_OUTSIDE = "198.51.100.1"  # a documentation address: routed like the rest of the world, nothing is sent to it
+_ADDRESS_BYTES = 256
+_WAITING_RANKS = 4096
+
+
+def open_store(environment: Environment, timeout: timedelta) -> dist.Store:
+    """The store shared by all ranks: at the launcher's address, or under MPI at one that rank 0 opens and broadcasts.
+
+    Raises UserError where the address cannot be opened or reached within `timeout`.
+    """
+    if environment.launcher in ("openmpi", "mpich"):
+        return _mpi_store(environment, timeout)
+    host, port = meeting_host(environment), environment.port or 0
+    # torchrun's agent holds a store of its own at this address.
+    serves = environment.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        if serves:
+            store = _serve(environment, host, port, timeout)
+        else:
+            store = dist.TCPStore(host, port, environment.world_size, is_master=False, timeout=timeout)
+        # torchrun's store outlives the ranks: what an attempt before a restart left there must not be taken for new.
+        return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    except (dist.DistError, OSError) as error:
+        raise UserError(
+            f"the ranks could not meet at {host}:{port}\n{str(error).splitlines()[0]}\n"
+            "choose another port: MASTER_PORT (srun), --master-port (torchrun); check that no firewall is in between"
+        ) from error
+
+
+def _serve(environment: Environment, host: str, port: int, timeout: timedelta) -> dist.TCPStore:
+    """Opens the store at this address of the machine only; torch by itself would listen on every interface."""
+    bound = _listen(listening_address(environment, host), port)
+    # The store closes the descriptor that it is given.
+    return dist.TCPStore(
+        host,
+        bound.getsockname()[1],
+        environment.world_size,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timeout,
+        master_listen_fd=bound.detach(),
+    )
+
+
+def listening_address(environment: Environment, host: str) -> str:
+    """The address to listen at so that all ranks reach ``host``, their name for this machine; empty: all interfaces.
+
+    A machine may know its own name as a loopback address while the others know it as another one.
+    """
+    address = resolve(host) or ""
+    if address and address != host and not environment.all_local and ipaddress.ip_address(address).is_loopback:
+        return ""
+    return address
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=_WAITING_RANKS)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:  # the others reach this machine through a translated address
+            raise
+    return socket.create_server(("", port), backlog=_WAITING_RANKS)
+
+
+def _mpi_store(environment: Environment, timeout: timedelta) -> dist.Store:
+    world = mpi_world(environment)
+    address = np.zeros(_ADDRESS_BYTES, np.uint8)
+    if environment.rank == 0:
+        host = _own_host(environment)
+        # Port 0 lets the kernel choose, so that no other process can take the port before the store listens.
+        store = _serve(environment, host, 0, timeout)
+        text = f"{store.port} {host}".encode()
+        address[: len(text)] = np.frombuffer(text, np.uint8)
+        world.Bcast(address)
+        return store
+    world.Bcast(address)
+    port, _, host = address.tobytes().rstrip(b"\0").decode().partition(" ")
+    return dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
+
+
+def meeting_host(environment: Environment) -> str:
+    """The launcher's host, or an address for it where the name does not resolve: loopback, or Slurm's NodeAddr.
+
+    Raises UserError where no address is found.
+    """
+    host = environment.host or "localhost"
+    if resolve(host) is not None:
+        return host
+    if environment.all_local:
+        return "127.0.0.1"
+    address = node_address(host) if environment.launcher == "srun" else None
+    if address is None or resolve(address) is None:
+        raise UserError(
+            f"the host name {host} does not resolve\n"
+            f"on {socket.gethostname()}, where {environment.launcher} started rank {environment.rank}\n"
+            "add it to /etc/hosts or DNS, or give its address to the launcher"
+        )
+    return address
+
+
+def _own_host(environment: Environment) -> str:
+    if environment.all_local:
+        return "127.0.0.1"
+    host = socket.gethostname()
+    address = resolve(host)
+    if address is not None and not ipaddress.ip_address(address).is_loopback:
+        return host
+    return _source_address(_OUTSIDE) or host
+
+
+def resolve(host: str) -> str | None:
+    """The first address of a host name, None where it has none."""
+    try:
+        return str(socket.getaddrinfo(host, None)[0][4][0])
+    except socket.gaierror:
+        return None
+
+
+def choose_interface(environment: Environment, host: str) -> str | None:
+    """The interface that gloo must be told to use, None where it finds a good one by itself.
+
+    Ranks of one machine stay on its loopback interface, where no other machine hears them. Otherwise gloo binds to the
+    address of this machine's own name. On many Linux systems that is a loopback address, which ranks on other machines
+    cannot reach; then the interface that leads to `host`, or out of the machine, is the right one.
+    """
+    if environment.all_local:
+        return interface_of("127.0.0.1")
+    own = resolve(socket.gethostname())
+    if own is not None and not ipaddress.ip_address(own).is_loopback:
+        return None
+    target = resolve(host) or _OUTSIDE
+    address = _source_address(_OUTSIDE if ipaddress.ip_address(target).is_loopback else target)
+    return interface_of(address) if address else None
+
+
+def _source_address(target: str) -> str | None:
+    """The address that packets to `target` leave from; connecting a datagram socket sends nothing."""
+    family = socket.AF_INET6 if ":" in target else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((target, 9))
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
+
+
+def interface_of(address: str) -> str | None:
+    """The name of the network interface that holds an IPv4 address, None where none does."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                answer = fcntl.ioctl(probe, _SIOCGIFADDR, request)
+            except OSError:  # an interface without an IPv4 address
+                continue
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None
+
+
+def prepare_gloo(environment: Environment, host: str) -> None:
+    """Point gloo at a network interface where it would choose an unreachable one and the user chose none."""
+    interface = choose_interface(environment, host)
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)

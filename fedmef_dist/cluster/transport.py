@@ -1,0 +1,142 @@
+"""What moves the bytes of a collective: torch.distributed (gloo, nccl) or mpi4py buffers."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.cluster.environment import Environment
+
+
+class PeerLostError(RuntimeError):
+    """A collective broke or timed out because another rank is gone or stuck; the fault is not this rank's."""
+
+
+class Transport(Protocol):
+    """In-place collectives on contiguous tensors that the transport can reach (on the CPU, or for nccl on CUDA)."""
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum over all ranks."""
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Copy from the rank `source` to the others."""
+
+    def all_gather(self, output: Tensor, tensor: Tensor) -> None:
+        """Collect `tensor` of rank r in `output[r]`."""
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+    def close(self) -> None:
+        """Release what the transport holds."""
+
+
+class TorchTransport:
+    """The default process group."""
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum over all ranks."""
+        with _peers("all_reduce"):
+            dist.all_reduce(tensor)
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Copy from the rank `source` to the others."""
+        with _peers("broadcast"):
+            dist.broadcast(tensor, source)
+
+    def all_gather(self, output: Tensor, tensor: Tensor) -> None:
+        """Collect `tensor` of rank r in `output[r]`."""
+        with _peers("all_gather"):
+            dist.all_gather(list(output), tensor)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        with _peers("barrier"):
+            dist.barrier()
+
+    def close(self) -> None:
+        """Destroy the process group."""
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _peers(collective: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo has no error class of its own: what its transport layer reports is a lost or silent connection, all else
+        # (a wrong shape, an unsupported dtype) is this rank's own mistake.
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            # The first sentence, without the place in gloo's sources in front of it.
+            reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". ")[0]
+            raise PeerLostError(f"{collective}: {reason}") from error
+        raise
+
+
+class MpiTransport:
+    """Buffers of mpi4py's COMM_WORLD: nothing is pickled, NumPy shares the tensors' memory."""
+
+    def __init__(self, world: Any, timeout: float) -> None:
+        self._world, self._timeout = world, timeout
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum over all ranks; of the floating types MPI knows float32 and float64."""
+        from mpi4py import MPI
+
+        buffer = tensor.numpy()
+        self._wait("all_reduce", lambda: self._world.Iallreduce(MPI.IN_PLACE, buffer))
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Copy from the rank `source` to the others."""
+        self._wait("broadcast", lambda: self._world.Ibcast(_bytes(tensor), root=source))
+
+    def all_gather(self, output: Tensor, tensor: Tensor) -> None:
+        """Collect `tensor` of rank r in `output[r]`."""
+        self._wait("all_gather", lambda: self._world.Iallgather(_bytes(tensor), _bytes(output)))
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self._wait("barrier", self._world.Ibarrier)
+
+    def close(self) -> None:
+        """Leave MPI to mpi4py, which finalizes it as the interpreter ends."""
+
+    def _wait(self, collective: str, start: Callable[[], Any]) -> None:
+        request = start()
+        deadline = time.monotonic() + self._timeout
+        while not request.Test():
+            if time.monotonic() > deadline:
+                raise PeerLostError(f"{collective}: timed out after {self._timeout:g} s")
+            time.sleep(0)  # gives the core away where ranks share cores
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def mpi_world(environment: Environment) -> Any:
+    """mpi4py's COMM_WORLD, which has to agree with the launcher about rank and size.
+
+    Raises UserError without an MPI library, or where the library does not belong to the mpirun that started the ranks.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"mpi4py finds no MPI library: {str(error).splitlines()[0]}\n"
+            "load your site's MPI module, or install one: pip install fedmef_dist[mpich]"
+        ) from error
+    world = MPI.COMM_WORLD
+    if (world.rank, world.size) != (environment.rank, environment.world_size):
+        raise UserError(
+            f"mpirun says rank {environment.rank} of {environment.world_size}, MPI rank {world.rank} of {world.size}\n"
+            f"mpi4py uses {MPI.Get_library_version().splitlines()[0][:60]}\n"
+            "start with the mpirun of the same MPI library"
+        )
+    return world

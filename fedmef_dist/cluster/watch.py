@@ -1,0 +1,172 @@
+"""What the ranks know of each other while they compute: where each one is, who answers, by when the run has to stop.
+
+A thread of every rank looks into the store a few times a second. The main thread only sets and reads attributes: the
+store lives in rank 0's process (under torchrun in torchrun's) and may be as dead or as stuck as any rank.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import torch.distributed as dist
+
+from fedmef_dist.cluster.environment import Environment
+
+_LOOK_SECONDS = 0.25
+_PUBLISH_SECONDS = 0.1
+_ANSWER_SECONDS = 3.0
+# A rank that loads or saves much may hold Python's lock for a while; launchers kill 30 s after they ask to stop.
+_SILENCE_SECONDS = 15.0
+_SHOWN = 8
+_DEADLINE, _CALL = "watch/deadline", "watch/call"
+
+
+class Watch:
+    """One rank's view of the others; without a store (a single process) it only holds the attributes.
+
+    Attributes:
+        waiting: whether it waits in a collective.
+        deadline: Unix time by which the run has to stop, once any rank has asked for it.
+        own_deadline: asked a few times a second for this rank's wish; the earliest of all ranks counts.
+        lost: why the run cannot go on, found by the thread while the main thread was busy.
+    """
+
+    def __init__(self, environment: Environment, store: dist.Store | None = None) -> None:
+        self._place, self.waiting = "start-up", False
+        self.deadline: float | None = None
+        self.own_deadline: Callable[[], float | None] = lambda: None
+        self.lost: str | None = None
+        self._environment, self._store = environment, store
+        self._host = socket.gethostname()
+        self._server = ""
+        self._published = ""
+        self._called_at: float | None = None
+        self._looked_at = -float("inf")
+        self._closing, self._moved = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+
+    @property
+    def place(self) -> str:
+        """Where this rank is, for the messages of the others, for example ``round 3, client 17``."""
+        return self._place
+
+    @place.setter
+    def place(self, place: str) -> None:
+        self._place = place
+        self._moved.set()
+
+    def start(self) -> None:
+        """Begins to look, in a thread."""
+        if self._store is not None:
+            if self._environment.rank == 0:
+                self._store.set(_DEADLINE, "")
+                self._store.set(_CALL, "")
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stops looking; does not wait for a store that is stuck."""
+        self._closing.set()
+        self._moved.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * _LOOK_SECONDS)
+
+    def roll_call(self) -> str:
+        """Asks every rank for a sign of life; says who gives none, else who has not come to where the others wait.
+
+        Takes up to three seconds. Raises dist.DistError where the store is gone.
+        """
+        store, ranks = self._store, range(self._environment.world_size)
+        if store is None:
+            return "no other rank can be asked"
+        store.set(_CALL, "1")
+        self._answer(store)
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        while time.monotonic() < deadline and not store.check([_here(rank) for rank in ranks]):
+            time.sleep(0.05)
+        silent = [rank for rank in ranks if not store.check([_here(rank)])]
+        places = {rank: _read_place(store, rank) for rank in ranks}
+        late = [rank for rank in ranks if places[rank][2] != "waiting"]
+        if silent:
+            return "no answer from " + _names(silent, places)
+        return "not arrived: " + _names(late, places) if late else "every rank answers"
+
+    def without_store(self) -> str:
+        """What to say where the store is gone, and its owner with it."""
+        if self._environment.launcher == "torchrun":
+            return "torchrun's store is gone"
+        return "no answer from " + _names([0], {0: _split_place(self._server)}) + " (it keeps the ranks' store)"
+
+    def _look(self) -> None:
+        store = self._store
+        assert store is not None
+        try:
+            while not self._closing.is_set():
+                self._moved.clear()
+                self._publish(store)
+                self._look_if_due(store)
+                self._closing.wait(_PUBLISH_SECONDS)
+                self._moved.wait(_LOOK_SECONDS - _PUBLISH_SECONDS)
+        except dist.DistError as error:
+            # At the end of a run rank 0 may just be the first to leave; nobody reads this any more then.
+            self.lost = f"the ranks' store is gone: {str(error).splitlines()[0]}"
+
+    def _look_if_due(self, store: dist.Store) -> None:
+        if time.monotonic() - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        deadline, call, server = (text.decode() for text in store.multi_get([_DEADLINE, _CALL, _place(0)]))
+        self._server = server
+        own = self.own_deadline()
+        if own is not None and (not deadline or own < float(deadline)):
+            deadline = repr(own)
+            store.set(_DEADLINE, deadline)
+        self.deadline = float(deadline) if deadline else None
+        if deadline or call:
+            self._answer_once(store)
+        if call:
+            self.lost = "another rank has lost its peers"
+        elif self._called_at is not None and time.monotonic() - self._called_at > _SILENCE_SECONDS:
+            self._look_for_silent(store)
+
+    def _publish(self, store: dist.Store) -> None:
+        state = f"{self._host}\n{self.place}\n{'waiting' if self.waiting else 'busy'}"
+        if state != self._published:
+            store.set(_place(self._environment.rank), state)
+            self._published = state
+
+    def _answer_once(self, store: dist.Store) -> None:
+        if self._called_at is None:
+            self._called_at = time.monotonic()
+            self._answer(store)
+
+    def _answer(self, store: dist.Store) -> None:
+        store.set(_here(self._environment.rank), "1")
+
+    def _look_for_silent(self, store: dist.Store) -> None:
+        """A launcher asks to stop also because a rank has died; those who live have answered the request by now."""
+        self._called_at = float("inf")
+        if not store.check([_here(rank) for rank in range(self._environment.world_size)]):
+            self.lost = f"a rank gave no sign of life for {_SILENCE_SECONDS:g} s"
+
+
+def _here(rank: int) -> str:
+    return f"watch/here/{rank}"
+
+
+def _place(rank: int) -> str:
+    return f"watch/place/{rank}"
+
+
+def _read_place(store: dist.Store, rank: int) -> tuple[str, str, str]:
+    return _split_place(store.get(_place(rank)).decode() if store.check([_place(rank)]) else "")
+
+
+def _split_place(text: str) -> tuple[str, str, str]:
+    host, place, state = text.split("\n") if text else ("an unknown host", "start-up", "busy")
+    return host, place, state
+
+
+def _names(ranks: list[int], places: dict[int, tuple[str, str, str]]) -> str:
+    shown = [f"rank {rank} on {places[rank][0]}, last seen in {places[rank][1]}" for rank in ranks[:_SHOWN]]
+    return "; ".join(shown) + (f"; and {len(ranks) - _SHOWN} more" if len(ranks) > _SHOWN else "")

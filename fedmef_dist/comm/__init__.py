@@ -1,1 +1,0 @@
-"""Launchers, process group, exact sums and packed collectives."""

@@ -1,1 +1,0 @@
-"""What simulated devices send, compute and keep."""

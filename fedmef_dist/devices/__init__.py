@@ -1,0 +1,1 @@
+"""What simulated devices compute and hold: FLOPs and memory."""

@@ -1,0 +1,53 @@
+"""One step of a client's training on a fixed batch, to be measured."""
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+from fedmef_dist.clients.client import Batch, Client
+from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
+from fedmef_dist.devices.memory import StepMemory, measure_step
+from fedmef_dist.sparsity import ParameterSpace
+
+
+class TrainingStep:
+    """Loss, backward pass and the optimiser's step. Each one changes the weights.
+
+    Args:
+        model: its parameters live in ``space``.
+        space: the flat vector, with the mask to train with.
+        optimizer: settings of the local SGD.
+        batch: what is trained on.
+        autocast: run the forward pass in bfloat16.
+    """
+
+    def __init__(
+        self, model: nn.Module, space: ParameterSpace, optimizer: OptimizerSettings, batch: Batch, autocast: bool
+    ) -> None:
+        self.model, self.space, self.batch = model, space, batch
+        self._client = Client(model, space, optimizer, autocast)
+        self._sgd = MaskedSGD(space, optimizer)
+        self._rate = optimizer.lr
+
+    def _forward(self) -> Tensor:
+        self.space.gradient.zero_()
+        return self._client.loss(self.batch)
+
+    def _update(self) -> None:
+        self._sgd.step(self._rate)
+
+    def measure(self) -> StepMemory:
+        """Its memory, from two steps."""
+        self.model.train()
+        return measure_step(self.model, self._forward, self._update, lambda: (*self.space.tensors, *self._sgd.tensors))
+
+    def seconds(self) -> float:
+        """Wall time of a step."""
+        self.model.train()
+        start = time.perf_counter()
+        self._forward().backward()
+        self._update()
+        if self.space.values.is_cuda:
+            torch.cuda.synchronize(self.space.values.device)
+        return time.perf_counter() - start

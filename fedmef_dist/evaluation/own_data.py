@@ -1,0 +1,122 @@
+"""How the global model serves each client: accuracy on clients' own data, and who is served worst."""
+
+from math import ceil
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedmef_dist.base.randomness import numpy_generator
+from fedmef_dist.clients.kept_state import ClientStates
+from fedmef_dist.cluster.group import Group
+from fedmef_dist.data.batches import evaluation_batches
+from fedmef_dist.data.dataset import Dataset, Split
+from fedmef_dist.data.partitions import PartitionSettings
+from fedmef_dist.data.population import Population
+from fedmef_dist.data.text import TextDataset, TextSplit
+from fedmef_dist.evaluation.test_set import EvaluationSettings, add_up
+from fedmef_dist.sparsity import ParameterSpace
+
+
+class ClientEvaluation:
+    """Tests the same clients at every evaluation, drawn once from the seed.
+
+    A client's own data are its test samples where the data set names their owners and the clients are natural ones,
+    else its training samples.
+
+    Args:
+        settings: section ``evaluation``; ``per_client`` is at least 1.
+        dataset: both splits.
+        population: whose samples are whose.
+        natural: whether clients are the data set's own.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        dataset: Dataset | TextDataset,
+        population: Population,
+        natural: bool,
+        seed: int,
+    ) -> None:
+        self.settings, self.dataset, self.population = settings, dataset, population
+        self.natural = natural
+        count = min(settings.per_client, population.clients)
+        generator = numpy_generator(seed, "evaluated clients")
+        self.clients = np.sort(generator.choice(population.clients, count, replace=False))
+        self.groups = self._groups()
+
+    def metrics(
+        self, model: nn.Module, space: ParameterSpace, values: Tensor, states: ClientStates | None, group: Group
+    ) -> dict[str, float | int]:
+        """Accuracies with the global state ``values``, float32 (total,), and the statistics that a client has kept.
+
+        Right answers and all answers are added up as integers, so the result is the same on any number of ranks.
+        """
+        counts = torch.zeros(len(self.clients), 2, dtype=torch.int64)
+        mine = range(group.rank, len(self.clients), group.world_size) if states is None else states.mine(self.clients)
+        for place in mine:
+            client = int(self.clients[place])
+            space.load(values)
+            if states is not None:
+                states.recall(client, values).enter(space)
+            data = self.local_data(client)
+            batches = evaluation_batches(
+                data, self.dataset, batch_size=self.settings.batch_size, rank=0, world_size=1, device=group.device
+            )
+            counts[place, 0], counts[place, 1] = add_up(model, batches)[1], data.predictions
+        group.all_reduce(counts)
+        return self._summarise(counts.numpy())
+
+    def local_data(self, client: int) -> Split | TextSplit:
+        """What the client is tested on; empty where it is a natural one without test samples."""
+        samples, device = torch.from_numpy(self.population.samples(client)), self.dataset.train.labels.device
+        owners, test_owners = self.dataset.owners, self.dataset.test_owners
+        if not self.natural or owners is None or test_owners is None:
+            return self.dataset.train.take(samples.to(device))
+        return self.dataset.test.take((test_owners == owners[samples[0]]).nonzero().flatten().to(device))
+
+    def _groups(self) -> np.ndarray | None:
+        """int64 (clients,): each client's commonest label, or its quarter by samples from 1, the smallest."""
+        if self.settings.client_groups == "none":
+            return None
+        if self.settings.client_groups == "size":
+            ranks = np.argsort(np.argsort(self.population.sizes(self.clients), kind="stable"), kind="stable")
+            return 1 + 4 * ranks // len(ranks)
+        labels = self.dataset.train.labels.cpu().numpy()
+        own = (labels[self.population.samples(client)] for client in self.clients.tolist())
+        return np.array([np.bincount(one).argmax() for one in own], dtype=np.int64)
+
+    def _summarise(self, counts: np.ndarray) -> dict[str, float | int]:
+        tested = counts[:, 1] > 0
+        if not tested.any():
+            return {"eval/clients": 0}
+        accuracy = counts[tested, 0] / counts[tested, 1]
+        worst = np.sort(accuracy)[: ceil(len(accuracy) / 10)]
+        found: dict[str, float | int] = {
+            "eval/clients": len(accuracy),
+            "eval/client_accuracy_mean": float(accuracy.mean()),
+            "eval/client_accuracy_std": float(accuracy.std()),
+            "eval/client_accuracy_worst_decile": float(worst.mean()),
+        }
+        if self.groups is not None:
+            groups = self.groups[tested]
+            means = {int(group): float(accuracy[groups == group].mean()) for group in np.unique(groups)}
+            kind = self.settings.client_groups
+            found |= {f"eval/{kind}_{group}_accuracy": mean for group, mean in means.items()}
+            found["eval/group_accuracy_worst"] = min(means.values())
+        return found
+
+
+def open_client_evaluation(
+    settings: EvaluationSettings,
+    dataset: Dataset | TextDataset,
+    population: Population,
+    partition: PartitionSettings,
+    seed: int,
+) -> ClientEvaluation | None:
+    """What the configuration asks for; None where clients are not tested."""
+    if not settings.per_client:
+        return None
+    return ClientEvaluation(settings, dataset, population, partition.scheme == "natural", seed)

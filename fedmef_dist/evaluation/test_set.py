@@ -1,0 +1,75 @@
+"""Accuracy and loss of a model on the whole test set, shared out over the ranks."""
+
+from collections.abc import Iterable
+from math import exp, isfinite
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedmef_dist.base.settings import Settings
+from fedmef_dist.clients.loss import cross_entropy
+from fedmef_dist.cluster.group import Group
+from fedmef_dist.data.batches import evaluation_batches
+from fedmef_dist.data.dataset import Dataset
+from fedmef_dist.data.text import TextDataset
+
+_LOSS_BITS = 24
+_LARGEST_LOSS = 2.0**30
+_LARGEST_EXPONENT = 700.0  # what a float64 can still show
+
+
+class EvaluationSettings(Settings):
+    """Section ``evaluation``: when and how the global model is tested."""
+
+    every: int = Field(10, ge=1, description="rounds between two evaluations; the last round is always evaluated")
+    batch_size: int = Field(512, ge=1, description="samples of one forward pass")
+    per_client: int = Field(
+        0, ge=0, description="clients whose own data are tested too, the same ones every time; 0: none"
+    )
+    client_groups: Literal["none", "label", "size"] = Field(
+        "none", description="groups of these clients: by commonest label, or quarters by number of samples"
+    )
+    around_adjustment: bool = Field(False, description="also test before and after each step of an adjustment")
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, dataset: Dataset | TextDataset, batch_size: int, group: Group) -> tuple[float, float]:
+    """Mean loss and accuracy of the model on the test split, over images or over all tokens to be predicted.
+
+    The batches are fixed and their sums are added as integers, so the result is the same on any number of ranks.
+    """
+    batches = evaluation_batches(
+        dataset.test,
+        dataset,
+        batch_size=batch_size,
+        rank=group.rank,
+        world_size=group.world_size,
+        device=group.device,
+    )
+    total = torch.tensor(add_up(model, batches), dtype=torch.int64, device=group.device)
+    group.all_reduce(total)
+    loss_sum, correct = total.tolist()
+    return loss_sum / 2**_LOSS_BITS / dataset.test.predictions, correct / dataset.test.predictions
+
+
+@torch.no_grad()
+def add_up(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[int, int]:
+    """The sum of the predictions' losses in units of 2^-24, and the number of right ones; sets eval mode."""
+    model.eval()
+    sums = [0, 0]
+    for inputs, labels in batches:
+        output = model(inputs)
+        loss = cross_entropy(output, labels, reduction="sum").item()
+        sums[0] += round((min(loss, _LARGEST_LOSS) if isfinite(loss) else _LARGEST_LOSS) * 2**_LOSS_BITS)
+        sums[1] += int((output.argmax(-1) == labels).sum())
+    return sums[0], sums[1]
+
+
+def quality(dataset: Dataset | TextDataset, loss: float, accuracy: float) -> dict[str, float]:
+    """The metrics of an evaluation; of text also the perplexity, the exponential of the mean loss in nats."""
+    found = {"eval/loss": loss, "eval/accuracy": accuracy}
+    if isinstance(dataset, TextDataset):
+        found["eval/perplexity"] = exp(min(loss, _LARGEST_EXPONENT))
+    return found

@@ -1,0 +1,139 @@
+"""What a method may look at before the first round: the start weights, some data, some clients."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.randomness import numpy_generator
+from fedmef_dist.clients.client import Client
+from fedmef_dist.clients.cohort import Cohort
+from fedmef_dist.cluster.group import Group
+from fedmef_dist.data.batches import Batch
+from fedmef_dist.sums.exact_sum import FixedPoint, is_summable
+from fedmef_dist.sums.placement import assign
+
+Batches = Iterator[Batch]
+
+
+@dataclass
+class PreparationCosts:
+    """What preparing costs the simulated devices, over all clients.
+
+    Attributes:
+        up, down: encoded bytes.
+        forwards: (active weights of each layer, samples that went through the network with so many).
+        gradient_samples: samples that went through the dense network and came back, with the gradient of every weight.
+    """
+
+    up: int = 0
+    down: int = 0
+    forwards: list[tuple[list[int], int]] = field(default_factory=list)
+    gradient_samples: int = 0
+
+
+class Preparation:
+    """The clients that a method may ask before the first round, and the state from which it starts.
+
+    Attributes:
+        values: float32 (total,), the state of the first round; a method may change it.
+        client: trains on the parameter space, whose mask is full.
+        cohort: the clients that can be asked, the same on every rank.
+        rehearses: nobody will train: what takes long may be left out, as long as its costs are counted.
+        costs: what the simulated devices sent and computed; methods add to it.
+
+    Args:
+        client: the rank's client.
+        values: the start state.
+        cohort: whom to ask.
+        batches: (samples or None, epochs) -> the batches of a client, or of the server's own sample of the data.
+        seed: of the run.
+        group: the ranks.
+        rehearses: see above.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        values: Tensor,
+        cohort: Cohort,
+        batches: Callable[[int | None, int], Batches],
+        seed: int,
+        group: Group,
+        *,
+        rehearses: bool = False,
+    ) -> None:
+        self.client, self.values, self.cohort, self.rehearses = client, values.clone(), cohort, rehearses
+        self.costs = PreparationCosts()
+        self._batches, self._seed, self._group = batches, seed, group
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """A generator of its own for each purpose."""
+        return numpy_generator(self._seed, purpose)
+
+    def server_batches(self) -> Batches:
+        """Batches of the server's own data: the training samples of everybody, in an order drawn from the seed."""
+        return self._batches(None, 1)
+
+    def client_batches(self, client: int, epochs: int = 1) -> Batches:
+        """Batches of one client's data, in a new order in each epoch."""
+        return self._batches(client, epochs)
+
+    @property
+    def is_first_rank(self) -> bool:
+        """Whether this rank does what is done once, on behalf of all; see :meth:`share`."""
+        return self._group.rank == 0
+
+    def share(self, *tensors: Tensor) -> None:
+        """Overwrites the tensors with those of the first rank."""
+        for tensor in tensors:
+            self._group.broadcast(tensor)
+
+    def average(self, measure: Callable[[int], Tensor]) -> Tensor:
+        """The exact mean over the cohort, weighted as in a round, of what ``measure`` finds at each client.
+
+        Every rank asks its share of the clients; the bits do not depend on how many ranks there are.
+
+        Args:
+            measure: client -> float32 (n,), of one length for all.
+
+        Raises:
+            UserError: nobody can be asked, or what a client finds is not finite or too large for the sum. Every rank
+                raises it.
+        """
+        cohort, group = self.cohort, self._group
+        if not len(cohort.clients):
+            raise UserError(
+                "no client answers the server before the first round\nwhile the first mask was chosen\n"
+                "raise federation.availability, lower federation.dropout, or choose another seed"
+            )
+        fixed_point = FixedPoint.for_weight(int(cohort.weights.sum()))
+        total = torch.zeros(0, dtype=torch.int64, device=group.device)
+        insane = -1
+        for slot in assign(cohort.samples.astype(np.float64), group.world_size)[group.rank]:
+            client = int(cohort.clients[slot])
+            found = measure(client)
+            if not is_summable(found):
+                insane = client
+                break
+            total = fixed_point.encode(found, int(cohort.weights[slot])) + (total if len(total) else 0)
+        return fixed_point.average(self._add_up(total, insane), int(cohort.weights.sum()))
+
+    def _add_up(self, total: Tensor, insane: int) -> Tensor:
+        """Over all ranks; a rank without a client learns the length from the others, and all learn who is ``insane``,
+        a client or -1.
+        """
+        told = self._group.all_gather(torch.tensor([len(total), insane], device=self._group.device))
+        length, insane = told.amax(0).tolist()
+        if insane >= 0:
+            raise UserError(
+                f"the start model gives client {insane} numbers that are not finite or beyond 2^16\n"
+                "while the first mask was chosen\nchoose another model.norm, or check the data"
+            )
+        if not len(total):
+            total = total.new_zeros(length)
+        self._group.all_reduce(total)
+        return total

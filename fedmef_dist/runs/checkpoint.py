@@ -1,0 +1,271 @@
+"""The whole state of a run on disk: safetensors and JSON, complete or not there at all."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from torch import Tensor
+
+from fedmef_dist.base.atomic import sync_directory, write_json
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.notices import tell
+from fedmef_dist.base.settings import Settings
+from fedmef_dist.cluster.group import Group
+from fedmef_dist.sparsity import Mask, ParameterSpace
+
+_LOG = logging.getLogger(__name__)
+_TENSORS, _STATE = "state.safetensors", "state.json"
+_LARGEST = 2**62
+T = TypeVar("T")
+
+
+class CheckpointSettings(Settings):
+    """Section ``checkpoint``: how often the state is saved, and in what time when a signal stops the run."""
+
+    every: int = Field(10, ge=1, description="rounds between two checkpoints; the last round is always saved")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    grace: float = Field(
+        20.0,
+        ge=0,
+        description="seconds from a signal within which the round is finished and saved, or else abandoned; less than "
+        "what the batch system grants (30 s after SIGTERM under Slurm and torchrun, --signal=USR2@120 grants 120 s)",
+    )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A saved state: tensors on the CPU and a tree of plain values with at least the key ``round``.
+
+    ``where`` names its directory in messages.
+    """
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    where: str = "checkpoint"
+
+
+class RunState(BaseModel):
+    """The plain values that a run's checkpoint must hold; what adds up over the rounds is checked by its owner."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    round: int = Field(ge=1, le=_LARGEST)
+    mask_version: int = Field(ge=0, le=_LARGEST)
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    costs: list[float] = Field(min_length=5, max_length=5)
+    totals: dict[str, Any]
+    tracker: dict[str, str]
+
+
+class CheckpointStore:
+    """The directory ``checkpoints/`` of a run. Only rank 0 reads and writes it."""
+
+    def __init__(self, run_dir: Path, keep: int) -> None:
+        self.directory = run_dir / "checkpoints"
+        self.keep = keep
+        self._failing = False
+
+    def rounds(self) -> list[int]:
+        """Rounds with a complete checkpoint, oldest first."""
+        if not self.directory.is_dir():
+            return []
+        names = (path.name.removeprefix("round-") for path in self.directory.glob("round-*") if path.is_dir())
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes under a temporary name, syncs, renames, and only then deletes all but the newest ``keep``.
+
+        Checkpoints of later rounds go too: only damaged ones can be there when a run comes to an earlier round.
+        Raises OSError where the directory cannot be written; the checkpoints that were there are as they were then.
+        """
+        final = self._path(checkpoint.state["round"])
+        for left_over in self.directory.glob(".round-*.partial"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        partial = final.with_name(f".{final.name}.partial")
+        try:
+            _write(partial, checkpoint)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            sync_directory(self.directory)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)  # what was written may be the space that others need
+            raise
+        done = [number for number in self.rounds() if number <= checkpoint.state["round"]]
+        for number in {*self.rounds()} - {*done[-self.keep :]}:
+            shutil.rmtree(self._path(number), ignore_errors=True)
+
+    def try_save(self, checkpoint: Checkpoint) -> bool:
+        """Saves where the disk allows it; where it does not, says so once and keeps the last good checkpoint."""
+        try:
+            self.save(checkpoint)
+        except OSError as error:
+            _LOG.warning("round %d: checkpoint not written: %s", checkpoint.state["round"], error)
+            if not self._failing:
+                tell(f"checkpoints cannot be written: {error.strerror}; the run goes on; where: {self.directory}")
+            self._failing = True
+            return False
+        self._failing = False
+        _LOG.info("round %d: checkpoint written", checkpoint.state["round"])
+        return True
+
+    def load(self, round_number: int) -> Checkpoint:
+        """Reads one checkpoint.
+
+        Raises:
+            UserError: a file is missing or its content is not what was written.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        path = self._path(round_number)
+        try:
+            data = (path / _TENSORS).read_bytes()
+            state = json.loads((path / _STATE).read_bytes(), parse_constant=_refuse)
+            if not isinstance(state, dict) or state.pop("sha256", None) != _digest(data, state):
+                raise ValueError("its content is not what was written")
+            if state.get("round") != round_number:
+                raise ValueError(f"it is of round {state.get('round')}")
+            return Checkpoint(load(data), state, str(path))
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+            raise UserError(
+                f"the checkpoint is broken: {' '.join(str(error).split())[:200]}\nwhere: {path}\n"
+                "mend: delete that directory; the run then goes on from the one before it, or from the start"
+            ) from None
+
+    def load_newest(self) -> Checkpoint:
+        """The newest checkpoint that is whole; names each broken one on the way.
+
+        Raises:
+            UserError: none is whole.
+        """
+        rounds = self.rounds()
+        for number, before in zip(reversed(rounds), reversed([None, *rounds[:-1]]), strict=True):
+            try:
+                return self.load(number)
+            except UserError as error:
+                if before is None:
+                    raise
+                what, where, _ = str(error).split("\n")
+                tell(f"{what}; {where}; the one before it is tried, of round {before}")
+        raise UserError(f"there is no checkpoint\nwhere: {self.directory}\nmend: start the run first")
+
+    def _path(self, round_number: int) -> Path:
+        return self.directory / f"round-{round_number:06d}"
+
+
+def broadcast(checkpoint: Checkpoint | None, group: Group) -> Checkpoint | None:
+    """Rank 0's checkpoint on every rank: all go on from the same one, and only rank 0 needs to see its files."""
+    from safetensors.torch import load, save
+
+    if group.world_size == 1:
+        return checkpoint
+    parts = [b"", b"", b""]
+    if checkpoint is not None:
+        parts = [save(checkpoint.tensors), json.dumps(checkpoint.state).encode(), checkpoint.where.encode()]
+    sizes = torch.tensor([len(part) for part in parts])
+    group.broadcast(sizes)
+    data, state, where = (_broadcast_bytes(part, int(size), group) for part, size in zip(parts, sizes, strict=True))
+    return Checkpoint(load(data), json.loads(state), where.decode()) if state else None
+
+
+def check_values(checkpoint: Checkpoint, kind: type[T], values: Any) -> T:
+    """Plain values of the checkpoint as a model or dataclass, each of its type and range. Raises UserError."""
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise misfit(checkpoint, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def check_tensors(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> None:
+    """Makes sure that the checkpoint holds tensors like these: names, types and shapes. Raises UserError."""
+    if checkpoint.tensors.keys() != expected.keys():
+        names = ", ".join(sorted(checkpoint.tensors.keys() ^ expected.keys()))
+        raise misfit(checkpoint, f"tensors missing or too many: {names[:200]}")
+    for name, tensor in checkpoint.tensors.items():
+        wanted = expected[name]
+        if (tensor.dtype, tensor.shape) != (wanted.dtype, wanted.shape):
+            found = f"{tensor.dtype} {tuple(tensor.shape)} instead of {wanted.dtype} {tuple(wanted.shape)}"
+            raise misfit(checkpoint, f"tensor {name}: {found}")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise misfit(checkpoint, f"tensor {name}: a value is not finite")
+
+
+def model_tensors(space: ParameterSpace, values: Tensor) -> dict[str, Tensor]:
+    """The space's mask, and a state (float32 (total,)) packed by it: inactive weights take no room."""
+    return {"values": space.pack(values).cpu(), "mask": space.mask.to_bits()}
+
+
+def read_model(checkpoint: Checkpoint, space: ParameterSpace) -> tuple[Tensor, Mask]:
+    """The inverse of :func:`model_tensors`: the state, float32 (total,), and the mask, which becomes the space's.
+
+    Raises UserError where the checkpoint is of another model.
+    """
+    state, tensors = check_values(checkpoint, RunState, checkpoint.state), checkpoint.tensors
+    device = space.values.device
+    check_tensors(replace(checkpoint, tensors=_part(tensors, "mask")), {"mask": space.mask.to_bits()})
+    space.set_mask(Mask.from_bits(tensors["mask"], space.n_prunable, state.mask_version, device))
+    check_tensors(replace(checkpoint, tensors=_part(tensors, "values")), {"values": space.pack(space.values)})
+    return space.unpack(tensors["values"].to(device)), space.mask
+
+
+def misfit(checkpoint: Checkpoint, what: str) -> UserError:
+    """The error of a checkpoint that is whole, but not of this run."""
+    return UserError(
+        f"the checkpoint is not of this run: {what}\nwhere: {checkpoint.where}\n"
+        "mend: delete that directory, or choose another --run-dir"
+    )
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under names that begin with ``prefix``, on the CPU."""
+    return {prefix + name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, under their own names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in tensors.items() if key == name}
+
+
+def _write(directory: Path, checkpoint: Checkpoint) -> None:
+    from safetensors.torch import save
+
+    directory.mkdir(parents=True)
+    data = save(checkpoint.tensors)
+    with (directory / _TENSORS).open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    write_json(directory / _STATE, {**checkpoint.state, "sha256": _digest(data, checkpoint.state)})
+
+
+def _broadcast_bytes(content: bytes, size: int, group: Group) -> bytes:
+    buffer = torch.zeros(size, dtype=torch.uint8)
+    if group.rank == 0:
+        buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else buffer
+    if size:
+        group.broadcast(buffer)
+    return buffer.numpy().tobytes()
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no value")
+
+
+def _digest(data: bytes, state: dict[str, Any]) -> str:
+    """SHA-256, hexadecimal, over both files' content."""
+    digest = hashlib.sha256(data)
+    digest.update(json.dumps(state, sort_keys=True).encode())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""A run from the outside, and what is done with finished ones."""

@@ -1,0 +1,95 @@
+"""The trained model of a run as files for other programs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedmef_dist.base.atomic import sync_directory
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.config import Config, parse_config, read_tree
+from fedmef_dist.data.batches import evaluation_batches
+from fedmef_dist.data.dataset import Dataset
+from fedmef_dist.data.sources import load_dataset
+from fedmef_dist.data.text import TextDataset
+from fedmef_dist.models import build_model, prunable_weights, stock_model
+from fedmef_dist.models.plain import make_plain
+from fedmef_dist.runs.checkpoint import Checkpoint, CheckpointStore, read_model
+from fedmef_dist.sparsity import ParameterSpace
+
+_PROBES = 8
+
+
+def export(run_dir: Path, out: Path) -> None:
+    """Writes the newest checkpoint's model, inactive weights as 0, and prints the names of the files.
+
+    ``out`` has the names of the run's own model. ``<stem>.torchvision.safetensors`` beside it is for the stock network,
+    which is torchvision's model of that name, its first convolution fitted as :func:`stock_model` does it: normalised
+    weights are folded into plain ones. It is left out, with a line that says so, where no plain weights give the same
+    outputs, as with group normalisation.
+
+    Args:
+        run_dir: a run with a checkpoint.
+        out: safetensors file; ``load_state_dict`` of the model takes its content.
+
+    Raises:
+        UserError: the directory holds no readable run, or ``out`` cannot be written.
+    """
+    config = _config_of(run_dir)
+    checkpoint = _newest(run_dir, config)
+    dataset = load_dataset(config.data, config.seed)
+    model, stock = _models(config, dataset)
+    _fill(model, checkpoint)
+    about = {"model": config.model.name, "stem": config.model.stem}
+    _write(out, model.state_dict(), {**about, "norm": config.norm})
+    samples = evaluation_batches(dataset.test, dataset, batch_size=_PROBES, rank=0, world_size=1, device="cpu")
+    plain = out.with_name(f"{out.stem}.torchvision.safetensors")
+    if make_plain(model, stock, next(samples)[0]):
+        _write(plain, stock.state_dict(), about)
+    else:
+        print(f"{plain} was not written: the stock {config.model.name} cannot compute what norm {config.norm} does")
+
+
+def _config_of(run_dir: Path) -> Config:
+    path = run_dir / "config.yaml"
+    try:
+        return parse_config(read_tree(path.read_text(encoding="utf-8"), str(path)), str(path))
+    except OSError as error:
+        raise UserError(f"not a run directory: {error.strerror}\nwhere: {path}\nmend: give a run's directory") from None
+
+
+def _newest(run_dir: Path, config: Config) -> Checkpoint:
+    store = CheckpointStore(run_dir, config.checkpoint.keep)
+    if not store.rounds():
+        raise UserError(f"the run has no checkpoint\nwhere: {run_dir}\nmend: let it reach one first")
+    return store.load_newest()
+
+
+def _models(config: Config, dataset: Dataset | TextDataset) -> tuple[nn.Module, nn.Module]:
+    """The run's model and the stock network that it was converted from."""
+    size: dict[str, Any] = {"classes": dataset.classes, "shape": dataset.shape, "seed": config.seed}
+    model = build_model(config.model, config.resolved_sap, norm=config.norm, **size)
+    return model, stock_model(config.model, **size)
+
+
+def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
+    space = ParameterSpace(model, prunable_weights(model))
+    # Normalised layers count their active weights: they need the mask too, which the space has taken over.
+    space.load(read_model(checkpoint, space)[0])
+
+
+def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    # The tensors of a parameter space are views of one storage, convolutions channels_last.
+    data = save({name: tensor.contiguous().clone() for name, tensor in state.items()}, metadata)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write the file: {error.strerror}\nwhere: {path}\nmend: choose another --out") from None
+    print(path)

@@ -1,0 +1,202 @@
+"""A run from the outside: meet the other ranks, claim the directory, simulate, summarise."""
+
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedmef_dist import __version__
+from fedmef_dist.base.atomic import write_json
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.notices import tell
+from fedmef_dist.cluster.environment import detect
+from fedmef_dist.cluster.failure import ends_together
+from fedmef_dist.cluster.group import STOPPED_EARLY, Group, open_group
+from fedmef_dist.cluster.interruption import Interruption, listening
+from fedmef_dist.config import Config, load_config, to_tree
+from fedmef_dist.runs.checkpoint import Checkpoint, broadcast
+from fedmef_dist.runs.directory import Resume, claim, round_to_resume
+from fedmef_dist.runs.snapshot import restore
+from fedmef_dist.session.memory import RunMemory
+from fedmef_dist.simulation.loop import Simulation
+from fedmef_dist.tracking import METRICS, Tracker, open_trackers
+from fedmef_dist.tracking.jsonl import lines_until
+from fedmef_dist.tracking.logs import rank_log
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished run: the content of its summary.json, and where it lies."""
+
+    run_dir: Path
+    values: dict[str, Any]
+
+
+def run_command(path: Path, overrides: list[str], run_dir: Path | None, resume: Resume) -> None:
+    """The command ``run``: as :func:`run`, with errors shown once and as exit status."""
+    environment = detect(os.environ)
+    with listening(ends_process=True) as interruption, ends_together(environment):
+        config = load_config(path, overrides)
+        with open_group(environment, config.runtime) as group, ends_together(group):
+            summary = simulate(config, group, run_dir or Path("runs") / config.name, resume, interruption)
+            if group.rank == 0:
+                with suppress(OSError):  # a closed pipe: the files have it all
+                    print(_closing_line(summary), flush=True)
+
+
+def run(config: Config, run_dir: str | Path | None = None, resume: Resume = "auto") -> Summary:
+    """One simulation from Python, under any launcher.
+
+    Args:
+        config: the run.
+        run_dir: where rank 0 writes; default: ``runs/<name>``.
+        resume: ``auto`` goes on from a checkpoint where there is one, ``must`` needs one, ``never`` an empty directory.
+
+    Raises:
+        UserError: something in the configuration, the data or the run directory is wrong.
+        SystemExit: USR1, USR2, TERM or INT stopped the run early, with status 75 and a checkpoint.
+    """
+    with listening() as interruption, open_group(detect(os.environ), config.runtime) as group:
+        return simulate(config, group, Path(run_dir or Path("runs") / config.name), resume, interruption)
+
+
+def simulate(
+    config: Config, group: Group, run_dir: Path, resume: Resume, interruption: Interruption | None = None
+) -> Summary:
+    """One simulation on an open group; rank 0 alone reads and writes ``run_dir``, but for the logs.
+
+    Raises UserError, or SystemExit with status 75 where a signal stopped it early.
+    """
+    simulation = Simulation(config, group, run_dir, interruption)
+    checkpoint = _agree_on_start(simulation, run_dir, resume)
+    if checkpoint is not None:
+        restore(simulation, checkpoint)
+    else:
+        simulation.start()
+    if group.rank == 0:
+        claim(run_dir, config)
+    group.barrier()  # the logs of all ranks lie in the directory that rank 0 claims
+    with rank_log(run_dir, group):
+        summary = _play(simulation, run_dir, checkpoint)
+    return Summary(run_dir, summary)
+
+
+def _play(simulation: Simulation, run_dir: Path, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """The rounds that are left, and the summary; ``checkpoint`` is what the simulation goes on from."""
+    rank = simulation.group.rank
+    resumed, state = (checkpoint.state["round"], checkpoint.state["tracker"]) if checkpoint is not None else (None, {})
+    if resumed is not None:
+        _LOG.info("goes on from the checkpoint of round %d", resumed)
+    memory = RunMemory(simulation) if rank == 0 else None
+    with _tracking(simulation, run_dir, resumed, state) as tracker:
+        if memory is not None:
+            simulation.more_metrics = memory.news
+        simulation.run(tracker)
+        summary = _summary(simulation, memory)
+        if not simulation.stopped_early:
+            tracker.finish(summary)
+    if simulation.stopped_early:
+        _stop_early(simulation)
+    if rank == 0:
+        _write_summary(run_dir, summary)
+    simulation.group.barrier()
+    return summary
+
+
+def _write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
+    path = run_dir / "summary.json"
+    try:
+        write_json(path, summary)
+    except OSError as error:
+        raise UserError(
+            f"all rounds are done, but the summary cannot be written: {error.strerror}\nwhere: {path}\n"
+            "mend: make room there and start again: the run goes on from its last checkpoint"
+        ) from None
+
+
+def _stop_early(simulation: Simulation) -> None:
+    """All ranks leave together: the first to go would make the launcher end one that is still writing."""
+    config, done = simulation.config, simulation.round
+    simulation.group.barrier()
+    if simulation.group.rank == 0:
+        rounds = config.federation.rounds
+        tell(f"stopped by a signal after {done} of {rounds} rounds; the same command goes on from there")
+    raise SystemExit(STOPPED_EARLY)
+
+
+def _agree_on_start(simulation: Simulation, run_dir: Path, resume: Resume) -> Checkpoint | None:
+    """Rank 0 looks at the directory and gives the others what it goes on from."""
+    checkpoint = None
+    if simulation.group.rank == 0 and round_to_resume(run_dir, simulation.config, resume) is not None:
+        checkpoint = simulation.store.load_newest()
+        lines_until(run_dir / METRICS, checkpoint.state["round"])  # refuses before anything is written
+    return broadcast(checkpoint, simulation.group)
+
+
+@contextmanager
+def _tracking(simulation: Simulation, run_dir: Path, resumed: int | None, state: dict[str, str]) -> Iterator[Tracker]:
+    config = simulation.config
+    if simulation.group.rank:
+        yield _NoTracker()
+        return
+    tracker = open_trackers(config.tracking, run_dir, to_tree(config), config.federation.rounds, resumed, state)
+    try:
+        yield tracker
+    finally:
+        tracker.close()
+
+
+class _NoTracker:
+    """The tracker of every rank but 0."""
+
+    def log(self, metrics: Any) -> None:
+        """Does nothing."""
+
+    def finish(self, summary: Any) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+    def state(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+
+def _summary(simulation: Simulation, memory: RunMemory | None) -> dict[str, Any]:
+    totals, group = simulation.totals, simulation.group
+    last = totals.last
+    return {
+        "eval/accuracy_last": last.get("eval/accuracy"),
+        "eval/accuracy_best": totals.best_accuracy,
+        "eval/loss_last": last.get("eval/loss"),
+        **({"eval/perplexity_last": last["eval/perplexity"]} if "eval/perplexity" in last else {}),
+        "rounds": simulation.round,
+        "sparsity/density": simulation.space.density,
+        "wire/total_bytes": totals.wire_bytes,
+        "flops/total": totals.flops,
+        **(memory.metrics() | memory.dense(totals.models_sent) if memory is not None else {}),
+        "time/total": totals.seconds,
+        "model/digest": simulation.server.digest(),
+        "launcher": group.environment.launcher,
+        "world_size": group.world_size,
+        "threads": torch.get_num_threads(),
+        "device": str(group.device),
+        "versions": {"fedmef_dist": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def _closing_line(summary: Summary) -> str:
+    values = summary.values
+    return (
+        f"{values['rounds']} rounds, accuracy {values['eval/accuracy_last']:.4f}, "
+        f"{values['time/total']:.1f} s, digest {values['model/digest'][:16]}, results in {summary.run_dir}"
+    )

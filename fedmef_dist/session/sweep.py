@@ -1,0 +1,184 @@
+"""A sweep: one run for every combination of values, in the cells of a grid."""
+
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.settings import Settings
+from fedmef_dist.cluster.environment import detect
+from fedmef_dist.cluster.group import STOPPED_EARLY
+from fedmef_dist.cluster.local_ranks import run_ranks
+from fedmef_dist.config import load_config, read_tree
+from fedmef_dist.runs.checkpoint import CheckpointStore
+
+Value = bool | int | float | str | None
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class SweepSettings(Settings):
+    """A grid file: one run of ``config`` for every combination of the values in ``grid``."""
+
+    config: str = Field(min_length=1, description="YAML file with the configuration, as seen from the grid file")
+    runs: str = Field(min_length=1, description="folder that gets a run directory for each cell")
+    grid: dict[str, list[Value]] = Field(
+        min_length=1, description="key of the configuration -> its values; the first key varies slowest"
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep: its number from 0, its run directory and what it changes in the configuration."""
+
+    number: int
+    run_dir: Path
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs that a grid file asks for."""
+
+    path: Path
+    config: Path
+    cells: tuple[Cell, ...]
+
+    def state(self, cell: Cell) -> tuple[int, int]:
+        """Rounds that the cell's run has done, as its checkpoints and its summary say, and rounds that it is to do.
+
+        Raises UserError where the configuration is wrong.
+        """
+        config = load_config(self.config, cell.overrides)
+        wanted = config.federation.rounds
+        if (cell.run_dir / "summary.json").is_file():
+            return min(_summary_rounds(cell.run_dir), wanted), wanted
+        saved = CheckpointStore(cell.run_dir, config.checkpoint.keep).rounds()
+        # Without its summary a run is not finished, even where its last round is saved.
+        return min(saved[-1] if saved else 0, wanted - 1), wanted
+
+
+def _summary_rounds(run_dir: Path) -> int:
+    try:
+        return int(json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["rounds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"the summary is damaged\nwhere: {run_dir / 'summary.json'}\nmend: delete it; the run then ends once more"
+        ) from None
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """The cells of a grid file in the order of their numbers; ``overrides`` apply to each of them.
+
+    Raises:
+        UserError: the file cannot be read or is no grid, or two cells would share a run directory.
+    """
+    settings = _read(path)
+    keys = list(settings.grid)
+    cells = tuple(
+        _cell(number, settings, keys, values, overrides)
+        for number, values in enumerate(itertools.product(*settings.grid.values()))
+    )
+    if not cells:
+        raise _wrong(path, "a key of the grid has no values", "give each key a list such as [0.1, 0.2]")
+    names = [cell.run_dir.name for cell in cells]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise _wrong(path, f"two cells have the run directory {twice}", "give each value once")
+    return Sweep(path, path.parent / Path(settings.config).expanduser(), cells)
+
+
+def _read(path: Path) -> SweepSettings:
+    try:
+        tree = read_tree(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise _wrong(path, f"cannot read the grid: {reason}", "give a YAML file") from None
+    try:
+        return SweepSettings.model_validate(tree)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        # Beyond the list's index the location names the types that were tried.
+        key = ".".join(str(part) for part in problem["loc"][:3]) or "grid file"
+        mend = "a grid file has the keys config, runs and grid: {key: [value, ...]}"
+        raise _wrong(path, f"{key}: {problem['msg']}", mend) from None
+
+
+def _wrong(path: Path, what: str, mend: str) -> UserError:
+    return UserError(f"{what}\nwhere: {path}\nmend: {mend}")
+
+
+def _cell(
+    number: int, settings: SweepSettings, keys: list[str], values: Sequence[Value], overrides: Sequence[str]
+) -> Cell:
+    shown = _short_names(keys)
+    words = (f"{shown[key]}-{_word(value)}" for key, value in zip(keys, values, strict=True))
+    name = _UNSAFE.sub("-", "_".join(words))
+    changes = [f"{key}={json.dumps(value)}" for key, value in zip(keys, values, strict=True)]
+    return Cell(number, Path(settings.runs).expanduser() / name, (f"name={name}", *overrides, *changes))
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last word of each key, or the whole key where another one ends alike."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: word if last.count(word) == 1 else key for key, word in zip(keys, last, strict=True)}
+
+
+def _word(value: Value) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def run_sweep(sweep: Sweep, overrides: Sequence[str], ranks: int) -> int:
+    """Run the unfinished cells one after another, each on so many ranks of this machine; returns the exit status.
+
+    A cell that fails does not stop the others: 0 if all are finished, 2 if those that failed were all wrong input, else
+    1; 75 if a signal stopped a cell early, which stops the sweep. Raises UserError under a launcher of several ranks.
+    """
+    if detect(os.environ).world_size > 1:
+        raise UserError(
+            "a launcher with several ranks can run only one cell\nwhere: command line\n"
+            "mend: add --cell NUMBER, or leave the launcher out and give --ranks"
+        )
+    statuses = []
+    for cell in sweep.cells:
+        print(f"cell {cell.number}: {cell.run_dir}", flush=True)
+        arguments = ["sweep", str(sweep.path), *overrides, "--cell", str(cell.number)]
+        statuses.append(run_ranks(arguments, ranks))
+        if statuses[-1] == STOPPED_EARLY:
+            return STOPPED_EARLY
+    failed = [(cell, status) for cell, status in zip(sweep.cells, statuses, strict=True) if status]
+    for cell, status in failed:
+        print(f"cell {cell.number} failed with exit status {status}: {cell.run_dir}", file=sys.stderr)
+    print(f"{len(statuses) - len(failed)} of {len(statuses)} cells are finished")
+    return 0 if not failed else 2 if all(status == 2 for _, status in failed) else 1
+
+
+def run_cell(sweep: Sweep, number: int) -> None:
+    """One cell, alone or as each rank under a launcher; says so where its run is finished already."""
+    from fedmef_dist.session.session import run_command
+
+    if not 0 <= number < len(sweep.cells):
+        raise UserError(
+            f"there is no cell {number}\nwhere: {sweep.path}, which has {len(sweep.cells)} cells\n"
+            f"mend: give --cell 0 to {len(sweep.cells) - 1}"
+        )
+    cell = sweep.cells[number]
+    done, wanted = sweep.state(cell)
+    if done < wanted:
+        run_command(sweep.config, list(cell.overrides), cell.run_dir, "auto")
+    elif detect(os.environ).rank == 0:
+        print(f"finished before: {cell.run_dir}")
+
+
+def show_cells(sweep: Sweep) -> None:
+    """Print a line for each cell: its number, its run directory and how far it is."""
+    for cell in sweep.cells:
+        done, wanted = sweep.state(cell)
+        state = "finished" if done == wanted else f"{done} of {wanted} rounds" if done else "not started"
+        print(f"{cell.number:>4}  {cell.run_dir}  {state}")

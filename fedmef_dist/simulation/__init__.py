@@ -1,0 +1,1 @@
+"""The loop, the server, accounting and forecast."""

@@ -1,0 +1,68 @@
+"""What a run would have cost the simulated devices: encoded bytes and FLOPs, round by round."""
+
+from typing import Any
+
+import numpy as np
+
+from fedmef_dist.clients.cohort import Cohort
+from fedmef_dist.config import Config
+from fedmef_dist.data.batches import steps_per_epoch
+from fedmef_dist.devices.flops import FlopsLedger
+from fedmef_dist.methods.base import RoundPlan
+from fedmef_dist.methods.preparation import PreparationCosts
+from fedmef_dist.runs.snapshot import Metrics, Totals
+from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.wire.ledger import WireLedger
+
+
+class Accounting:
+    """The two ledgers of the simulated devices, and what they add up to.
+
+    Args:
+        config: the run.
+        model: with its parameters in ``space``.
+        space: the parameter space.
+        example: a batch of one sample.
+    """
+
+    def __init__(self, config: Config, model: Any, space: ParameterSpace, example: Any) -> None:
+        self.federation, self.space = config.federation, space
+        self.wire = WireLedger(space, config.federation.clients, config.wire)
+        self.flops = FlopsLedger(model, space, example)
+
+    def prepare(self, costs: PreparationCosts, totals: Totals) -> None:
+        """Adds what was sent and computed before the first round."""
+        totals.wire_bytes += costs.up + costs.down
+        dense = [layer.size for layer in self.space.layers]
+        totals.flops += self.flops.round(dense, samples=0, steps=0, gradient_samples=costs.gradient_samples).total
+        totals.flops += sum(samples * self.flops.forward(counts) for counts, samples in costs.forwards)
+
+    def round(self, cohort: Cohort, plan: RoundPlan, mask: Mask, totals: Totals) -> Metrics:
+        """One round's costs, added to the totals; ``mask`` is what the clients were sent.
+
+        Whoever was asked has received the model; of those whose update does not count nothing else is counted.
+        """
+        federation, work = self.federation, plan.work
+        samples = cohort.samples
+        batches = np.array([steps_per_epoch(int(n), federation.batch_size) for n in samples], np.int64)
+        trained, steps = federation.local_epochs * samples, federation.local_epochs * int(batches.sum())
+        flops = self.flops.round(
+            self.space.layer_counts(mask),
+            samples=int(trained.sum()),
+            steps=steps + int(np.minimum(batches, work.gradient_batches).sum()),
+            extrusion_steps=steps if work.penalises else 0,
+            gradient_samples=int(np.minimum(samples, federation.batch_size * work.gradient_batches).sum()),
+            dense_gradient_samples=int(np.minimum(trained, federation.batch_size * work.dense_batches).sum()),
+        )
+        wire = self.wire.round(cohort.asked, len(cohort.clients), mask, plan)
+        totals.wire_bytes += wire.up + wire.down
+        totals.models_sent += len(cohort.asked) + len(cohort.clients)
+        totals.flops += flops.total
+        return {
+            "wire/up_bytes": wire.up,
+            "wire/down_bytes": wire.down,
+            "wire/total_bytes": totals.wire_bytes,
+            "flops/train": flops.total,
+            "flops/overhead": flops.overhead,
+            "flops/total": totals.flops,
+        }

@@ -1,0 +1,1 @@
+"""Exact sums over clients and ranks, and which rank trains which client."""

@@ -1,0 +1,141 @@
+"""One round's sum over clients and ranks, in one buffer and one all-reduce."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmef_dist.cluster.group import Group
+from fedmef_dist.sums.exact_sum import FixedPoint, is_summable
+
+MICROSECOND = 1e-6
+_LOSS_BITS = 24
+_DIGEST_WORDS = 2
+_COUNTERS = ("weight", "samples", "trained", "refused", "loss", "stopping", "abandoned")
+
+
+class RanksOutOfStepError(RuntimeError):
+    """The ranks hold different masks: a fault of this program or of the machine, never of the user."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What every rank knows after the reduction.
+
+    Attributes:
+        values: float32 (packed_size,), the weighted average of the accepted clients; None if all were refused.
+        weight: weight of the accepted clients.
+        samples: samples of the accepted clients.
+        trained: accepted clients.
+        refused: clients whose update was not finite or too large.
+        loss: the accepted clients' mean training loss, weighted as their updates are.
+        client_seconds: float64 (cohort,), seconds each client took, in cohort order.
+        rank_seconds: float64 (world,), seconds each rank was busy training.
+        stopping: whether a rank was asked to stop; so it was where it abandoned the round.
+        abandoned: whether a rank left its part of the round out, so that the round does not count.
+    """
+
+    values: Tensor | None
+    weight: int
+    samples: int
+    trained: int
+    refused: int
+    loss: float
+    client_seconds: np.ndarray
+    rank_seconds: np.ndarray
+    stopping: bool
+    abandoned: bool
+
+
+class RoundSum:
+    """Collects the clients of this rank; :meth:`reduce` adds up all ranks.
+
+    The buffer is int64: the mask's digest, counters, one slot of microseconds for each client and each rank, then the
+    active values and the dense tail. Values travel without positions, since all ranks hold the same mask; the digest
+    words prove that they do.
+
+    Args:
+        size: elements of a client's packed state.
+        cohort: clients of the round, over all ranks.
+        total_weight: weight of the whole cohort; sets the fixed-point format.
+        digest: SHA-256 of the mask.
+        group: the ranks.
+    """
+
+    def __init__(self, size: int, cohort: int, total_weight: int, digest: bytes, group: Group) -> None:
+        self.group = group
+        self.fixed_point = FixedPoint.for_weight(total_weight)
+        self._counters = 2 * _DIGEST_WORDS
+        self._clients = self._counters + len(_COUNTERS)
+        self._ranks = self._clients + cohort
+        self._values = self._ranks + group.world_size
+        self._buffer = torch.zeros(self._values + size, dtype=torch.int64, device=group.device)
+        self._header = np.zeros(self._values, dtype=np.int64)
+        self._words = [int.from_bytes(digest[3 * i : 3 * i + 3], "little") for i in range(_DIGEST_WORDS)]
+
+    def add(self, slot: int, values: Tensor, weight: int, loss: float, seconds: float, samples: int) -> bool:
+        """Adds one client; returns False where its update is refused (not finite, or beyond the format's limit).
+
+        Args:
+            slot: the client's place in the cohort.
+            values: float32 (size,), the client's packed state.
+            weight: how often the client counts.
+            loss: its mean training loss.
+            seconds: how long it trained.
+            samples: how many samples it has.
+        """
+        accepted = np.isfinite(loss) and is_summable(values)
+        if accepted:
+            self._buffer[self._values :] += self.fixed_point.encode(values, weight)
+            summed = round(min(loss, 2.0**12) * weight * 2**_LOSS_BITS)
+            self._count(weight=weight, samples=samples, trained=1, loss=summed)
+        else:
+            self._count(refused=1)
+        microseconds = round(seconds / MICROSECOND)
+        self._header[self._clients + slot] = microseconds
+        self._header[self._ranks + self.group.rank] += microseconds
+        return accepted
+
+    def abandon(self) -> None:
+        """Declares the round void, for all ranks."""
+        self._count(abandoned=1)
+
+    def _count(self, **amounts: int) -> None:
+        for name, amount in amounts.items():
+            self._header[self._counters + _COUNTERS.index(name)] += amount
+
+    def reduce(self, stopping: bool = False) -> RoundResult:
+        """Adds up all ranks in one all-reduce; ``stopping`` tells them that this one was asked to stop.
+
+        Raises:
+            RanksOutOfStepError: the ranks' masks differ. Every rank raises.
+        """
+        self._count(stopping=int(stopping))
+        for place, word in enumerate(self._words):
+            self._header[2 * place : 2 * place + 2] = word, word * word
+        self._buffer[: self._values] = torch.from_numpy(self._header).to(self._buffer.device)
+        self.group.all_reduce(self._buffer)
+        header = self._buffer[: self._values].cpu().numpy()
+        self._check_digest(header)
+        counters = (int(number) for number in header[self._counters : self._clients])
+        weight, samples, trained, refused, loss, stopped, abandoned = counters
+        return RoundResult(
+            values=self.fixed_point.average(self._buffer[self._values :], weight) if trained else None,
+            weight=weight,
+            samples=samples,
+            trained=trained,
+            refused=refused,
+            loss=loss / (weight * 2**_LOSS_BITS) if trained else float("nan"),
+            client_seconds=header[self._clients : self._ranks] * MICROSECOND,
+            rank_seconds=header[self._ranks : self._values] * MICROSECOND,
+            stopping=stopped + abandoned > 0,
+            abandoned=abandoned > 0,
+        )
+
+    def _check_digest(self, header: np.ndarray) -> None:
+        # By Cauchy-Schwarz world * sum(d^2) equals (sum d)^2 only where all d agree, so every rank sees the difference.
+        for place in range(_DIGEST_WORDS):
+            total, squares = int(header[2 * place]), int(header[2 * place + 1])
+            if self.group.world_size * squares != total * total:
+                raise RanksOutOfStepError("the ranks hold different masks")

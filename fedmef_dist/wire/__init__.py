@@ -1,0 +1,1 @@
+"""Messages of the simulated devices: encodings, ledger, proof."""

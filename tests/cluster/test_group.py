@@ -1,0 +1,165 @@
+import json
+import os
+import sys
+
+import pytest
+import torch
+
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.cluster import group as module
+from fedmef_dist.cluster.environment import Environment
+from fedmef_dist.cluster.group import Group, RuntimeSettings, choose_backend, choose_device, choose_threads, open_group
+from fedmef_dist.cluster.transport import mpi_world
+
+SINGLE = Environment("single", 0, 1, 0, 1, None, None)
+PAIR = Environment("torchrun", 1, 2, 1, 2, "localhost", 29500)
+
+# Every rank prints what it got; ranks hold r + 1, so that a rank that is left out, or counted twice, shows.
+SCRIPT = """
+import json, os, sys
+import torch
+from fedmef_dist.cluster.environment import detect
+from fedmef_dist.cluster.group import RuntimeSettings, open_group
+
+with open_group(detect(os.environ), RuntimeSettings(backend=sys.argv[1], timeout=30.0)) as group:
+    total = torch.tensor([2**53 + 1, -group.rank]); group.all_reduce(total)
+    parts = torch.full((2, 3), group.rank + 0.5); group.all_reduce(parts)
+    word = torch.tensor(group.rank * 10.0); group.broadcast(word, source=1)
+    halves = group.all_gather(torch.tensor([[group.rank, 7]], dtype=torch.bfloat16))
+    scalars = group.all_gather(torch.tensor(group.rank))
+    group.barrier()
+    result = dict(rank=group.rank, size=group.world_size, backend=group.backend, threads=torch.get_num_threads(),
+        launcher=group.environment.launcher, total=total.tolist(), parts=parts.tolist(), word=word.item(),
+        halves=halves.tolist(), scalars=scalars.tolist(), moved=group.bytes_moved)
+    print(json.dumps(result) + "\\n", end="", flush=True)
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("launcher", "asked", "backend", "name"),
+    [
+        ("torchrun", "auto", "gloo", "torchrun"),
+        ("mpirun", "auto", "gloo", "mpich"),
+        ("mpirun", "mpi", "mpi", "mpich"),
+    ],
+)
+def test_two_processes_compute_together(launch, tmp_path, launcher, asked, backend, name):
+    script = tmp_path / "collectives.py"
+    script.write_text(SCRIPT)
+    done = launch(launcher, 2, script, asked, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr
+    results = sorted(map(json.loads, done.stdout.split("\n")[:-1]), key=lambda result: result["rank"])
+    assert results == [
+        {
+            "rank": rank,
+            "size": 2,
+            "backend": backend,
+            "threads": 1,
+            "launcher": name,
+            "total": [2**54 + 2, -1],  # 2**53 + 1 is no float64: the sum is made of integers
+            "parts": [[2.0] * 3] * 2,
+            "word": 10.0,
+            "halves": [[[0.0, 7.0]], [[1.0, 7.0]]],
+            "scalars": [0, 1],
+            "moved": 16 + 24 + 4 + 4 + 8,
+        }
+        for rank in range(2)
+    ]
+
+
+@pytest.mark.parametrize("launcher", ["single", "torchrun", "srun"])
+def test_the_mpi_backend_needs_mpirun(launcher):
+    environment = Environment(launcher, 0, 1, 0, 1, None, None)
+    with pytest.raises(UserError, match=f"needs mpirun, this process was started by {launcher}"):
+        choose_backend(environment, RuntimeSettings(backend="mpi"), torch.device("cpu"))
+
+
+def test_one_rank_needs_no_process_group():
+    threads = torch.get_num_threads()
+    with open_group(SINGLE, RuntimeSettings(device="cpu", threads=2)) as group:
+        assert not torch.distributed.is_initialized()
+        assert torch.get_num_threads() == 2
+        tensor = torch.tensor([1, 2])
+        group.all_reduce(tensor)
+        group.broadcast(tensor)
+        group.barrier()
+        gathered = group.all_gather(tensor)
+        assert tensor.tolist() == [1, 2]
+        assert gathered.tolist() == [[1, 2]]
+        assert group.bytes_moved == 0
+        gathered.zero_()
+        assert tensor.tolist() == [1, 2]
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("setting", "environ", "expected"),
+    [
+        (5, {"SLURM_CPUS_PER_TASK": "3", "OMP_NUM_THREADS": "2"}, 5),
+        (None, {"SLURM_CPUS_PER_TASK": "3", "OMP_NUM_THREADS": "2"}, 3),
+        (None, {"OMP_NUM_THREADS": "2"}, 2),
+        (None, {"OMP_NUM_THREADS": "4,2"}, 4),
+        (None, {}, 1),
+    ],
+)
+def test_threads_come_from_the_setting_then_slurm_then_openmp(setting, environ, expected):
+    assert choose_threads(RuntimeSettings(threads=setting), environ) == expected
+
+
+@pytest.mark.parametrize("text", ["many", "0", "", "-1"])
+def test_a_wrong_number_of_threads_is_refused(text):
+    with pytest.raises(UserError, match="OMP_NUM_THREADS"):
+        choose_threads(RuntimeSettings(), {"OMP_NUM_THREADS": text})
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(module.dist, "is_nccl_available", lambda: True)
+
+
+@pytest.mark.parametrize(("local_rank", "index"), [(0, 0), (1, 1), (2, 0), (3, 1)])
+def test_ranks_share_the_gpus_of_their_node(two_gpus, local_rank, index):
+    environment = Environment("torchrun", local_rank, 4, local_rank, 4, "localhost", 1)
+    assert choose_device(environment, RuntimeSettings()) == torch.device("cuda", index)
+    assert choose_device(environment, RuntimeSettings(device="cpu")) == torch.device("cpu")
+
+
+def test_nccl_is_chosen_where_every_rank_has_a_gpu(two_gpus):
+    gpu, four = torch.device("cuda", 0), Environment("torchrun", 0, 4, 0, 4, "localhost", 1)
+    assert choose_backend(PAIR, RuntimeSettings(), gpu) == "nccl"
+    assert choose_backend(four, RuntimeSettings(), gpu) == "gloo"
+    assert choose_backend(PAIR, RuntimeSettings(), torch.device("cpu")) == "gloo"
+    with pytest.raises(UserError, match="nccl needs a CUDA device for each rank"):
+        choose_backend(four, RuntimeSettings(backend="nccl"), gpu)
+
+
+def test_cuda_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device(PAIR, RuntimeSettings()) == torch.device("cpu")
+    with pytest.raises(UserError, match="no CUDA device"):
+        choose_device(PAIR, RuntimeSettings(device="cuda"))
+    with pytest.raises(UserError, match="nccl needs"):
+        choose_backend(PAIR, RuntimeSettings(backend="nccl"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"timeout": 0.0}, {"device": "tpu"}, {"backend": "ucc"}])
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RuntimeSettings(**wrong)
+
+
+def test_a_missing_mpi_library_is_the_users_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(UserError, match=r"pip install fedmef_dist\[mpich\]"):
+        mpi_world(Environment("mpich", 0, 2, 0, 2, None, None))
+
+
+def test_opening_one_rank_leaves_the_environment_alone():
+    before = dict(os.environ)
+    with open_group(SINGLE, RuntimeSettings(device="cpu")) as group:
+        assert isinstance(group, Group)
+    assert dict(os.environ) == before

@@ -1,0 +1,74 @@
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from fedmef_dist.cluster import local_ranks
+from fedmef_dist.cluster.local_ranks import run_ranks, wait_for
+
+
+def python(code):
+    return [sys.executable, "-c", code], dict(os.environ)
+
+
+def test_zero_if_all_end_with_zero():
+    assert wait_for([python("pass"), python("pass")]) == 0
+
+
+def test_the_status_of_the_first_that_fails():
+    assert wait_for([python("import time; time.sleep(0.5); exit(1)"), python("exit(2)")]) == 2
+
+
+def test_a_killed_rank_has_the_shells_status():
+    assert wait_for([python("import os; os.kill(os.getpid(), 9)")]) == 137
+
+
+def test_ranks_that_hang_after_a_failure_are_ended(monkeypatch):
+    monkeypatch.setattr(local_ranks, "_PATIENCE_SECONDS", 0.2)
+    start = time.monotonic()
+    assert wait_for([python("exit(3)"), python("import time; time.sleep(60)")]) == 3
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_signals_reach_every_rank_and_handlers_come_back(number, tmp_path):
+    code = f"""
+import pathlib, signal, sys, time
+signal.signal({int(number)}, lambda *_: sys.exit(75))
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(60)
+"""
+    files = [tmp_path / "0", tmp_path / "1"]
+    commands = [([sys.executable, "-c", code, str(file)], dict(os.environ)) for file in files]
+
+    def send():
+        while not all(file.exists() for file in files):
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert wait_for(commands) == 75
+    sender.join()
+    assert signal.getsignal(number) is before
+
+
+def test_output_goes_where_it_is_wanted(tmp_path):
+    with (tmp_path / "out").open("wb") as output:
+        assert run_ranks(["run", str(tmp_path / "missing.yaml")], 1, output) == 2
+    assert "cannot read the configuration" in (tmp_path / "out").read_text()
+
+
+def test_each_rank_has_its_place_and_all_meet_on_loopback(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    first, second = local_ranks._environments(2)
+    assert [first[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")] == ["0", "0", "2", "2"]
+    assert [second[name] for name in ("RANK", "LOCAL_RANK")] == ["1", "1"]
+    assert first["MASTER_ADDR"] == second["MASTER_ADDR"] == "127.0.0.1"
+    assert first["MASTER_PORT"] == second["MASTER_PORT"]
+    assert first["OMP_NUM_THREADS"] == "2"
+    assert "RANK" not in local_ranks._environments(1)[0]

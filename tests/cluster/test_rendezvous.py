@@ -1,0 +1,149 @@
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.cluster import rendezvous
+from fedmef_dist.cluster.environment import Environment
+from fedmef_dist.cluster.rendezvous import (
+    choose_interface,
+    interface_of,
+    listening_address,
+    meeting_host,
+    open_store,
+    prepare_gloo,
+    resolve,
+)
+
+UNKNOWN = "no-such-host.invalid"
+
+
+def place(launcher="srun", local=1, host=UNKNOWN):
+    return Environment(launcher, 0, 2, 0, local, host, 15000)
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """Host names that resolve, in place of the machine's own; this machine is called "here"."""
+    known = {"localhost": "127.0.0.1"}
+    monkeypatch.setattr(rendezvous, "resolve", known.get)
+    monkeypatch.setattr(socket, "gethostname", lambda: "here")
+    return known
+
+
+def test_numbers_resolve_to_themselves_and_unknown_names_to_nothing():
+    assert resolve("127.0.0.1") == "127.0.0.1"
+    assert resolve(UNKNOWN) is None
+
+
+def test_a_name_that_resolves_is_kept(names):
+    names["head"] = "10.0.0.1"
+    assert meeting_host(place(host="head")) == "head"
+
+
+def test_ranks_on_one_machine_need_no_name(names):
+    assert meeting_host(place(launcher="torchrun", local=2)) == "127.0.0.1"
+
+
+def test_slurm_knows_the_address_of_a_node_whose_name_does_not_resolve(names, monkeypatch):
+    monkeypatch.setattr(rendezvous, "node_address", {UNKNOWN: "10.0.0.7"}.get)
+    names["10.0.0.7"] = "10.0.0.7"
+    assert meeting_host(place()) == "10.0.0.7"
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+def test_an_unknown_host_is_the_users_error(names, monkeypatch, launcher):
+    monkeypatch.setattr(rendezvous, "node_address", lambda node: None)
+    with pytest.raises(UserError, match=f"{UNKNOWN} does not resolve"):
+        meeting_host(place(launcher=launcher))
+
+
+def test_the_loopback_interface_is_found_by_its_address():
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.254") is None
+
+
+def test_gloo_chooses_for_itself_where_that_works(names):
+    names["here"] = "10.0.0.5"
+    assert choose_interface(place(), "localhost") is None  # our own name leads to a real address
+
+
+def test_ranks_of_one_machine_stay_on_its_loopback_interface(names):
+    assert choose_interface(place(local=2), "localhost") == "lo"
+
+
+@pytest.mark.parametrize(
+    ("host", "local", "address"),
+    [
+        ("10.0.0.1", 1, "10.0.0.1"),
+        ("127.0.0.1", 1, "127.0.0.1"),  # this very number was given to all ranks
+        ("head", 1, "10.0.0.7"),
+        ("here", 1, ""),  # known as loopback to itself, as something else to the others
+        ("here", 2, "127.0.1.1"),
+        ("nowhere", 1, ""),
+    ],
+)
+def test_the_store_listens_where_the_others_look_for_it(names, host, local, address):
+    names.update({"10.0.0.1": "10.0.0.1", "127.0.0.1": "127.0.0.1", "head": "10.0.0.7", "here": "127.0.1.1"})
+    assert listening_address(place(local=local), host) == address
+
+
+def listening_addresses():
+    """Addresses (hexadecimal) and ports at which this process's machine listens."""
+    tables = [Path("/proc/self/net", name).read_text() for name in ("tcp", "tcp6")]
+    lines = [line.split() for table in tables for line in table.splitlines()[1:]]
+    return [fields[1].split(":") for fields in lines if fields[3] == "0A"]
+
+
+def test_the_store_is_reached_at_its_address_only():
+    store = rendezvous._serve(place(local=2), "127.0.0.1", 0, timedelta(seconds=5))
+    assert [where for where, port in listening_addresses() if int(port, 16) == store.port] == ["0100007F"]
+    client = dist.TCPStore("127.0.0.1", store.port, is_master=False, timeout=timedelta(seconds=5))
+    client.set("key", "value")
+    assert store.get("key") == b"value"
+
+
+def test_an_address_of_another_machine_falls_back_to_all_interfaces():
+    with rendezvous._listen("192.0.2.1", 0) as bound:
+        assert bound.getsockname()[0] == "0.0.0.0"
+
+
+def test_an_attempt_finds_nothing_of_the_one_before_in_torchruns_store(monkeypatch):
+    agent = rendezvous._serve(place(local=2), "127.0.0.1", 0, timedelta(seconds=5))
+    environment = Environment("torchrun", 0, 2, 0, 2, "127.0.0.1", agent.port)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    first, same = (open_store(environment, timedelta(seconds=5)) for _ in range(2))
+    assert first.add("failure/claimed", 1) == 1  # answered, unlike `set`, when it is done
+    assert same.check(["failure/claimed"])
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not open_store(environment, timedelta(seconds=5)).check(["failure/claimed"])
+
+
+def test_a_port_that_is_taken_is_the_users_error(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = Environment("srun", 0, 2, 0, 2, "127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(UserError, match=r"could not meet at 127.0.0.1:.*\n.*Address already in use"):
+            open_store(environment, timedelta(seconds=5))
+
+
+@pytest.mark.parametrize("own", ["127.0.1.1", None])
+def test_gloo_is_pointed_at_the_interface_that_leads_to_the_meeting_point(names, monkeypatch, own):
+    names.update({"head": "10.0.0.1"} if own is None else {"head": "10.0.0.1", "here": own})
+    monkeypatch.setattr(rendezvous, "_source_address", {"10.0.0.1": "10.0.0.5"}.get)
+    monkeypatch.setattr(rendezvous, "interface_of", {"10.0.0.5": "ib0"}.get)
+    assert choose_interface(place(), "head") == "ib0"
+
+
+def test_the_users_interface_is_not_overwritten(monkeypatch):
+    monkeypatch.setattr(rendezvous, "choose_interface", lambda environment, host: "ib0")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth9")
+    prepare_gloo(place(), "head")
+    assert rendezvous.os.environ["GLOO_SOCKET_IFNAME"] == "eth9"
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    prepare_gloo(place(), "head")
+    assert rendezvous.os.environ["GLOO_SOCKET_IFNAME"] == "ib0"

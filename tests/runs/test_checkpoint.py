@@ -1,0 +1,347 @@
+import json
+
+import pytest
+import torch
+
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.cluster.environment import Environment
+from fedmef_dist.cluster.group import Group
+from fedmef_dist.runs import checkpoint as module
+from fedmef_dist.runs.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    RunState,
+    broadcast,
+    check_tensors,
+    check_values,
+    with_prefix,
+    without_prefix,
+)
+
+
+def a_checkpoint(number, **state):
+    generator = torch.Generator().manual_seed(number)
+    tensors = {
+        "values": torch.randn(7, generator=generator),
+        "mask": torch.randint(256, (3,), generator=generator, dtype=torch.uint8),
+        "known_version": torch.arange(4) - 1,
+        "empty": torch.empty(0),
+    }
+    return Checkpoint(tensors, {"round": number, **state})
+
+
+def same(one, other):
+    assert one.state == other.state
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert tensor.dtype == other.tensors[name].dtype
+        assert torch.equal(tensor, other.tensors[name])
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(tmp_path, keep=2)
+
+
+def names(store):
+    return sorted(path.name for path in store.directory.iterdir())
+
+
+def test_what_is_saved_is_loaded_again(store):
+    # Floats that have no short decimal form, and bits that no rounding survives.
+    saved = a_checkpoint(3, totals={"a": 0.1 + 0.2, "b": 1e-300, "last": {"x": "y", "none": None}}, costs=[1.5, 2**60])
+    saved.tensors["values"][:3] = torch.tensor([float("nan"), float("-inf"), -0.0])
+    store.save(saved)
+    loaded = store.load(3)
+    assert loaded.state == saved.state
+    for name, tensor in saved.tensors.items():
+        assert tensor.numpy().tobytes() == loaded.tensors[name].numpy().tobytes()
+
+
+def test_saving_leaves_the_checkpoint_given_as_it_was(store):
+    saved = a_checkpoint(1)
+    store.save(saved)
+    assert saved.state == {"round": 1}
+
+
+def test_a_run_without_checkpoints_has_none(store):
+    assert store.rounds() == []
+
+
+def test_the_newest_are_kept(store):
+    for number in (5, 10, 15, 20):
+        store.save(a_checkpoint(number))
+    assert store.rounds() == [15, 20]
+    assert names(store) == ["round-000015", "round-000020"]
+    same(store.load(15), a_checkpoint(15))
+    same(store.load(20), a_checkpoint(20))
+
+
+def test_rounds_are_ordered_as_numbers(tmp_path):
+    store = CheckpointStore(tmp_path, keep=5)
+    for number in (2, 999_999, 1_000_000):
+        store.save(a_checkpoint(number))
+    assert store.rounds() == [2, 999_999, 1_000_000]
+
+
+def test_other_things_in_the_directory_do_not_count(store):
+    store.save(a_checkpoint(5))
+    (store.directory / "round-abc").mkdir()
+    (store.directory / "round-000009").write_text("a file")
+    (store.directory / ".round-000010.partial").mkdir()
+    assert store.rounds() == [5]
+
+
+def test_a_round_saved_again_is_replaced(store):
+    store.save(a_checkpoint(5, note="old"))
+    store.save(a_checkpoint(5, note="new"))
+    assert store.load(5).state["note"] == "new"
+
+
+@pytest.mark.parametrize("step", ["write_json", "sync_directory"])
+def test_an_interrupted_save_leaves_the_last_one_whole(store, monkeypatch, step):
+    for number in (5, 10):
+        store.save(a_checkpoint(number))
+
+    def power_cut(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            store.save(a_checkpoint(15))
+    for number in store.rounds():
+        same(store.load(number), a_checkpoint(number))
+    assert set(store.rounds()) >= {5, 10}
+
+    store.save(a_checkpoint(15))
+    assert store.rounds() == [10, 15]
+    assert names(store) == ["round-000010", "round-000015"]
+
+
+def test_an_interrupted_save_of_the_same_round_leaves_the_old_one(store, monkeypatch):
+    store.save(a_checkpoint(5, note="old"))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_json", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.save(a_checkpoint(5, note="new"))
+    assert store.load(5).state["note"] == "old"
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def change_the_state(path):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "mask_version": 9}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("state.safetensors", lambda path: path.unlink(), "No such file"),
+        ("state.json", lambda path: path.unlink(), "No such file"),
+        ("state.safetensors", lambda path: path.write_bytes(b""), "its content is not what was written"),
+        ("state.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-9]), "its content is not"),
+        ("state.safetensors", flip_a_bit, "its content is not what was written"),
+        ("state.json", change_the_state, "its content is not what was written"),
+        ("state.json", lambda path: path.write_text(""), "Expecting value"),
+        ("state.json", lambda path: path.write_text("[1]"), "its content is not what was written"),
+        ("state.json", lambda path: path.write_text("{}"), "its content is not what was written"),
+        ("state.json", lambda path: path.write_bytes(b"\xff\xfe\xff"), "codec can't decode"),
+        ("state.json", lambda path: path.write_text("[" * 100_000), "recursion"),
+        ("state.json", lambda path: path.write_text('{"costs": [NaN]}'), "NaN is no value"),
+    ],
+)
+def test_a_broken_checkpoint_is_named_and_nothing_else_is_touched(store, name, damage, reason):
+    for number in (5, 10):
+        store.save(a_checkpoint(number, mask_version=3))
+    path = store.directory / "round-000010"
+    damage(path / name)
+    before = {file: file.read_bytes() for file in store.directory.rglob("*") if file.is_file()}
+    with pytest.raises(UserError) as caught:
+        store.load(10)
+    what, where, mend = str(caught.value).split("\n")
+    assert what.startswith("the checkpoint is broken: ")
+    assert reason in what
+    assert where == f"where: {path}"
+    assert mend == "mend: delete that directory; the run then goes on from the one before it, or from the start"
+    assert {file: file.read_bytes() for file in store.directory.rglob("*") if file.is_file()} == before
+    same(store.load(5), a_checkpoint(5, mask_version=3))
+
+
+def resign(store, number, data=None, **changes):
+    """What a stranger can do: change the files and give them a valid digest."""
+    path = store.directory / f"round-{number:06d}"
+    state = {**json.loads((path / "state.json").read_text()), **changes}
+    del state["sha256"]
+    data = (path / "state.safetensors").read_bytes() if data is None else data
+    (path / "state.safetensors").write_bytes(data)
+    (path / "state.json").write_text(json.dumps({**state, "sha256": module._digest(data, state)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"round": 4}, "it is of round 4"), ({"data": b"cos\nsystem\n(S'true'\ntR."}, "Error while deserializing")],
+)
+def test_a_valid_digest_is_not_trusted(store, change, reason):
+    store.save(a_checkpoint(5))
+    resign(store, 5, **change)
+    with pytest.raises(UserError, match=f"the checkpoint is broken: {reason}"):
+        store.load(5)
+
+
+# --- falling back
+
+
+def test_the_one_before_a_damaged_one_is_used_and_the_damage_named(store, capsys):
+    store.keep = 3
+    for number in (5, 10, 15):
+        store.save(a_checkpoint(number))
+    for number in (10, 15):
+        flip_a_bit(store.directory / f"round-{number:06d}" / "state.safetensors")
+    same(store.load_newest(), a_checkpoint(5))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["the checkpoint is broken"] * 2
+    assert lines[0].endswith(f"where: {store.directory}/round-000015; the one before it is tried, of round 10")
+    assert lines[1].endswith("the one before it is tried, of round 5")
+
+
+def test_without_one_before_it_a_damaged_one_ends_the_run(store):
+    store.save(a_checkpoint(5))
+    flip_a_bit(store.directory / "round-000005" / "state.safetensors")
+    with pytest.raises(UserError, match="the checkpoint is broken"):
+        store.load_newest()
+
+
+def test_damaged_ones_ahead_do_not_push_out_a_good_one(store):
+    store.keep = 1
+    for number in (5, 20):
+        store.save(a_checkpoint(number))
+        store.keep = 2
+    flip_a_bit(store.directory / "round-000020" / "state.safetensors")
+    store.keep = 1
+    store.save(a_checkpoint(6))
+    assert store.rounds() == [6]
+
+
+# --- disks that do not take it
+
+
+@pytest.mark.parametrize("step", ["write_json", "sync_directory"])
+def test_a_full_disk_is_said_once_and_the_last_good_one_stays(store, monkeypatch, capsys, step):
+    assert store.try_save(a_checkpoint(5))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, full)
+        assert not store.try_save(a_checkpoint(10))
+        assert not store.try_save(a_checkpoint(15))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("checkpoints cannot be written: No space left on device; the run goes on; where: ")
+    assert not list(store.directory.glob(".*"))
+    same(store.load(5), a_checkpoint(5))
+    assert store.try_save(a_checkpoint(20))
+    same(store.load_newest(), a_checkpoint(20))
+
+
+# --- does it fit this run
+
+
+STATE = {
+    "round": 3,
+    "mask_version": 1,
+    "digest": "0" * 64,
+    "costs": [1, 2.0, 3.0, 4.0, 5.0],
+    "totals": {"flops": 1.0},
+    "tracker": {"wandb/run_id": "x"},
+}
+
+
+def test_what_a_run_writes_is_accepted():
+    state = check_values(Checkpoint({}, STATE), RunState, STATE)
+    assert state.model_dump() == STATE
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"round": 0}, "round"),
+        ({"round": "3"}, "round"),
+        ({"round": True}, "round"),
+        ({"round": 10**300}, "round"),
+        ({"mask_version": -1}, "mask_version"),
+        ({"digest": "../x"}, "digest"),
+        ({"costs": [1.0]}, "costs"),
+        ({"costs": [1.0, 2.0, 3.0, 4.0, "x"]}, "costs.4"),
+        ({"totals": [1]}, "totals"),
+        ({"tracker": {"id": 5}}, "tracker.id"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_values_of_another_type_or_range_are_refused(change, key):
+    checkpoint = Checkpoint({}, {**STATE, **change}, "some/where")
+    with pytest.raises(UserError) as caught:
+        check_values(checkpoint, RunState, checkpoint.state)
+    what, where, _ = str(caught.value).split("\n")
+    assert what.startswith(f"the checkpoint is not of this run: {key}: ")
+    assert where == "where: some/where"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({}, "tensors missing or too many: a"),
+        ({"a": torch.zeros(3), "b": torch.zeros(1)}, "tensors missing or too many: b"),
+        ({"a": torch.zeros(4)}, "tensor a: torch.float32 (4,) instead of torch.float32 (3,)"),
+        ({"a": torch.zeros(3, dtype=torch.float64)}, "tensor a: torch.float64 (3,) instead of torch.float32 (3,)"),
+        ({"a": torch.tensor([0.0, float("nan"), 0.0])}, "tensor a: a value is not finite"),
+    ],
+)
+def test_other_tensors_are_refused(tensors, reason):
+    with pytest.raises(UserError) as caught:
+        check_tensors(Checkpoint(tensors, {}), {"a": torch.ones(3)})
+    assert str(caught.value).split("\n")[0] == f"the checkpoint is not of this run: {reason}"
+    check_tensors(Checkpoint({"a": torch.zeros(3)}, {}), {"a": torch.ones(3)})
+
+
+def test_names_get_and_lose_their_prefix():
+    tensors = with_prefix("method/", {"momentum": torch.ones(2)})
+    assert list(tensors) == ["method/momentum"]
+    assert list(without_prefix("method/", {**tensors, "values": torch.zeros(1)})) == ["momentum"]
+
+
+SHARE = """
+import os, sys, torch
+from fedmef_dist.runs.checkpoint import Checkpoint, broadcast
+from fedmef_dist.cluster.environment import detect
+from fedmef_dist.cluster.group import RuntimeSettings, open_group
+
+with open_group(detect(os.environ), RuntimeSettings(timeout=30.0)) as group:
+    assert broadcast(None, group) is None
+    tensors = {"values": torch.arange(5) / 3, "mask": torch.tensor([1, 255], dtype=torch.uint8), "none": torch.empty(0)}
+    own = Checkpoint(tensors, {"round": 3, "totals": {"x": 0.1}}, "here") if group.rank == 0 else None
+    got = broadcast(own, group)
+    assert (got.state, got.where) == ({"round": 3, "totals": {"x": 0.1}}, "here")
+    assert all(torch.equal(got.tensors[name], tensor) for name, tensor in tensors.items()), got
+    print(f"rank {group.rank} has it\\n", end="", flush=True)
+"""
+
+
+@pytest.mark.cluster
+def test_every_rank_gets_what_rank_0_has_read(launch, tmp_path):
+    script = tmp_path / "share.py"
+    script.write_text(SHARE)
+    done = launch("mpirun", 2, script)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["rank 0 has it", "rank 1 has it"]
+
+
+def test_one_rank_has_it_already():
+    checkpoint = a_checkpoint(1)
+    environment = Environment("single", 0, 1, 0, 1, None, None)
+    assert broadcast(checkpoint, Group(environment, torch.device("cpu"), "gloo")) is checkpoint

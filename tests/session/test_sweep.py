@@ -1,0 +1,167 @@
+import json
+import re
+
+import pytest
+
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.cli import app
+from fedmef_dist.session import sweep as module
+from fedmef_dist.session.sweep import load_sweep, run_cell, run_sweep, show_cells
+
+CONFIG = """
+name: tiny
+data: {dataset: digits, partition: {scheme: iid}}
+model: {name: cnn, width: 0.25, hidden: 0}
+federation: {clients: 20, clients_per_round: 2, rounds: 2, local_epochs: 1}
+method: {name: fedavg}
+tracking: {console: false, wandb: {mode: disabled}}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a grid file beside a configuration; returns its path."""
+    (tmp_path / "config.yaml").write_text(CONFIG)
+
+    def grid(text, runs=tmp_path / "runs"):
+        path = tmp_path / "grid.yaml"
+        path.write_text(f"config: config.yaml\nruns: {runs}\ngrid: {text}\n")
+        return path
+
+    return grid
+
+
+def names(sweep):
+    return [cell.run_dir.name for cell in sweep.cells]
+
+
+def test_the_first_key_varies_slowest_and_names_come_from_the_values(write):
+    sweep = load_sweep(write("{method.name: [fedavg, fedmef], optimizer.lr: [0.1, 1e-3], data.augment: [true]}"))
+    assert names(sweep) == [
+        "name-fedavg_lr-0.1_augment-true",
+        "name-fedavg_lr-0.001_augment-true",
+        "name-fedmef_lr-0.1_augment-true",
+        "name-fedmef_lr-0.001_augment-true",
+    ]
+    assert [cell.number for cell in sweep.cells] == [0, 1, 2, 3]
+    assert sweep.cells[3].overrides == (
+        "name=name-fedmef_lr-0.001_augment-true",
+        'method.name="fedmef"',
+        "optimizer.lr=0.001",
+        "data.augment=true",
+    )
+
+
+def test_keys_that_end_alike_are_written_out(write):
+    assert names(load_sweep(write("{method.name: [fedavg], model.name: [cnn]}"))) == [
+        "method.name-fedavg_model.name-cnn"
+    ]
+
+
+def test_a_value_cannot_leave_the_folder_of_runs(write):
+    assert names(load_sweep(write("{data.root: ['../a b/c']}"))) == ["root-..-a-b-c"]
+
+
+def test_the_configuration_is_found_beside_the_grid_and_the_grids_values_win(write):
+    sweep = load_sweep(write("{seed: [5, 6]}"), ["seed=1", "federation.rounds=7"])
+    assert sweep.state(sweep.cells[0]) == (0, 7)
+    assert sweep.cells[1].overrides == ("name=seed-6", "seed=1", "federation.rounds=7", "seed=6")
+
+
+def test_how_far_a_cell_is(write, capsys):
+    sweep = load_sweep(write("{seed: [0, 1, 2, 3]}"))
+    _, started, finished, unclosed = (cell.run_dir for cell in sweep.cells)
+    (started / "checkpoints" / "round-000001").mkdir(parents=True)
+    finished.mkdir()
+    (finished / "summary.json").write_text(json.dumps({"rounds": 2}))
+    (unclosed / "checkpoints" / "round-000002").mkdir(parents=True)
+    show_cells(sweep)
+    states = [re.split(r"\s{2,}", line.strip())[2] for line in capsys.readouterr().out.splitlines()]
+    assert states == ["not started", "1 of 2 rounds", "finished", "1 of 2 rounds"]
+
+
+def test_more_rounds_make_a_finished_cell_unfinished(write):
+    sweep = load_sweep(write("{seed: [0]}"), ["federation.rounds=3"])
+    sweep.cells[0].run_dir.mkdir(parents=True)
+    (sweep.cells[0].run_dir / "summary.json").write_text(json.dumps({"rounds": 2}))
+    assert sweep.state(sweep.cells[0]) == (2, 3)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rounds": null}'])
+def test_a_damaged_summary_is_named(write, text):
+    sweep = load_sweep(write("{seed: [0]}"))
+    sweep.cells[0].run_dir.mkdir(parents=True)
+    (sweep.cells[0].run_dir / "summary.json").write_text(text)
+    with pytest.raises(UserError, match=r"summary is damaged\nwhere: .*summary.json\nmend: delete it"):
+        sweep.state(sweep.cells[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{}", "grid: Dictionary should have at least 1 item"),
+        ("{seed: 1}", "grid.seed: Input should be a valid list"),
+        ("{seed: []}", "a key of the grid has no values"),
+        ("{seed: [[1]]}", "grid.seed.0: Input should be"),
+        ("{seed: [1, 1]}", "two cells have the run directory seed-1"),
+        ("{data.root: ['a/b', 'a:b']}", "two cells have the run directory root-a-b"),
+        ("{seed: [1]}\nextra: 1", "extra: Extra inputs are not permitted"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(write, text, problem):
+    path = write(text)
+    with pytest.raises(UserError, match=f"^{re.escape(problem)}.*\nwhere: {path}\nmend: "):
+        load_sweep(path)
+
+
+def test_a_missing_grid_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot read the grid: No such file"):
+        load_sweep(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("number", [-1, 2])
+def test_a_cell_that_does_not_exist_is_refused(write, number):
+    with pytest.raises(UserError, match=f"there is no cell {number}\n.*which has 2 cells\nmend: give --cell 0 to 1"):
+        run_cell(load_sweep(write("{seed: [0, 1]}")), number)
+
+
+def test_several_ranks_run_one_cell_only(write, monkeypatch):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(UserError, match="only one cell"):
+        run_sweep(load_sweep(write("{seed: [0]}")), [], 1)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected", "started"),
+    [([0, 0, 0], 0, 3), ([2, 0, 2], 2, 3), ([2, 1, 0], 1, 3), ([0, 137, 0], 1, 3), ([1, 75], 75, 2)],
+)
+def test_one_cells_failure_does_not_stop_the_rest(write, monkeypatch, capsys, statuses, expected, started):
+    calls = []
+    monkeypatch.setattr(
+        module, "run_ranks", lambda arguments, ranks: calls.append(arguments) or statuses[len(calls) - 1]
+    )
+    path = write("{seed: [0, 1, 2]}")
+    assert run_sweep(load_sweep(path, ["seed=9"]), ["seed=9"], 1) == expected
+    assert calls == [["sweep", str(path), "seed=9", "--cell", str(number)] for number in range(started)]
+    shown = capsys.readouterr().err.splitlines()
+    if expected != 75:
+        assert [line.split(" failed")[0] for line in shown] == [f"cell {i}" for i, s in enumerate(statuses) if s]
+
+
+@pytest.mark.cluster
+def test_a_sweep_runs_its_cells_and_a_second_one_finds_them_finished(write, capfd):
+    path = write("{federation.clients_per_round: [2, 21]}")
+    with pytest.raises(SystemExit) as left:
+        app(["sweep", str(path), "--ranks", "2"], standalone_mode=True)
+    assert left.value.code == 2
+    shown = capfd.readouterr()
+    assert "there are only 20 clients" in shown.err
+    assert "cell 1 failed with exit status 2" in shown.err
+    assert "1 of 2 cells are finished" in shown.out
+    run_dir = load_sweep(path).cells[0].run_dir
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert (summary["rounds"], summary["world_size"]) == (2, 2)
+    run_cell(load_sweep(path), 0)
+    assert capfd.readouterr().out == f"finished before: {run_dir}\n"

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+from thread_group import on_ranks
+
+from fedmef_dist.sums.round_sum import RanksOutOfStepError, RoundSum
+
+DIGEST = bytes(range(32))
+
+
+def client(slot):
+    generator = torch.Generator().manual_seed(slot)
+    return torch.randn(40, generator=generator), 10 + slot
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_the_result_is_the_same_on_any_number_of_ranks(world):
+    def work(group):
+        total = RoundSum(40, 6, sum(10 + slot for slot in range(6)), DIGEST, group)
+        for slot in range(group.rank, 6, group.world_size):
+            values, weight = client(slot)
+            total.add(slot, values, weight, loss=0.5 + slot, seconds=slot / 100, samples=100 + slot)
+        return total.reduce()
+
+    alone = on_ranks(1, work)[0]
+    for result in on_ranks(world, work):
+        assert torch.equal(result.values, alone.values)
+        assert (result.trained, result.refused, result.weight, result.samples) == (6, 0, 75, 615)
+        assert result.loss == alone.loss
+        assert np.allclose(result.client_seconds, np.arange(6) / 100)
+        assert result.rank_seconds.sum() == pytest.approx(0.15)
+    weights = torch.arange(10, 16, dtype=torch.float64)
+    expected = (torch.stack([client(slot)[0] for slot in range(6)]).double() * weights[:, None]).sum(0) / 75
+    torch.testing.assert_close(alone.values, expected.float())
+
+
+def test_a_client_that_is_not_finite_is_refused_and_counted():
+    def work(group):
+        total = RoundSum(3, 3, 30, DIGEST, group)
+        assert total.add(0, torch.tensor([1.0, 2, 3]), 10, 1.0, 0.0, 7)
+        assert not total.add(1, torch.tensor([1.0, torch.nan, 3]), 10, 1.0, 0.0, 7)
+        assert not total.add(2, torch.tensor([1.0, 2, 3]), 10, float("inf"), 0.0, 7)
+        return total.reduce()
+
+    result = on_ranks(1, work)[0]
+    assert result.values.tolist() == [1, 2, 3]
+    assert (result.trained, result.refused, result.weight, result.samples, result.loss) == (1, 2, 10, 7, 1.0)
+
+
+def test_a_round_in_which_everybody_is_refused_has_no_average():
+    def work(group):
+        total = RoundSum(1, 1, 10, DIGEST, group)
+        total.add(0, torch.tensor([torch.nan]), 10, 1.0, 0.0, 7)
+        return total.reduce()
+
+    result = on_ranks(1, work)[0]
+    assert result.values is None
+    assert result.refused == 1
+
+
+def test_a_rank_out_of_step_is_noticed_by_every_rank():
+    def work(group):
+        digest = DIGEST if group.rank != 1 else b"x" + DIGEST[1:]
+        return RoundSum(2, 1, 1, digest, group).reduce()
+
+    assert all(isinstance(result, RanksOutOfStepError) for result in on_ranks(3, work))
+
+
+@pytest.mark.parametrize(
+    ("asked", "void", "stopping", "abandoned"),
+    [([], [], False, False), ([1], [], True, False), ([0, 1, 2], [2], True, True), ([], [0], True, True)],
+)
+def test_every_rank_learns_whether_one_was_asked_to_stop_or_left_its_part_out(asked, void, stopping, abandoned):
+    def work(group):
+        total = RoundSum(4, 3, 30, DIGEST, group)
+        if group.rank in void:
+            total.abandon()
+        else:
+            total.add(group.rank, torch.ones(4), 10, 0.5, 0.1, 10)
+        result = total.reduce(group.rank in asked)
+        return result.stopping, result.abandoned
+
+    assert on_ranks(3, work) == [(stopping, abandoned)] * 3
