@@ -40,7 +40,7 @@ def _resume(text: str) -> Literal["auto", "never", "must"]:
     match text:
         case "auto" | "never" | "must":
             return text
-    raise UserError(f"unknown value {text!r}\nwhere: --resume\nmend: use auto, never or must")
+    raise UserError(f"unknown value {text!r}", where="--resume", mend="use auto, never or must")
 
 
 @app.command()

@@ -80,7 +80,7 @@ def parse_config(tree: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_explain(error, tree, where)) from None
+        raise _explain(error, tree, where) from None
 
 
 def to_tree(config: Config) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def read_tree(text: str, where: str) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError(f"a configuration is a mapping of sections\nwhere: {where}\nmend: see configs/quickstart.yaml")
+        raise UserError("a configuration is a mapping of sections", where=where, mend="see configs/quickstart.yaml")
     return tree
 
 
@@ -115,14 +115,14 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"cannot read the configuration: {reason}\nwhere: {path}\nmend: give a YAML file") from None
+        raise UserError(f"cannot read the configuration: {reason}", where=str(path), mend="give a YAML file") from None
     return read_tree(text, str(path))
 
 
 def _parse_override(text: str) -> tuple[list[str], Any]:
     keys, equals, value = text.partition("=")
     if not equals or not all(keys.split(".")):
-        raise UserError(f"{text!r} is not an override\nwhere: command line\nmend: write section.key=value")
+        raise UserError(f"{text!r} is not an override", where="command line", mend="write section.key=value")
     return keys.split("."), parse_yaml(value, f"{text!r} on the command line")
 
 
@@ -150,14 +150,15 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
         child = tree.setdefault(key, {})
         if not isinstance(child, dict):
             raise UserError(
-                f"{'.'.join(keys[:depth])} is a value, not a section\nwhere: {'.'.join(keys)} on the command line\n"
-                "mend: shorten the key, or make it a section in the file"
+                f"{'.'.join(keys[:depth])} is a value, not a section",
+                where=f"{'.'.join(keys)} on the command line",
+                mend="shorten the key, or make it a section in the file",
             )
         tree = child
     tree[keys[-1]] = value
 
 
-def _explain(error: ValidationError, tree: dict[str, Any], where: str) -> str:
+def _explain(error: ValidationError, tree: dict[str, Any], where: str) -> UserError:
     """What is wrong with the first key that does not fit."""
     problems: dict[str, list[Any]] = {}
     for problem in error.errors(include_url=False):
@@ -165,12 +166,12 @@ def _explain(error: ValidationError, tree: dict[str, Any], where: str) -> str:
     dotted, found = next(iter(problems.items()))
     more = f" (and {len(problems) - 1} more keys)" if len(problems) > 1 else ""
     if found[0]["type"] == "extra_forbidden":
-        return f"unknown key {dotted}{more}\nwhere: {where}\nmend: {_hint(dotted, tree)}"
+        return UserError(f"unknown key {dotted}{more}", where=where, mend=_hint(dotted, tree))
     # A value of several possible types fails once for each.
     message = " or ".join(problem["msg"].removeprefix("Value error, ") for problem in found)
     if found[0]["type"] != "value_error":
         message += f", got {reprlib.repr(found[0]['input'])}"
-    return f"{dotted}: {message}{more}\nwhere: {where}\nmend: correct {dotted}"
+    return UserError(f"{dotted}: {message}{more}", where=where, mend=f"correct {dotted}")
 
 
 def _dotted(location: Sequence[str | int], tree: Any) -> str:

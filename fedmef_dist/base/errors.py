@@ -2,8 +2,19 @@
 
 
 class UserError(Exception):
-    """Something that the user gave is wrong; the command ends with exit status 2.
+    """Something that the user gave is wrong; the command ends with exit status 2, without a traceback.
 
-    The message has one to three lines: what is wrong, where it stands, how to mend it. It is shown as it is, without a
-    traceback.
+    Args:
+        what: what is wrong, one line.
+        where: the key, file or place that it was found in; empty where ``what`` says it.
+        mend: what the user can do about it; empty where ``what`` says it.
     """
+
+    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
+        super().__init__(what, where, mend)
+        self.what, self.where, self.mend = what, where, mend
+
+    def __str__(self) -> str:
+        """One to three lines, as they are shown."""
+        named = (("where", self.where), ("mend", self.mend))
+        return "\n".join([self.what, *(f"{name}: {text}" for name, text in named if text)])

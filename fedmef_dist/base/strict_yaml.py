@@ -18,7 +18,7 @@ def parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"not valid YAML: {reason}\nwhere: {where}\nmend: correct or quote it") from None
+        raise UserError(f"not valid YAML: {reason}", where=where, mend="correct or quote it") from None
 
 
 class _Loader(yaml.SafeLoader):

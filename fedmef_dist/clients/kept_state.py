@@ -133,14 +133,21 @@ def open_client_states(
         return None
     where = f"federation.client_state={kept}"
     if kept != "statistics" and not momentum:
-        raise UserError(f"there is no momentum to keep\n{where}\nset optimizer.momentum, or choose statistics or none")
+        raise UserError(
+            "there is no momentum to keep",
+            where=where,
+            mend="set optimizer.momentum, or choose statistics or none",
+        )
     if kept != "momentum" and space.total == space.n_parameters:
         raise UserError(
-            f"the model has no running statistics to keep\n{where}\nset model.norm: batch, or choose momentum or none"
+            "the model has no running statistics to keep",
+            where=where,
+            mend="set model.norm: batch, or choose momentum or none",
         )
     if population.clients > _MOST_CLIENTS:
         raise UserError(
-            f"{population.clients} clients are too many to keep something for each\n{where}\n"
-            f"choose none, or at most {_MOST_CLIENTS} clients"
+            f"{population.clients} clients are too many to keep something for each",
+            where=where,
+            mend=f"choose none, or at most {_MOST_CLIENTS} clients",
         )
     return ClientStates(kept, space, population.sizes(np.arange(population.clients)), group)

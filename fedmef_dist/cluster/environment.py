@@ -33,9 +33,12 @@ class Environment:
     def __post_init__(self) -> None:
         if not (0 <= self.rank < self.world_size and 0 <= self.local_rank < self.local_world_size <= self.world_size):
             raise UserError(
-                f"impossible rank: rank {self.rank} of {self.world_size}, local rank {self.local_rank} of "
-                f"{self.local_world_size}\nin the environment variables of {self.launcher}\n"
-                "start with one launcher, in a shell without variables left over from another"
+                (
+                    f"impossible rank: rank {self.rank} of {self.world_size}, local rank {self.local_rank} of "
+                    f"{self.local_world_size}"
+                ),
+                where=f"the environment variables of {self.launcher}",
+                mend="start with one launcher, in a shell without variables left over from another",
             )
 
     @property
@@ -74,8 +77,9 @@ def _text(environ: Mapping[str, str], name: str, launcher: str) -> str:
         return environ[name]
     except KeyError:
         raise UserError(
-            f"{name} is not set\namong the environment variables of {launcher}\n"
-            f"start with {launcher}, or unset its other variables"
+            f"{name} is not set",
+            where=f"the environment variables of {launcher}",
+            mend=f"start with {launcher}, or unset its other variables",
         ) from None
 
 
@@ -84,7 +88,7 @@ def _number(environ: Mapping[str, str], name: str, launcher: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UserError(f"{name}={text!r} is not a number\namong the environment variables of {launcher}") from None
+        raise UserError(f"{name}={text!r} is not a number", where=f"the environment variables of {launcher}") from None
 
 
 def _torchrun(environ: Mapping[str, str]) -> Environment:

@@ -151,7 +151,11 @@ def choose_threads(settings: RuntimeSettings, environ: Mapping[str, str]) -> int
     name = "SLURM_CPUS_PER_TASK" if "SLURM_CPUS_PER_TASK" in environ else "OMP_NUM_THREADS"
     text = environ.get(name, "1").split(",")[0]  # OpenMP allows one number for each nesting level
     if not text.strip().isdigit() or int(text) == 0:
-        raise UserError(f"{name}={text!r} is not a number of threads\nin the environment\nset runtime.threads instead")
+        raise UserError(
+            f"{name}={text!r} is not a number of threads",
+            where="the environment",
+            mend="set runtime.threads instead",
+        )
     return int(text)
 
 
@@ -160,7 +164,9 @@ def choose_device(environment: Environment, settings: RuntimeSettings) -> torch.
     if settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("no CUDA device is available here\nruntime.device: cuda\nset runtime.device: cpu or auto")
+        raise UserError(
+            "no CUDA device is available here", where="runtime.device: cuda", mend="set runtime.device: cpu or auto"
+        )
     device = torch.device("cuda", environment.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
@@ -172,11 +178,14 @@ def choose_backend(environment: Environment, settings: RuntimeSettings, device: 
     if settings.backend == "auto":
         return "nccl" if own_device and dist.is_nccl_available() else "gloo"
     if settings.backend == "nccl" and not (own_device and dist.is_nccl_available()):
-        raise UserError("nccl needs a CUDA device for each rank of a node\nruntime.backend: nccl\nuse gloo or auto")
+        raise UserError(
+            "nccl needs a CUDA device for each rank of a node", where="runtime.backend: nccl", mend="use gloo or auto"
+        )
     if settings.backend == "mpi" and environment.launcher not in ("openmpi", "mpich"):
         raise UserError(
-            f"the mpi backend needs mpirun, this process was started by {environment.launcher}\n"
-            "runtime.backend: mpi\nstart with launch/mpirun.sh, or set runtime.backend: auto"
+            f"the mpi backend needs mpirun, this process was started by {environment.launcher}",
+            where="runtime.backend: mpi",
+            mend="start with launch/mpirun.sh, or set runtime.backend: auto",
         )
     return settings.backend
 

@@ -41,8 +41,12 @@ def open_store(environment: Environment, timeout: timedelta) -> dist.Store:
         return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     except (dist.DistError, OSError) as error:
         raise UserError(
-            f"the ranks could not meet at {host}:{port}\n{str(error).splitlines()[0]}\n"
-            "choose another port: MASTER_PORT (srun), --master-port (torchrun); check that no firewall is in between"
+            f"the ranks could not meet at {host}:{port}",
+            where=f"{str(error).splitlines()[0]}",
+            mend=(
+                "choose another port: MASTER_PORT (srun), --master-port (torchrun); check that no "
+                "firewall is in between"
+            ),
         ) from error
 
 
@@ -111,9 +115,9 @@ def meeting_host(environment: Environment) -> str:
     address = node_address(host) if environment.launcher == "srun" else None
     if address is None or resolve(address) is None:
         raise UserError(
-            f"the host name {host} does not resolve\n"
-            f"on {socket.gethostname()}, where {environment.launcher} started rank {environment.rank}\n"
-            "add it to /etc/hosts or DNS, or give its address to the launcher"
+            f"the host name {host} does not resolve",
+            where=f"on {socket.gethostname()}, where {environment.launcher} started rank {environment.rank}",
+            mend="add it to /etc/hosts or DNS, or give its address to the launcher",
         )
     return address
 

@@ -40,7 +40,7 @@ def _expand_range(part: str, nodelist: str) -> list[str]:
 
 
 def _malformed(nodelist: str) -> UserError:
-    return UserError(f"not a Slurm host list: {nodelist!r}\nin SLURM_STEP_NODELIST or SLURM_JOB_NODELIST")
+    return UserError(f"not a Slurm host list: {nodelist!r}", where="SLURM_STEP_NODELIST or SLURM_JOB_NODELIST")
 
 
 def expand_tasks(tasks_per_node: str) -> list[int]:
@@ -49,7 +49,7 @@ def expand_tasks(tasks_per_node: str) -> list[int]:
     for part in tasks_per_node.split(","):
         match = _TASKS.fullmatch(part)
         if match is None:
-            raise UserError(f"not a list of tasks per node: {tasks_per_node!r}\nin SLURM_STEP_TASKS_PER_NODE")
+            raise UserError(f"not a list of tasks per node: {tasks_per_node!r}", where="SLURM_STEP_TASKS_PER_NODE")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 

@@ -129,14 +129,14 @@ def mpi_world(environment: Environment) -> Any:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise UserError(
-            f"mpi4py finds no MPI library: {str(error).splitlines()[0]}\n"
-            "load your site's MPI module, or install one: pip install fedmef_dist[mpich]"
+            f"mpi4py finds no MPI library: {str(error).splitlines()[0]}",
+            mend="load your site's MPI module, or install one: pip install fedmef_dist[mpich]",
         ) from error
     world = MPI.COMM_WORLD
     if (world.rank, world.size) != (environment.rank, environment.world_size):
         raise UserError(
-            f"mpirun says rank {environment.rank} of {environment.world_size}, MPI rank {world.rank} of {world.size}\n"
-            f"mpi4py uses {MPI.Get_library_version().splitlines()[0][:60]}\n"
-            "start with the mpirun of the same MPI library"
+            (f"mpirun says rank {environment.rank} of {environment.world_size}, MPI rank {world.rank} of {world.size}"),
+            where=f"mpi4py uses {MPI.Get_library_version().splitlines()[0][:60]}",
+            mend="start with the mpirun of the same MPI library",
         )
     return world

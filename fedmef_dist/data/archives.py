@@ -34,8 +34,9 @@ class Archive:
             return folder
         if not download:
             raise UserError(
-                f"a data file is missing\nexpected {folder / _missing(folder, required)[0]}\n"
-                f"unpack {self._path(root).name} there (from {self.url}), or set data.download=true"
+                "a data file is missing",
+                where=f"{folder / _missing(folder, required)[0]}",
+                mend=f"unpack {self._path(root).name} there (from {self.url}), or set data.download=true",
             )
         with exclusive(root):
             if _missing(folder, required):
@@ -80,7 +81,7 @@ def unpack(archive: Path, folder: Path) -> None:
         raise damaged(archive, "a whole tar.gz or zip file", str(error)) from error
     except OSError as error:
         raise UserError(
-            f"cannot unpack an archive: {error}\n{archive}\nunpack it in {folder.parent} yourself"
+            f"cannot unpack an archive: {error}", where=str(archive), mend=f"unpack it in {folder.parent} yourself"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -172,8 +172,9 @@ def _open(entry: Path, fingerprint: str) -> Dataset:
     except (OSError, ValueError, KeyError) as error:
         reason = "not a description of a data set" if isinstance(error, ValidationError) else str(error)
         raise UserError(
-            f"a file of the cache is damaged: {' '.join(reason.split())[:200]}\n{path}\n"
-            f"delete {entry}; it will be made anew"
+            f"a file of the cache is damaged: {' '.join(reason.split())[:200]}",
+            where=str(path),
+            mend=f"delete {entry}; it will be made anew",
         ) from None
 
 

@@ -63,9 +63,9 @@ def cifar100(root: Path, download: bool) -> Source:
 def _refuse_pickles(folder: Path, binary: Archive, download: bool) -> None:
     if folder.exists() and not download and not (folder.parent / binary.folder).exists():
         raise UserError(
-            f"{folder} is the Python version, a pickle, which is not opened for safety\n"
-            f"expected {folder.parent / binary.folder}\n"
-            f"unpack {binary.url.rpartition('/')[2]} there, or set data.download=true"
+            f"{folder} is the Python version, a pickle, which is not opened for safety",
+            where=f"{folder.parent / binary.folder}",
+            mend=f"unpack {binary.url.rpartition('/')[2]} there, or set data.download=true",
         )
 
 

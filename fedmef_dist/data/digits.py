@@ -19,7 +19,9 @@ def digits_path() -> Path:
     """
     spec = find_spec("sklearn")
     if spec is None or spec.origin is None:
-        raise UserError("data.dataset=digits needs scikit-learn, which brings the images\npip install scikit-learn")
+        raise UserError(
+            "data.dataset=digits needs scikit-learn, which brings the images", mend="pip install scikit-learn"
+        )
     return Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 

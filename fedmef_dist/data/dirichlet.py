@@ -28,8 +28,9 @@ def feasible_counts(
         if counts.sum(axis=0).min() >= min_samples:
             return counts
     raise UserError(
-        f"none of {tries} Dirichlet draws (alpha {alpha}) gave each of {clients} clients "
-        f"{min_samples} samples\ndata.partition\nlower min_samples or federation.clients, or raise alpha"
+        (f"none of {tries} Dirichlet draws (alpha {alpha}) gave each of {clients} clients {min_samples} samples"),
+        where="data.partition",
+        mend="lower min_samples or federation.clients, or raise alpha",
     )
 
 

@@ -45,8 +45,9 @@ def _choose_folder(own: Path, download: bool) -> Path:
     missing = [name for name in MD5 if not _locate(own, name).is_file()]
     if not download:
         raise UserError(
-            f"fashion_mnist: {missing[0]}.gz is missing\nlooked in {own} and {DEBIAN_FOLDER}\n"
-            f"put {', '.join(f'{name}.gz' for name in missing)} there, or set data.download=true"
+            f"fashion_mnist: {missing[0]}.gz is missing",
+            where=f"{own} and {DEBIAN_FOLDER}",
+            mend=f"put {', '.join(f'{name}.gz' for name in missing)} there, or set data.download=true",
         )
     for name in missing:
         fetch(f"{URL}/{name}.gz", own / f"{name}.gz", MD5[name])

@@ -42,8 +42,9 @@ def femnist(root: Path) -> Source:
     for part, found in files.items():
         if not found:
             raise UserError(
-                f"a data file is missing\nexpected {folder / part}/*.json\n"
-                "put LEAF's files there, made by its data/femnist/preprocess.sh -s niid --sf 1.0 -k 0 -t sample"
+                "a data file is missing",
+                where=f"{folder / part}/*.json",
+                mend="put LEAF's files there, made by its data/femnist/preprocess.sh -s niid --sf 1.0 -k 0 -t sample",
             )
 
     def read() -> Dataset:

@@ -24,11 +24,15 @@ def read_bytes(path: Path) -> bytes:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
     except FileNotFoundError as error:
-        raise UserError(f"a data file is missing\n{path}\nput it there, or set data.download=true") from error
+        raise UserError(
+            "a data file is missing", where=str(path), mend="put it there, or set data.download=true"
+        ) from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise damaged(path, "a whole gzip file", str(error)) from error
     except OSError as error:
-        raise UserError(f"a data file cannot be read: {error.strerror}\n{path}\nmend its permissions") from error
+        raise UserError(
+            f"a data file cannot be read: {error.strerror}", where=str(path), mend="mend its permissions"
+        ) from error
     if not content:
         raise damaged(path, "data", "an empty file")
     return content
@@ -36,7 +40,7 @@ def read_bytes(path: Path) -> bytes:
 
 def damaged(path: Path, expected: str, found: str, mend: str = "delete it and fetch it again") -> UserError:
     """The error for a file that is truncated or of another kind."""
-    return UserError(f"a data file is damaged: expected {expected}, found {found}\n{path}\n{mend}")
+    return UserError(f"a data file is damaged: expected {expected}, found {found}", where=str(path), mend=mend)
 
 
 def fetch(url: str, path: Path, md5: str) -> None:
@@ -54,11 +58,15 @@ def fetch(url: str, path: Path, md5: str) -> None:
             found = _copy_and_digest(response, target)
         if found != md5:
             raise UserError(
-                f"a downloaded file has MD5 {found} instead of {md5}\n{url}\ntry again, or put it at {path}"
+                f"a downloaded file has MD5 {found} instead of {md5}",
+                where=url,
+                mend=f"try again, or put it at {path}",
             )
         partial.replace(path)
     except OSError as error:
-        raise UserError(f"cannot download a data file: {error}\n{url}\nput it at {path} yourself") from error
+        raise UserError(
+            f"cannot download a data file: {error}", where=url, mend=f"put it at {path} yourself"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

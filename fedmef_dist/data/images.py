@@ -33,7 +33,9 @@ class Listing:
 def class_names(folder: Path) -> list[str]:
     """The folder's subfolders, sorted: one a class. Raises UserError where the folder is missing or has none."""
     if not folder.is_dir():
-        raise UserError(f"a data folder is missing\nexpected {folder}\nput a folder of images for each class there")
+        raise UserError(
+            "a data folder is missing", where=str(folder), mend="put a folder of images for each class there"
+        )
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
         raise damaged(folder, "a folder of images for each class", "none", "put them there")

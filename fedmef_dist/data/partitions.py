@@ -53,9 +53,12 @@ def partition_samples(
     """
     if clients * settings.min_samples > len(labels):
         raise UserError(
-            f"{clients} clients with at least {settings.min_samples} samples each need "
-            f"{clients * settings.min_samples} samples, the data set has {len(labels)}\n"
-            "federation.clients, data.partition.min_samples\nlower one of them"
+            (
+                f"{clients} clients with at least {settings.min_samples} samples each need "
+                f"{clients * settings.min_samples} samples, the data set has {len(labels)}"
+            ),
+            where="federation.clients, data.partition.min_samples",
+            mend="lower one of them",
         )
     match settings.scheme:
         case "iid":
@@ -98,8 +101,9 @@ def _shards(labels: np.ndarray, clients: int, settings: PartitionSettings, gener
     held = sizes.reshape(clients, settings.shards).sum(axis=1)
     if held.min() < settings.min_samples or not sizes.min():
         raise UserError(
-            f"{clients} clients with {settings.shards} shards each would hold as few as {held.min()} samples\n"
-            f"data.partition.shards, min_samples={settings.min_samples}\nlower one of them, or federation.clients"
+            (f"{clients} clients with {settings.shards} shards each would hold as few as {held.min()} samples"),
+            where=f"data.partition.shards, min_samples={settings.min_samples}",
+            mend="lower one of them, or federation.clients",
         )
     pieces = np.split(by_label(labels, generator), cuts[1:-1])
     return np.concatenate([pieces[piece] for piece in dealt]), _offsets(held)
@@ -124,15 +128,17 @@ def _natural(
     """The data set's own clients that hold enough; where there are more than wanted, a random choice of them."""
     if owners is None:
         raise UserError(
-            "the data set does not say whose its samples are\ndata.partition.scheme=natural\n"
-            "choose another scheme, or a data set with natural clients, as femnist is one"
+            "the data set does not say whose its samples are",
+            where="data.partition.scheme=natural",
+            mend="choose another scheme, or a data set with natural clients, as femnist is one",
         )
     held = np.bincount(owners)
     able = np.flatnonzero(held >= settings.min_samples)
     if len(able) < clients:
         raise UserError(
-            f"the data set has {len(able)} clients with {settings.min_samples} samples or more, not {clients}\n"
-            "federation.clients, data.partition.min_samples\nlower one of them"
+            (f"the data set has {len(able)} clients with {settings.min_samples} samples or more, not {clients}"),
+            where="federation.clients, data.partition.min_samples",
+            mend="lower one of them",
         )
     chosen = np.sort(generator.permutation(able)[:clients])
     order = np.argsort(owners, kind="stable")

@@ -127,7 +127,7 @@ def build_population(
     known = labels.cpu().numpy()
     if partition.scheme == "lazy_dirichlet":
         if not len(known):
-            raise UserError("the data set has no training samples\ndata.dataset\nchoose another")
+            raise UserError("the data set has no training samples", where="data.dataset", mend="choose another")
         return LazyPopulation(known, clients, partition, seed)
     natural = None if owners is None else owners.cpu().numpy()
     return FixedPopulation(*partition_samples(known, clients, partition, numpy_generator(seed, "partition"), natural))

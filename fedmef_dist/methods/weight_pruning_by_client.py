@@ -62,9 +62,12 @@ class ClientPruning:
         preparation.share(preparation.values, bits, samples)
         if not is_summable(preparation.values):
             raise UserError(
-                f"client {client}, which prunes before the first round, ends with numbers that are not finite or too "
-                "large\nwhere: method.initial: client\n"
-                "mend: choose a lower optimizer.lr, another model.norm, or method.initial=none"
+                (
+                    f"client {client}, which prunes before the first round, ends with numbers that are not "
+                    "finite or too large"
+                ),
+                where="method.initial: client",
+                mend="choose a lower optimizer.lr, another model.norm, or method.initial=none",
             )
         mask = Mask.from_bits(bits, self.space.n_prunable, 0, self.space.values.device)
         costs.up += self._message_bytes(mask)

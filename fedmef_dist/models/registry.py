@@ -97,15 +97,16 @@ def _check_kind(settings: ModelSettings, shape: tuple[int, ...]) -> None:
     wanted, given = ("text", "images") if settings.name == "gpt" else ("images", "text")
     if (len(shape) == 1) == (wanted == "images"):
         raise UserError(
-            f"{settings.name} reads {wanted}, and the data set holds {given}\nwhere: model.name, data.dataset\n"
-            f"mend: {'take model.name=gpt' if given == 'text' else 'choose a model for images'}, or another data set"
+            f"{settings.name} reads {wanted}, and the data set holds {given}",
+            where="model.name, data.dataset",
+            mend=(f"{'take model.name=gpt' if given == 'text' else 'choose a model for images'}, or another data set"),
         )
 
 
 def _own(settings: ModelSettings, classes: int, channels: int, image_size: int) -> nn.Module:
     if image_size < 4:
         raise UserError(
-            f"images of {image_size} pixels are too small\nwhere: model.name={settings.name}\nmend: 4 or more"
+            f"images of {image_size} pixels are too small", where=f"model.name={settings.name}", mend="4 or more"
         )
     if settings.name == "cnn":
         return small.cnn(classes, channels, image_size, settings.width, settings.hidden)
@@ -117,14 +118,15 @@ def _from_torchvision(settings: ModelSettings, classes: int, channels: int, imag
     known = models.list_models(module=models)
     if settings.name not in known:
         near = difflib.get_close_matches(settings.name, [*OWN_MODELS, *known], n=1, cutoff=0)
-        raise UserError(f"unknown model {settings.name!r}\nwhere: model.name\nmend: did you mean {near[0]}?")
+        raise UserError(f"unknown model {settings.name!r}", where="model.name", mend=f"did you mean {near[0]}?")
     extra = _extra_arguments(settings, image_size)
     try:
         model = models.get_model(settings.name, weights=None, num_classes=classes, **extra)
     except ValueError as error:
         raise UserError(
-            f"{settings.name} cannot be had for images of {image_size} pixels: {error}\nwhere: model.name\n"
-            "mend: choose another model"
+            f"{settings.name} cannot be had for images of {image_size} pixels: {error}",
+            where="model.name",
+            mend="choose another model",
         ) from error
     _fit_stem(model, settings, channels)
     return model
@@ -143,8 +145,9 @@ def _extra_arguments(settings: ModelSettings, image_size: int) -> dict[str, obje
         return {"width_mult": settings.width}
     if settings.width != 1.0:
         raise UserError(
-            f"{settings.name} has no width\nwhere: model.width={settings.width}\n"
-            f"mend: set it to 1.0, or take mobilenet_v2 or one of {', '.join(OWN_MODELS)}"
+            f"{settings.name} has no width",
+            where=f"model.width={settings.width}",
+            mend=f"set it to 1.0, or take mobilenet_v2 or one of {', '.join(OWN_MODELS)}",
         )
     return {}
 

@@ -29,9 +29,9 @@ def compare(run_dirs: Sequence[Path], out: Path | None = None, target: float | N
     from rich.console import Console
 
     if not run_dirs:
-        raise UserError("no run directory was given\nname one or several: fedmef-dist compare RUN_DIR ...")
+        raise UserError("no run directory was given", mend="name one or several: fedmef-dist compare RUN_DIR ...")
     if len({path.resolve() for path in run_dirs}) < len(run_dirs):
-        raise UserError("a run directory was given twice\nname each once: twice would count as two seeds")
+        raise UserError("a run directory was given twice", mend="name each once: twice would count as two seeds")
     groups = group_runs([read_run(path) for path in run_dirs])
     aim = target_of(groups, target)
     shown = tables(groups, aim)
@@ -42,7 +42,9 @@ def compare(run_dirs: Sequence[Path], out: Path | None = None, target: float | N
         write_text(directory / "compare.csv", comma_separated(groups, aim))
         plots = save_plots(groups, directory)
     except OSError as error:
-        raise UserError(f"the report cannot be written\nto {directory}: {error.strerror}\ngive --out DIR") from error
+        raise UserError(
+            "the report cannot be written", where=f"{directory}: {error.strerror}", mend="give --out DIR"
+        ) from error
     # A file or a pipe has no width: there the tables take what they need.
     width = get_terminal_size((_WIDTH_OF_A_FILE, 0)).columns
     console = Console(width=width, markup=False, emoji=False)

@@ -155,4 +155,6 @@ def save_bars(footprints: Sequence["Footprint"], path: Path) -> None:
     try:
         save_figure(figure, path)
     except (OSError, ValueError) as error:
-        raise UserError(f"the plot cannot be written: {error}\nwhere: --out {path}\nmend: give a PNG file") from error
+        raise UserError(
+            f"the plot cannot be written: {error}", where=f"--out {path}", mend="give a PNG file"
+        ) from error

@@ -42,7 +42,9 @@ class Run:
 def read_run(path: Path) -> Run:
     """The run in the directory ``path``; raises UserError where it is none, is unfinished or is damaged."""
     if not path.is_dir():
-        raise UserError(f"there is no run directory {path}\nmake one with: fedmef-dist run CONFIG --run-dir {path}")
+        raise UserError(
+            f"there is no run directory {path}", mend=f"make one with: fedmef-dist run CONFIG --run-dir {path}"
+        )
     config = _read(path / "config.yaml", yaml.safe_load)
     metrics = _read(path / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
     summary = _read(path / "summary.json", json.loads)
@@ -62,16 +64,16 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"there is no {path.name} in {path.parent}\n"
-            "either it is no run directory or the run has not finished; run it again with --resume auto"
+            f"there is no {path.name} in {path.parent}",
+            mend="either it is no run directory or the run has not finished; run it again with --resume auto",
         ) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read\n{str(error).splitlines()[0]}\n{_MEND}") from error
+        raise UserError(f"{path} cannot be read", where=f"{str(error).splitlines()[0]}", mend=_MEND) from error
 
 
 def _check(path: Path, condition: bool) -> None:
     if not condition:
-        raise UserError(f"{path} is not what a run writes\n{_MEND}")
+        raise UserError(f"{path} is not what a run writes", mend=_MEND)
 
 
 _MEND = "leave this run out, or run it again with --resume never"

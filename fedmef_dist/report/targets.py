@@ -37,7 +37,9 @@ def target_of(groups: Sequence[Group], accuracy: float | None) -> Target | None:
     """
     if accuracy is not None:
         if not 0 <= accuracy <= 1:
-            raise UserError(f"{accuracy:g} is no accuracy\nwhere: --target\nmend: give a share, such as 0.75 for 75 %")
+            raise UserError(
+                f"{accuracy:g} is no accuracy", where="--target", mend="give a share, such as 0.75 for 75 %"
+            )
         return Target(accuracy, chosen=False)
     best = [mean for group in groups if (mean := group.mean("eval/accuracy_best")) is not None]
     # Rounded first: 95 % of 0.8 is 76 %, but a little less in floating point.

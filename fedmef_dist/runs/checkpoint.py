@@ -136,8 +136,9 @@ class CheckpointStore:
             return Checkpoint(load(data), state, str(path))
         except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise UserError(
-                f"the checkpoint is broken: {' '.join(str(error).split())[:200]}\nwhere: {path}\n"
-                "mend: delete that directory; the run then goes on from the one before it, or from the start"
+                f"the checkpoint is broken: {' '.join(str(error).split())[:200]}",
+                where=str(path),
+                mend="delete that directory; the run then goes on from the one before it, or from the start",
             ) from None
 
     def load_newest(self) -> Checkpoint:
@@ -153,9 +154,8 @@ class CheckpointStore:
             except UserError as error:
                 if before is None:
                     raise
-                what, where, _ = str(error).split("\n")
-                tell(f"{what}; {where}; the one before it is tried, of round {before}")
-        raise UserError(f"there is no checkpoint\nwhere: {self.directory}\nmend: start the run first")
+                tell(f"{error.what}; where: {error.where}; the one before it is tried, of round {before}")
+        raise UserError("there is no checkpoint", where=str(self.directory), mend="start the run first")
 
     def _path(self, round_number: int) -> Path:
         return self.directory / f"round-{round_number:06d}"
@@ -220,8 +220,9 @@ def read_model(checkpoint: Checkpoint, space: ParameterSpace) -> tuple[Tensor, M
 def misfit(checkpoint: Checkpoint, what: str) -> UserError:
     """The error of a checkpoint that is whole, but not of this run."""
     return UserError(
-        f"the checkpoint is not of this run: {what}\nwhere: {checkpoint.where}\n"
-        "mend: delete that directory, or choose another --run-dir"
+        f"the checkpoint is not of this run: {what}",
+        where=checkpoint.where,
+        mend="delete that directory, or choose another --run-dir",
     )
 
 

@@ -36,18 +36,20 @@ def round_to_resume(run_dir: Path, config: Config, resume: Resume) -> int | None
         _refuse_another(run_dir, old, to_tree(config))
         if resume == "never":
             raise UserError(
-                f"the directory holds a run already\nwhere: {run_dir}\n"
-                "mend: choose another --run-dir, delete it, or continue it with --resume auto"
+                "the directory holds a run already",
+                where=str(run_dir),
+                mend="choose another --run-dir, delete it, or continue it with --resume auto",
             )
     saved = CheckpointStore(run_dir, config.checkpoint.keep).rounds()
     if not saved:
         if resume == "must":
-            raise UserError(f"there is no checkpoint to resume from\nwhere: {run_dir}\nmend: leave out --resume must")
+            raise UserError("there is no checkpoint to resume from", where=str(run_dir), mend="leave out --resume must")
         return None
     if saved[-1] > config.federation.rounds:
         raise UserError(
-            f"the run has done {saved[-1]} rounds already, more than federation.rounds={config.federation.rounds}\n"
-            f"where: {run_dir}\nmend: raise federation.rounds, or choose another --run-dir"
+            f"the run has done {saved[-1]} rounds already, more than federation.rounds={config.federation.rounds}",
+            where=str(run_dir),
+            mend="raise federation.rounds, or choose another --run-dir",
         )
     return saved[-1]
 
@@ -63,7 +65,7 @@ def claim(run_dir: Path, config: Config) -> None:
         _keep_batch_script(run_dir, os.environ)
     except OSError as error:
         raise UserError(
-            f"the run directory cannot be written: {error.strerror}\nwhere: {run_dir}\nmend: choose --run-dir"
+            f"the run directory cannot be written: {error.strerror}", where=str(run_dir), mend="choose --run-dir"
         ) from None
 
 
@@ -82,13 +84,13 @@ def _existing(run_dir: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         if run_dir.is_dir() and any(run_dir.iterdir()):
             raise UserError(
-                f"the directory holds something that is not a run\nwhere: {run_dir}\nmend: choose --run-dir"
+                "the directory holds something that is not a run", where=str(run_dir), mend="choose --run-dir"
             ) from None
         return None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(
-            f"cannot read the run's configuration: {reason}\nwhere: {path}\nmend: choose --run-dir"
+            f"cannot read the run's configuration: {reason}", where=str(path), mend="choose --run-dir"
         ) from None
 
 
@@ -105,6 +107,7 @@ def _refuse_another(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any
     if keys:
         more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
         raise UserError(
-            f"the directory holds another configuration's run; different: {', '.join(keys[:_SHOWN])}{more}\n"
-            f"where: {run_dir}\nmend: choose another --run-dir, or undo the change"
+            f"the directory holds another configuration's run; different: {', '.join(keys[:_SHOWN])}{more}",
+            where=str(run_dir),
+            mend="choose another --run-dir, or undo the change",
         )

@@ -68,8 +68,9 @@ def plan_study(config: Config, ranks: Sequence[int], clients: Sequence[int]) -> 
     fewest, most = min(ranks), max(ranks)
     if cohort * most // fewest > population:
         raise UserError(
-            f"weak scaling needs {cohort * most // fewest} clients a round, federation.clients is {population}\n"
-            "where: --ranks\nmend: raise federation.clients, lower federation.clients_per_round, or use fewer ranks"
+            (f"weak scaling needs {cohort * most // fewest} clients a round, federation.clients is {population}"),
+            where="--ranks",
+            mend="raise federation.clients, lower federation.clients_per_round, or use fewer ranks",
         )
     return Study(
         strong=tuple(Point(number, population, cohort) for number in ranks),
@@ -82,5 +83,5 @@ def parse_numbers(text: str, option: str) -> list[int]:
     """Ascending numbers of a list such as "1,2,4". Raises UserError where it is none."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise UserError(f"{text!r} is not a list of numbers\nwhere: {option}\nmend: write for example {option} 1,2,4")
+        raise UserError(f"{text!r} is not a list of numbers", where=option, mend=f"write for example {option} 1,2,4")
     return sorted({int(word) for word in words})

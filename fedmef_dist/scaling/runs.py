@@ -31,8 +31,9 @@ class Place:
         """Raises UserError where the allocation is too small for so many ranks."""
         if self.tasks_per_node is not None and ranks > sum(self.tasks_per_node):
             raise UserError(
-                f"the allocation has {sum(self.tasks_per_node)} tasks, not {ranks}\nwhere: --ranks\n"
-                "mend: ask for more nodes or tasks, or measure fewer ranks"
+                f"the allocation has {sum(self.tasks_per_node)} tasks, not {ranks}",
+                where="--ranks",
+                mend="ask for more nodes or tasks, or measure fewer ranks",
             )
 
     def local_ranks(self, ranks: int) -> int:
@@ -56,8 +57,9 @@ def find_place() -> Place:
     environment = detect(os.environ)
     if environment.launcher != "single":
         raise UserError(
-            f"scale starts its ranks itself, {environment.launcher} has started it\nwhere: command line\n"
-            "mend: call it without a launcher; inside an allocation it uses srun"
+            f"scale starts its ranks itself, {environment.launcher} has started it",
+            where="command line",
+            mend="call it without a launcher; inside an allocation it uses srun",
         )
     tasks = os.environ.get("SLURM_TASKS_PER_NODE") if "SLURM_JOB_ID" in os.environ else None
     return Place(None if tasks is None else tuple(expand_tasks(tasks)))
@@ -93,8 +95,9 @@ def _refuse_another(run_dir: Path, wanted: dict[str, object]) -> None:
     keys = differing_keys(read_tree(path.read_text(encoding="utf-8"), str(path)), wanted)
     if keys:
         raise UserError(
-            f"the directory holds another study; different: {', '.join(keys[:8])}\nwhere: {run_dir}\n"
-            "mend: choose another --out, or delete it"
+            f"the directory holds another study; different: {', '.join(keys[:8])}",
+            where=str(run_dir),
+            mend="choose another --out, or delete it",
         )
 
 

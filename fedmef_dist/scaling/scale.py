@@ -37,7 +37,7 @@ def scale(
     config = load_config(path, overrides)
     numbers = parse_numbers(ranks, "--ranks")
     if not numbers:
-        raise UserError("no number of ranks is given\nwhere: --ranks\nmend: write for example --ranks 1,2,4")
+        raise UserError("no number of ranks is given", where="--ranks", mend="write for example --ranks 1,2,4")
     study = plan_study(config, numbers, parse_numbers(clients, "--clients"))
     place = find_place()
     place.check(max(numbers))

@@ -56,13 +56,15 @@ def _config_of(run_dir: Path) -> Config:
     try:
         return parse_config(read_tree(path.read_text(encoding="utf-8"), str(path)), str(path))
     except OSError as error:
-        raise UserError(f"not a run directory: {error.strerror}\nwhere: {path}\nmend: give a run's directory") from None
+        raise UserError(
+            f"not a run directory: {error.strerror}", where=str(path), mend="give a run's directory"
+        ) from None
 
 
 def _newest(run_dir: Path, config: Config) -> Checkpoint:
     store = CheckpointStore(run_dir, config.checkpoint.keep)
     if not store.rounds():
-        raise UserError(f"the run has no checkpoint\nwhere: {run_dir}\nmend: let it reach one first")
+        raise UserError("the run has no checkpoint", where=str(run_dir), mend="let it reach one first")
     return store.load_newest()
 
 
@@ -91,5 +93,7 @@ def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) ->
         sync_directory(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write the file: {error.strerror}\nwhere: {path}\nmend: choose another --out") from None
+        raise UserError(
+            f"cannot write the file: {error.strerror}", where=str(path), mend="choose another --out"
+        ) from None
     print(path)

@@ -117,8 +117,9 @@ def _write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
         write_json(path, summary)
     except OSError as error:
         raise UserError(
-            f"all rounds are done, but the summary cannot be written: {error.strerror}\nwhere: {path}\n"
-            "mend: make room there and start again: the run goes on from its last checkpoint"
+            f"all rounds are done, but the summary cannot be written: {error.strerror}",
+            where=str(path),
+            mend="make room there and start again: the run goes on from its last checkpoint",
         ) from None
 
 

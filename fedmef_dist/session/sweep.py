@@ -69,7 +69,7 @@ def _summary_rounds(run_dir: Path) -> int:
         return int(json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["rounds"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"the summary is damaged\nwhere: {run_dir / 'summary.json'}\nmend: delete it; the run then ends once more"
+            "the summary is damaged", where=f"{run_dir / 'summary.json'}", mend="delete it; the run then ends once more"
         ) from None
 
 
@@ -111,7 +111,7 @@ def _read(path: Path) -> SweepSettings:
 
 
 def _wrong(path: Path, what: str, mend: str) -> UserError:
-    return UserError(f"{what}\nwhere: {path}\nmend: {mend}")
+    return UserError(what, where=str(path), mend=mend)
 
 
 def _cell(
@@ -142,8 +142,9 @@ def run_sweep(sweep: Sweep, overrides: Sequence[str], ranks: int) -> int:
     """
     if detect(os.environ).world_size > 1:
         raise UserError(
-            "a launcher with several ranks can run only one cell\nwhere: command line\n"
-            "mend: add --cell NUMBER, or leave the launcher out and give --ranks"
+            "a launcher with several ranks can run only one cell",
+            where="command line",
+            mend="add --cell NUMBER, or leave the launcher out and give --ranks",
         )
     statuses = []
     for cell in sweep.cells:
@@ -165,8 +166,9 @@ def run_cell(sweep: Sweep, number: int) -> None:
 
     if not 0 <= number < len(sweep.cells):
         raise UserError(
-            f"there is no cell {number}\nwhere: {sweep.path}, which has {len(sweep.cells)} cells\n"
-            f"mend: give --cell 0 to {len(sweep.cells) - 1}"
+            f"there is no cell {number}",
+            where=f"{sweep.path}, which has {len(sweep.cells)} cells",
+            mend=f"give --cell 0 to {len(sweep.cells) - 1}",
         )
     cell = sweep.cells[number]
     done, wanted = sweep.state(cell)

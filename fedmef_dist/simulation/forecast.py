@@ -91,7 +91,9 @@ def plan_command(path: Path, overrides: list[str], ranks: int, out: Path | None)
         try:
             save_partition(view, out)
         except (OSError, ValueError) as error:
-            raise UserError(f"the plot cannot be written: {error}\nwhere: --out {out}\nmend: name a PNG file") from None
+            raise UserError(
+                f"the plot cannot be written: {error}", where=f"--out {out}", mend="name a PNG file"
+            ) from None
 
 
 def look_at_partition(dataset: Dataset | TextDataset, population: Population, seed: int) -> PartitionView:

@@ -84,10 +84,12 @@ def layer_counts(space: ParameterSpace, density: float, allocation: Allocation) 
         # Rounded up: what the message names can be reached.
         smallest = ceil(1e4 * (least + space.n_dense) / space.n_parameters) / 1e4
         raise UserError(
-            f"density {density:g} cannot be reached: {space.n_dense:,} of {space.n_parameters:,} parameters are never "
-            "pruned\n"
-            "where: method.density\n"
-            f"mend: choose at least {smallest:.4f}, or a model with fewer dense parameters"
+            (
+                f"density {density:g} cannot be reached: {space.n_dense:,} of {space.n_parameters:,} "
+                "parameters are never pruned"
+            ),
+            where="method.density",
+            mend=f"choose at least {smallest:.4f}, or a model with fewer dense parameters",
         )
     return allocate([layer.shape for layer in space.layers], min(target, space.n_prunable), allocation, floors)
 

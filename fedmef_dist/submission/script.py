@@ -58,7 +58,7 @@ class Job:
 
 def _check(condition: bool, option: str, value: object, mend: str) -> None:
     if not condition:
-        raise UserError(f"{value!r} does not fit\nwhere: --{option.replace('_', '-')}\nmend: {mend}")
+        raise UserError(f"{value!r} does not fit", where=f"--{option.replace('_', '-')}", mend=mend)
 
 
 def _value(value: object) -> str:

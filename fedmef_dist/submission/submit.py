@@ -40,7 +40,7 @@ class Submission:
                 write_text(self.folder / name, text)
         except OSError as error:
             raise UserError(
-                f"the batch script cannot be written: {error.strerror}\nwhere: {self.folder}\nmend: make it writable"
+                f"the batch script cannot be written: {error.strerror}", where=str(self.folder), mend="make it writable"
             ) from None
         return self.folder / _NAMES["script"]
 
@@ -87,7 +87,7 @@ def _array(path: Path, overrides: Sequence[str], config: Config, job: Job, grid:
     sweep = load_sweep(grid, overrides)
     if sweep.config.resolve() != path.resolve():
         raise UserError(
-            f"the grid varies {sweep.config}, not {path}\nwhere: {grid}\nmend: give the configuration that it names"
+            f"the grid varies {sweep.config}, not {path}", where=str(grid), mend="give the configuration that it names"
         )
     runs = sweep.cells[0].run_dir.parent.resolve()
     folder = runs / "slurm"
@@ -118,7 +118,7 @@ def _find_sbatch() -> str:
     sbatch = shutil.which("sbatch")
     if sbatch is None:
         raise UserError(
-            "there is no sbatch\nwhere: PATH\nmend: submit on a login node, or see the script with --dry-run"
+            "there is no sbatch", where="PATH", mend="submit on a login node, or see the script with --dry-run"
         )
     return sbatch
 
@@ -127,5 +127,5 @@ def _call(sbatch: str, script: Path) -> None:
     done = subprocess.run([sbatch, str(script)], capture_output=True, text=True)
     if done.returncode:
         reason = " ".join(done.stderr.split())[:300]
-        raise UserError(f"sbatch refuses the script: {reason}\nwhere: {script}\nmend: change the options of submit")
+        raise UserError(f"sbatch refuses the script: {reason}", where=str(script), mend="change the options of submit")
     print(f"{done.stdout.strip()}, script {script}")

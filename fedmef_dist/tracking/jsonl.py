@@ -90,6 +90,7 @@ def _round_of(path: Path, number: int, line: str) -> int:
         return int(json.loads(line)["round"])
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"this is not a line of metrics\nin {path}, line {number}\n"
-            "remove the line, or start over with another --run-dir"
+            "this is not a line of metrics",
+            where=f"{path}, line {number}",
+            mend="remove the line, or start over with another --run-dir",
         ) from error
