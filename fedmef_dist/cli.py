@@ -51,7 +51,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="also draw the partition")] = None,
 ) -> None:
     """Show what a run would be like: who holds what, what a round moves and computes, how ranks share it."""
-    from fedmef_dist.simulation.forecast import plan_command
+    from fedmef_dist.commands.plan import plan_command
 
     plan_command(config, overrides or [], ranks, out)
 

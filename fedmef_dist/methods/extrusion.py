@@ -10,7 +10,7 @@ from fedmef_dist.layers.nsconv import filter_means
 from fedmef_dist.methods.swapping import TopGradients
 from fedmef_dist.sparsity import ParameterSpace
 
-Target = Literal["zero", "mean"]
+ExtrusionTarget = Literal["zero", "mean"]
 
 
 class Deviation:
@@ -24,7 +24,7 @@ class Deviation:
         target: ``zero`` measures from 0 everywhere, the published form; ``mean`` from mu where a layer centres.
     """
 
-    def __init__(self, space: ParameterSpace, target: Target) -> None:
+    def __init__(self, space: ParameterSpace, target: ExtrusionTarget) -> None:
         self._layers = [layer for layer in space.layers if layer.centred] if target == "mean" else []
         active = space.mask.active
         self._counts = {

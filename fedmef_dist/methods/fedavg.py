@@ -9,11 +9,11 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.methods.base import Method
 from fedmef_dist.methods.preparation import Preparation
-from fedmef_dist.sparsity import Mask
 
 
 class FedAvgSettings(Settings):
@@ -25,6 +25,6 @@ class FedAvgSettings(Settings):
 class FedAvg(Method[FedAvgSettings]):
     """Every weight is active in every round."""
 
-    def initial_mask(self, preparation: Preparation) -> Mask:
-        """The full mask."""
-        return Mask(torch.ones(self.space.n_prunable, dtype=torch.bool, device=self.space.values.device))
+    def initial_mask(self, preparation: Preparation) -> Tensor:
+        """All weights."""
+        return torch.ones(self.space.n_prunable, dtype=torch.bool, device=self.space.values.device)

@@ -12,8 +12,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fedmef_dist.methods.base import MethodContext, RoundPlan
-from fedmef_dist.methods.extrusion import Deviation, Extrusion, Target
+from fedmef_dist.clients.plan import RoundPlan
+from fedmef_dist.methods.base import MethodContext, Preferences
+from fedmef_dist.methods.extrusion import Deviation, Extrusion, ExtrusionTarget
 from fedmef_dist.methods.swapping import (
     RandomStart,
     SwappingSettings,
@@ -22,7 +23,7 @@ from fedmef_dist.methods.swapping import (
     swap_counts,
     weakest,
 )
-from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sums.position_sum import Sums
 
 
@@ -34,7 +35,7 @@ class FedMefSettings(SwappingSettings):
     extrusion_lambda: float = Field(
         1.0, ge=0, description="strength of the penalty on marked weights; above 1 / (2 lr) it overshoots"
     )
-    extrusion_target: Target = Field(
+    extrusion_target: ExtrusionTarget = Field(
         "zero", description="empty marked weights towards 0 or towards their filter's mean"
     )
     marking: Literal["broadcast", "aggregate"] = Field(
@@ -52,18 +53,22 @@ class FedMefSettings(SwappingSettings):
 class FedMef(RandomStart[FedMefSettings]):
     """Prunes by magnitude what extrusion has emptied, grows by gradient."""
 
+    preferences = Preferences(norm="nsconv", activation_pruning=True)
+
     def __init__(self, settings: FedMefSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.schedule = settings.schedule()
 
-    def plan(self, round_number: int, values: Tensor) -> RoundPlan:
+    def plan(self, round: int, values: Tensor) -> RoundPlan:
         """In an adjusting round: how many weights are swapped, which are marked, and what empties them."""
-        if not self.schedule.adjusts(round_number):
-            return RoundPlan()
-        counts = swap_counts(self.space.layers, self.counts, self.schedule.share(round_number))
+        if not self.schedule.adjusts(round):
+            return RoundPlan(round, values)
+        counts = swap_counts(self.space.layers, self.counts, self.schedule.share(round))
         marked = self._mark(values, counts)
         work = self._work(counts, marked)
-        return RoundPlan(work, adjusts=True, collections=(work.collection,), swap_counts=counts, marked=marked)
+        return RoundPlan(
+            round, values, work, collections=(work.collection,), adjusts=True, swap_counts=counts, marked=marked
+        )
 
     def _work(self, counts: list[int], marked: Tensor) -> TopGradients:
         settings = self.settings
@@ -85,23 +90,23 @@ class FedMef(RandomStart[FedMefSettings]):
     def _mark(self, values: Tensor, counts: list[int]) -> Tensor:
         return weakest(self.space, self._deviation().of(values).abs(), counts)
 
-    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Mask:
+    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Tensor:
         """Prunes the marked weights, grows the inactive ones of largest aggregated gradient."""
         assert plan.marked is not None
         pruned = plan.marked if self.settings.marking == "broadcast" else self._mark(values, plan.swap_counts)
         grown = strongest_inactive(self.space, sums["gradient"].mean().abs(), plan.swap_counts)
-        return self.space.mask.swap(pruned, grown)
+        return self.space.mask.swapped(pruned, grown)
 
     def grown_values(self, values: Tensor, grown: Tensor) -> Tensor:
         """0, or with ``extrusion_target: mean`` the filter's mean, which leaves the network's function unchanged."""
         return self._deviation().centres(values)[grown]
 
-    def metrics(self, plan: RoundPlan, before: Tensor, after: Tensor) -> dict[str, float]:
+    def metrics(self, plan: RoundPlan, values: Tensor) -> dict[str, float]:
         """Norms of the marked weights' deviation before and after the round; ``extrusion/shrinkage`` is their ratio."""
         if plan.marked is None:
             return {}
         deviation = self._deviation()
-        old, new = (deviation.of(values)[plan.marked].norm().item() for values in (before, after))
+        old, new = (deviation.of(state)[plan.marked].norm().item() for state in (plan.values, values))
         return {
             "extrusion/norm_before": old,
             "extrusion/norm_after": new,

@@ -8,12 +8,14 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmef_dist.base.settings import Settings
-from fedmef_dist.methods.base import Collection, LocalWork, Method, MethodContext, Upload
+from fedmef_dist.clients.plan import LocalWork
+from fedmef_dist.methods.base import Method, MethodContext
 from fedmef_dist.methods.preparation import Preparation
-from fedmef_dist.sparsity import Mask, ParameterSpace, Slice
+from fedmef_dist.sparsity import ParameterSpace, Slice
 from fedmef_dist.sparsity.allocation import Allocation, layer_counts, random_mask
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
 from fedmef_dist.sparsity.selection import largest, row_largest, smallest
+from fedmef_dist.wire.traffic import Collection, Upload, at_positions
 
 
 class SparseSettings(Settings):
@@ -49,7 +51,7 @@ class RandomStart(Method[SparseSettingsT]):
         super().__init__(settings, space, context)
         self.counts = layer_counts(space, settings.density, settings.allocation)
 
-    def initial_mask(self, preparation: Preparation) -> Mask:
+    def initial_mask(self, preparation: Preparation) -> Tensor:
         """Random, with exactly the layers' counts."""
         return random_mask(self.space, self.counts, preparation.generator("mask"))
 
@@ -144,7 +146,7 @@ class TopGradients(LocalWork):
     @property
     def collection(self) -> Collection:
         """What the round collects of it."""
-        return Collection("gradient", self.counts)
+        return at_positions("gradient", self.space, self.counts)
 
     def uploads(self, gradient: Tensor | None) -> dict[str, Upload]:
         """The top gradients: position and value."""

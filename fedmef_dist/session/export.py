@@ -15,7 +15,9 @@ from fedmef_dist.data.sources import load_dataset
 from fedmef_dist.data.text import TextDataset
 from fedmef_dist.models import build_model, prunable_weights, stock_model
 from fedmef_dist.models.plain import make_plain
-from fedmef_dist.runs.checkpoint import Checkpoint, CheckpointStore, read_model
+from fedmef_dist.runs.checkpoint import Checkpoint, CheckpointStore
+from fedmef_dist.runs.snapshot import restore
+from fedmef_dist.simulation.global_state import GlobalState, MaskPart, ModelPart
 from fedmef_dist.sparsity import ParameterSpace
 
 _PROBES = 8
@@ -77,8 +79,9 @@ def _models(config: Config, dataset: Dataset | TextDataset) -> tuple[nn.Module, 
 
 def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
     space = ParameterSpace(model, prunable_weights(model))
-    # Normalised layers count their active weights: they need the mask too, which the space has taken over.
-    space.load(read_model(checkpoint, space)[0])
+    state = GlobalState(space)
+    # Normalised layers count their active weights: they need the mask too.
+    restore(checkpoint, {"mask": MaskPart(state), "model": ModelPart(state)}, whole=False)
 
 
 def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

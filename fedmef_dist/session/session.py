@@ -20,14 +20,15 @@ from fedmef_dist.cluster.failure import ends_together
 from fedmef_dist.cluster.group import STOPPED_EARLY, Group, open_group
 from fedmef_dist.cluster.interruption import Interruption, listening
 from fedmef_dist.config import Config, load_config, to_tree
-from fedmef_dist.runs.checkpoint import Checkpoint, broadcast
+from fedmef_dist.runs.checkpoint import Checkpoint, CheckpointStore, broadcast
 from fedmef_dist.runs.directory import Resume, claim, round_to_resume
-from fedmef_dist.runs.snapshot import restore
+from fedmef_dist.runs.snapshot import restore, take
 from fedmef_dist.session.memory import RunMemory
 from fedmef_dist.simulation.loop import Simulation
 from fedmef_dist.tracking import METRICS, Tracker, open_trackers
 from fedmef_dist.tracking.jsonl import lines_until
 from fedmef_dist.tracking.logs import rank_log
+from fedmef_dist.tracking.timeline import Timeline
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,21 +76,26 @@ def simulate(
 
     Raises UserError, or SystemExit with status 75 where a signal stopped it early.
     """
-    simulation = Simulation(config, group, run_dir, interruption)
-    checkpoint = _agree_on_start(simulation, run_dir, resume)
+    timeline = Timeline(run_dir if config.tracking.timeline else None, group.rank)
+    simulation = Simulation(config, group, interruption, timeline)
+    store = CheckpointStore(run_dir, config.checkpoint.keep)
+    checkpoint = _agree_on_start(simulation, store, run_dir, resume)
     if checkpoint is not None:
-        restore(simulation, checkpoint)
+        restore(checkpoint, simulation.parts)
+        simulation.round = checkpoint.state["round"]
     else:
         simulation.start()
     if group.rank == 0:
         claim(run_dir, config)
     group.barrier()  # the logs of all ranks lie in the directory that rank 0 claims
     with rank_log(run_dir, group):
-        summary = _play(simulation, run_dir, checkpoint)
+        summary = _play(simulation, store, run_dir, checkpoint)
     return Summary(run_dir, summary)
 
 
-def _play(simulation: Simulation, run_dir: Path, checkpoint: Checkpoint | None) -> dict[str, Any]:
+def _play(
+    simulation: Simulation, store: CheckpointStore, run_dir: Path, checkpoint: Checkpoint | None
+) -> dict[str, Any]:
     """The rounds that are left, and the summary; ``checkpoint`` is what the simulation goes on from."""
     rank = simulation.group.rank
     resumed, state = (checkpoint.state["round"], checkpoint.state["tracker"]) if checkpoint is not None else (None, {})
@@ -99,7 +105,7 @@ def _play(simulation: Simulation, run_dir: Path, checkpoint: Checkpoint | None) 
     with _tracking(simulation, run_dir, resumed, state) as tracker:
         if memory is not None:
             simulation.more_metrics = memory.news
-        simulation.run(tracker)
+        simulation.run(tracker.log, lambda: _save(simulation, store, tracker))
         summary = _summary(simulation, memory)
         if not simulation.stopped_early:
             tracker.finish(summary)
@@ -109,6 +115,13 @@ def _play(simulation: Simulation, run_dir: Path, checkpoint: Checkpoint | None) 
         _write_summary(run_dir, summary)
     simulation.group.barrier()
     return summary
+
+
+def _save(simulation: Simulation, store: CheckpointStore, tracker: Tracker) -> None:
+    """Every rank gives what it holds; rank 0 writes it, unless that round is saved already."""
+    checkpoint = take(simulation.round, simulation.parts, tracker.state())
+    if simulation.group.rank == 0 and simulation.round > store.last:
+        store.try_save(checkpoint)
 
 
 def _write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
@@ -133,11 +146,11 @@ def _stop_early(simulation: Simulation) -> None:
     raise SystemExit(STOPPED_EARLY)
 
 
-def _agree_on_start(simulation: Simulation, run_dir: Path, resume: Resume) -> Checkpoint | None:
+def _agree_on_start(simulation: Simulation, store: CheckpointStore, run_dir: Path, resume: Resume) -> Checkpoint | None:
     """Rank 0 looks at the directory and gives the others what it goes on from."""
     checkpoint = None
     if simulation.group.rank == 0 and round_to_resume(run_dir, simulation.config, resume) is not None:
-        checkpoint = simulation.store.load_newest()
+        checkpoint = store.load_newest()
         lines_until(run_dir / METRICS, checkpoint.state["round"])  # refuses before anything is written
     return broadcast(checkpoint, simulation.group)
 

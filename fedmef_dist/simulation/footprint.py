@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from fedmef_dist.base.randomness import numpy_generator, torch_generator
-from fedmef_dist.clients.client import Batch
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import open_group
 from fedmef_dist.config import Config, load_config
+from fedmef_dist.data.batches import Batch
 from fedmef_dist.data.shapes import Shape, shape_of
 from fedmef_dist.devices.device_memory import Activations, DeviceMemory, device_memory, model_activations
 from fedmef_dist.devices.memory import StepMemory
@@ -126,7 +126,7 @@ def training_step(config: Config, setting: Setting, shape: Shape, batch: Batch) 
     space = ParameterSpace(model, prunable_weights(model))
     if setting.density < 1:
         counts = _counts(config, setting, space)
-        space.set_mask(random_mask(space, counts, numpy_generator(config.seed, "mask")))
+        space.set_mask(space.mask.next(random_mask(space, counts, numpy_generator(config.seed, "mask"))))
     return TrainingStep(model, space, config.optimizer, batch, config.runtime.precision == "bf16")
 
 

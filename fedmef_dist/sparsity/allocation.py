@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.sparsity.mask import Mask
 from fedmef_dist.sparsity.selection import largest, row_largest
 from fedmef_dist.sparsity.space import ParameterSpace, Slice
 
@@ -84,10 +83,8 @@ def layer_counts(space: ParameterSpace, density: float, allocation: Allocation) 
         # Rounded up: what the message names can be reached.
         smallest = ceil(1e4 * (least + space.n_dense) / space.n_parameters) / 1e4
         raise UserError(
-            (
-                f"density {density:g} cannot be reached: {space.n_dense:,} of {space.n_parameters:,} "
-                "parameters are never pruned"
-            ),
+            f"density {density:g} cannot be reached: {space.n_dense:,} of {space.n_parameters:,} parameters are never "
+            "pruned",
             where="method.density",
             mend=f"choose at least {smallest:.4f}, or a model with fewer dense parameters",
         )
@@ -125,8 +122,8 @@ def keep_largest_of_all(space: ParameterSpace, scores: torch.Tensor, total: int)
     return active
 
 
-def magnitude_mask(space: ParameterSpace, values: torch.Tensor, counts: Sequence[int]) -> Mask:
-    """The mask that keeps the weights of largest magnitude, exactly ``counts`` of them in the layers.
+def magnitude_mask(space: ParameterSpace, values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """The weights of largest magnitude, exactly ``counts`` of them in the layers, bool (n_prunable,).
 
     Args:
         space: the parameter space.
@@ -136,13 +133,13 @@ def magnitude_mask(space: ParameterSpace, values: torch.Tensor, counts: Sequence
     active = torch.zeros(space.n_prunable, dtype=torch.bool, device=values.device)
     for layer, count in zip(space.layers, counts, strict=True):
         active[layer.start + keep_largest(layer, values[layer.start : layer.stop].abs(), count)] = True
-    return Mask(active)
+    return active
 
 
-def random_mask(space: ParameterSpace, counts: Sequence[int], generator: np.random.Generator) -> Mask:
-    """A random mask with exactly ``counts`` active weights in the layers."""
+def random_mask(space: ParameterSpace, counts: Sequence[int], generator: np.random.Generator) -> torch.Tensor:
+    """Random weights, exactly ``counts`` of them in the layers, bool (n_prunable,)."""
     active = torch.zeros(space.n_prunable, dtype=torch.bool)
     for layer, count in zip(space.layers, counts, strict=True):
         scores = torch.from_numpy(generator.random(layer.size))
         active[layer.start + keep_largest(layer, scores, count)] = True
-    return Mask(active.to(space.values.device))
+    return active.to(space.values.device)

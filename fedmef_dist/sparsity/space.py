@@ -115,10 +115,9 @@ class ParameterSpace:
         """Parameters that are never pruned."""
         return self.n_parameters - self.n_prunable
 
-    @property
-    def packed_size(self) -> int:
-        """Elements of a packed state: the active weights and everything behind the prunable part."""
-        return self.mask.count + self.total - self.n_prunable
+    def packed_size(self, with_weights: bool = True) -> int:
+        """Elements of a packed state, see :meth:`pack`."""
+        return self.mask.count * with_weights + self.total - self.n_prunable
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -136,19 +135,28 @@ class ParameterSpace:
         """Copies a state (float32 (total,)) into the model."""
         self.values.copy_(values)
 
-    def pack(self, values: Tensor) -> Tensor:
-        """The active weights and the dense tail of a state, (packed_size,); a view where nothing is pruned."""
+    def pack(self, values: Tensor, with_weights: bool = True) -> Tensor:
+        """The active weights and everything behind the prunable part of a state; a view where nothing is left out.
+
+        Args:
+            values: float32 (total,).
+            with_weights: False leaves out the prunable weights.
+        """
+        if not with_weights:
+            return values[self.n_prunable :]
         if self.mask.is_full:
             return values
         return torch.cat([values[self.mask.index], values[self.n_prunable :]])
 
-    def unpack(self, packed: Tensor) -> Tensor:
-        """The inverse of :meth:`pack`; inactive weights are 0."""
-        if self.mask.is_full:
+    def unpack(self, packed: Tensor, with_weights: bool = True) -> Tensor:
+        """The inverse of :meth:`pack`, float32 (total,); what was left out is 0."""
+        if with_weights and self.mask.is_full:
             return packed
         values = packed.new_zeros(self.total)
-        values[self.mask.index] = packed[: self.mask.count]
-        values[self.n_prunable :] = packed[self.mask.count :]
+        count = self.mask.count if with_weights else 0
+        if with_weights:
+            values[self.mask.index] = packed[:count]
+        values[self.n_prunable :] = packed[count:]
         return values
 
     def layer_counts(self, mask: Mask | None = None) -> list[int]:

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from fedmef_dist.base.notices import tell
 
-Metrics = Mapping[str, float | int | str]
+Metrics = dict[str, float | int | str]
 
 
 class Tracker(Protocol):
