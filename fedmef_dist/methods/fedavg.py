@@ -5,7 +5,7 @@ Data", AISTATS 2017, arXiv 1602.05629, algorithm 1. Clients run local SGD; the s
 running statistics, weighted by samples.
 """
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -22,9 +22,16 @@ class FedAvgSettings(Settings):
     name: Literal["fedavg"] = Field("fedavg", description="dense federated averaging")
 
 
-class FedAvg(Method[FedAvgSettings]):
-    """Every weight is active in every round."""
+DenseSettingsT = TypeVar("DenseSettingsT", bound=Settings)
+
+
+class Dense(Method[DenseSettingsT]):
+    """A method that prunes nothing: every weight is active in every round."""
 
     def initial_mask(self, preparation: Preparation) -> Tensor:
         """All weights."""
         return torch.ones(self.space.n_prunable, dtype=torch.bool, device=self.space.values.device)
+
+
+class FedAvg(Dense[FedAvgSettings]):
+    """The average of the clients' states."""
