@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from fedmef_dist.comm.ending import FAULT, INTERRUPTED, await_at_exit
 from fedmef_dist.comm.environment import Environment
 from fedmef_dist.comm.group import Group
 from fedmef_dist.comm.transport import PeerLostError, mpi_world
 from fedmef_dist.errors import UserError
 
-USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
+USER_ERROR = 2
 
 _CLAIMED, _SHOWN, _ARRIVED = "failure/claimed", "failure/shown", "failure/arrived"
 _PATIENCE_SECONDS = 5.0
@@ -179,10 +180,12 @@ class _Voice:
             except dist.DistError:
                 answers.put(default)
 
-        threading.Thread(target=ask, daemon=True).start()
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
         try:
             return answers.get(timeout=_STORE_SECONDS)
         except queue.Empty:
+            await_at_exit(thread)
             self._store = None
             return default
 
