@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmef_dist.atomic import write_json
+from fedmef_dist.comm.ending import INTERRUPTED
 from fedmef_dist.comm.environment import detect
 from fedmef_dist.comm.group import STOPPED_EARLY
 from fedmef_dist.comm.slurm import expand_tasks
@@ -99,8 +100,8 @@ def _refuse_another(run_dir: Path, wanted: dict[str, object]) -> None:
 
 
 def _give_up(status: int, point: Point, log: Path) -> None:
-    if status == STOPPED_EARLY:
-        raise SystemExit(STOPPED_EARLY)
+    if status in (STOPPED_EARLY, INTERRUPTED):
+        raise SystemExit(status)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
     print(f"the run {point.name} ended with exit status {status}; {log} ends with:", *lines, sep="\n", file=sys.stderr)
     raise SystemExit(2 if status == 2 else 1)

@@ -18,16 +18,14 @@ ranks() {
 
 # mpi_ranks COMMAND [ARGUMENT ...]: the same under mpirun, which dies of USR2 but hands USR1 on to its ranks.
 mpi_ranks() {
-    local mpirun status=0
+    local mpirun
     read -r -a mpirun <<<"${MPIRUN:-mpirun}"
     "${mpirun[@]}" -n "$SLURM_NTASKS" "$PYTHON" -m fedmef_dist "$@" &
-    trap 'kill -USR1 $!' USR2
-    wait $! || status=$?
-    while ((status == 128 + $(kill -l USR2))); do # only the wait was interrupted
-        status=0
-        wait $! || status=$?
+    trap 'if kill -0 $! 2>/dev/null; then kill -USR1 $!; fi' USR2
+    while kill -0 $! 2>/dev/null; do
+        wait $! || true # USR2 interrupts it
     done
-    return "$status"
+    wait $! # the status of mpirun, which has ended
 }
 
 # finish COMMAND [ARGUMENT ...]: runs it and ends the job with its status. Where a signal stopped the run early, the job
