@@ -47,8 +47,8 @@ class Place:
                 return run_ranks(arguments, ranks, output)
             nodes = -(-ranks // self.tasks_per_node[0])
             threads = os.environ.get("SLURM_CPUS_PER_TASK", "1")
-            step = [f"--nodes={nodes}", f"--ntasks={ranks}", f"--cpus-per-task={threads}", "--kill-on-bad-exit=1"]
-            command = ["srun", *step, sys.executable, "-m", "fedmef_dist", *arguments]
+            step = [f"--nodes={nodes}", f"--ntasks={ranks}", f"--cpus-per-task={threads}", "--kill-on-bad-exit=0"]
+            command = ["srun", *step, "--wait=30", sys.executable, "-m", "fedmef_dist", *arguments]
             return wait_for([(command, os.environ)], output)
 
 

@@ -12,8 +12,9 @@ export FEDMEF_BATCH_SCRIPT=$0 # rank 0 keeps a copy in the run directory
 
 # ranks COMMAND [ARGUMENT ...]: python -m fedmef_dist as one task a rank; every rank ends when one fails.
 ranks() {
-    # Since 22.05 a step does not take --cpus-per-task over from its job.
-    srun --kill-on-bad-exit=1 --cpus-per-task="$OMP_NUM_THREADS" --label "$PYTHON" -m fedmef_dist "$@"
+    # The ranks end each other; what is left 30 s after the first is killed. Slurm's own way would call every run that a
+    # signal stopped early a cancelled step. Since 22.05 a step does not take --cpus-per-task over from its job.
+    srun --kill-on-bad-exit=0 --wait=30 --cpus-per-task="$OMP_NUM_THREADS" --label "$PYTHON" -m fedmef_dist "$@"
 }
 
 # mpi_ranks COMMAND [ARGUMENT ...]: the same under mpirun, which dies of USR2 but hands USR1 on to its ranks.

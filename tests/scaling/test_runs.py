@@ -60,7 +60,7 @@ def test_inside_an_allocation_every_point_is_a_step(monkeypatch, started, tmp_pa
     assert place == Place((4, 4))
     assert [place.local_ranks(ranks) for ranks in (1, 4, 6)] == [1, 4, 4]
     assert place.run(["run", "x"], 6, tmp_path / "log") == 0
-    options = ["--nodes=2", "--ntasks=6", "--cpus-per-task=3", "--kill-on-bad-exit=1"]
+    options = ["--nodes=2", "--ntasks=6", "--cpus-per-task=3", "--kill-on-bad-exit=0", "--wait=30"]
     assert started[0] == [["srun", *options, sys.executable, "-m", "fedmef_dist", "run", "x"]]
     with pytest.raises(UserError, match="allocation has 8 tasks, not 9\nwhere: --ranks"):
         place.check(9)

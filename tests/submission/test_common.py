@@ -66,7 +66,7 @@ def test_one_task_a_rank_with_the_jobs_threads(shell, tmp_path):
     done = finished(shell('ranks run "a b" --run-dir x', SLURM_CPUS_PER_TASK="3", PYTHON="py"))
     assert done == (0, "", "")
     assert calls(tmp_path) == [
-        "srun --kill-on-bad-exit=1 --cpus-per-task=3 --label py -m fedmef_dist run a b --run-dir x"
+        "srun --kill-on-bad-exit=0 --wait=30 --cpus-per-task=3 --label py -m fedmef_dist run a b --run-dir x"
     ]
 
 
