@@ -10,7 +10,8 @@ from torch import Tensor
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 _PATIENCE_SECONDS = 300.0
 
 
