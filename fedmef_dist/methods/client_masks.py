@@ -14,10 +14,11 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmef_dist.methods.base import WEIGHTS, Collection, LocalWork, MethodContext, RoundPlan
-from fedmef_dist.methods.swapping import RandomStart, SparseSettings, strongest_inactive, swap_counts, weakest
+from fedmef_dist.methods.swapping import RandomStart, SparseSettings
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
+from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 
 

@@ -14,15 +14,9 @@ from torch import Tensor
 
 from fedmef_dist.methods.base import MethodContext, RoundPlan
 from fedmef_dist.methods.extrusion import Deviation, Extrusion, Target
-from fedmef_dist.methods.swapping import (
-    RandomStart,
-    SwappingSettings,
-    TopGradients,
-    strongest_inactive,
-    swap_counts,
-    weakest,
-)
+from fedmef_dist.methods.swapping import RandomStart, SwappingSettings, TopGradients
 from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.methods.base import Collection, LocalWork, MethodContext, RoundPlan, Upload
-from fedmef_dist.methods.swapping import RandomStart, SwappingSettings, strongest_inactive, swap_counts, weakest
+from fedmef_dist.methods.swapping import RandomStart, SwappingSettings
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest
+from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 
 _KEPT, _WANTED = "kept", "wanted"

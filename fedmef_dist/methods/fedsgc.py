@@ -17,10 +17,11 @@ from torch import Tensor
 from fedmef_dist.methods.base import MethodContext, RoundPlan
 from fedmef_dist.methods.client_masks import ClientMasks, ClientMaskSettings, LocalSwap
 from fedmef_dist.methods.preparation import Preparation
-from fedmef_dist.methods.swapping import SwappingSettings, prunable_magnitude
+from fedmef_dist.methods.swapping import SwappingSettings
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
 from fedmef_dist.sparsity.selection import largest
+from fedmef_dist.sparsity.swaps import prunable_magnitude
 from fedmef_dist.sums.position_sum import Sums
 
 

@@ -1,8 +1,8 @@
 import torch
 from torch import nn
 
-from fedmef_dist.methods.swapping import spare_counts, swap_counts, weakest
 from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity.swaps import spare_counts, swap_counts, weakest
 
 
 def two_filters(*active):
