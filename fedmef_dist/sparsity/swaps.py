@@ -1,7 +1,11 @@
-"""Which weights leave a mask and which join it in one adjustment: pure functions over mask and scores."""
+"""Which weights leave a mask and which join it in one adjustment: pure functions over mask and scores.
+
+Here every layer keeps its number of active weights; ``filter_swaps.py`` is for swaps that keep every filter's.
+"""
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,3 +86,13 @@ def strongest_inactive(space: ParameterSpace, scores: Tensor, counts: Sequence[i
             for layer, count in zip(space.layers, counts, strict=True)
         ]
     )
+
+
+def random_inactive(space: ParameterSpace, counts: Sequence[int], generator: np.random.Generator) -> Tensor:
+    """Positions (int64) of ``counts`` inactive weights of each layer, drawn."""
+    return strongest_inactive(space, drawn(space, generator), counts)
+
+
+def drawn(space: ParameterSpace, generator: np.random.Generator) -> Tensor:
+    """A random score of every prunable weight, float64 (n_prunable,) in [0, 1); the same on every device."""
+    return torch.from_numpy(generator.random(space.n_prunable)).to(space.values.device)
