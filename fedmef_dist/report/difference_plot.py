@@ -27,6 +27,10 @@ def save_differences(differences: Differences, directory: Path) -> list[Path]:
         axes.set(xlabel=f"Difference in {MEASURES[measure]} (points)", ylim=(len(rows) - 0.5, -0.5))
         axes.set_yticks(range(len(rows)), labels if axes is panels[0] else [""] * len(rows), fontsize=8)
         axes.grid(alpha=0.3, lw=0.5, axis="x")
+    # One scale for all panels, so that their intervals can be compared.
+    ends = [end for axes in panels for end in axes.get_xlim()]
+    for axes in panels:
+        axes.set_xlim(min(ends), max(ends))
     figure.suptitle(folded(f"Against {differences.baseline.label}; 95 % intervals", 60 * len(panels)), fontsize=9)
     return [save_figure(figure, directory / "differences.png")]
 

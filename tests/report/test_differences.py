@@ -105,6 +105,17 @@ def test_the_plot_has_a_zero_line_points_and_intervals(differences, tmp_path, mo
     assert [label.get_text() for label in axes.get_yticklabels()] == ["moved", "other"]
 
 
+def test_both_panels_of_the_plot_have_one_scale(make_runs, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(difference_plot, "save_figure", lambda figure, path: saved.append(figure) or path)
+    save_differences(differences_from(group_runs([read_run(path) for path in make_runs(tests=5)]), "still"), tmp_path)
+    final, late = saved[0].axes
+    assert final.get_xlim() == late.get_xlim()
+    assert [axes.get_xlabel() for axes in (final, late)] == [
+        f"Difference in {which} accuracy (points)" for which in ("final", "late")
+    ]
+
+
 def test_a_group_without_pairs_is_in_the_table_and_not_drawn(make_run, tmp_path):
     runs = [make_run("a"), make_run("b", method="fedavg"), make_run("c", method="static", seed=4)]
     differences = differences_from(group_runs([read_run(path) for path in runs]), "a")
@@ -136,9 +147,7 @@ def test_what_cannot_be_paired_is_refused(make_run):
     with pytest.raises(UserError, match="no run has a seed in common"):
         differences_from(group_runs([one, read_run(make_run("b", method="fedavg", seed=3))]), "a")
     with pytest.raises(UserError, match="seed 0 twice"):
-        differences_from(
-            group_runs([one, read_run(make_run("a2")), read_run(make_run("c", method="fedavg"))]), "fedavg"
-        )
+        differences_from(group_runs([one, read_run(make_run("a2")), read_run(make_run("c", method="fedavg"))]), "c")
     keyless = read_run(make_run("d", method="static"))
     keyless.config.pop("seed")
     with pytest.raises(UserError, match="has no seed"):
