@@ -50,6 +50,8 @@ def test_it_is_never_longer_than_column_numbers_or_a_bitmap_or_what_knows_no_cou
 def test_a_position_takes_few_bits_more_than_the_shortest_that_there_can_be(columns, count, bits):
     least = 64 * log2(comb(columns, count))
     assert least < 8 * in_filters_bytes(np.full(64, count), columns) <= least + 64 * count * bits
+    # What knows no counts takes half as much again at least.
+    assert 1.5 * in_filters_bytes(np.full(64, count), columns) <= positions_bytes(64 * columns, 64 * count, 64)
 
 
 def chosen_of(size, *positions):
