@@ -1,5 +1,7 @@
 """Whether adjustments of a mask do it good: do grown weights stay, where do they go, which filters run dry."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -40,3 +42,37 @@ def thin_filters(space: ParameterSpace, mask: Mask) -> int:
     layers = [layer for layer in space.layers if layer.size // layer.rows >= FEWEST]
     active = (mask.active[layer.start : layer.stop].view(layer.rows, -1).sum(1) for layer in layers)
     return sum(int((filters < FEWEST).sum()) for filters in active)
+
+
+class MaskHealth:
+    """What a run's metrics say of the adjustments of its mask, whatever its method; remembers what grew last.
+
+    Args:
+        space: the parameter space.
+    """
+
+    def __init__(self, space: ParameterSpace) -> None:
+        self._space = space
+        self._grown = Mask(torch.zeros_like(space.mask.active))
+
+    def adjusted(self, before: Mask, after: Mask) -> dict[str, float]:
+        """The metrics of one adjustment; those are left out for which nothing has grown."""
+        grown = Mask(after.active & ~before.active)
+        found = {
+            "sparsity/grown_survived": grown_survived(self._grown.index, after),
+            "sparsity/growth_concentration": growth_concentration(self._space, grown.index),
+            "sparsity/thin_filters": float(thin_filters(self._space, after)),
+        }
+        self._grown = grown
+        return {key: value for key, value in found.items() if value is not None}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs: a bit for each prunable weight, uint8 (ceil(n_prunable / 8),) on the CPU."""
+        return {"grown": self._grown.to_bits()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what :meth:`state` gave. Raises ValueError where it is of another space."""
+        bits, size = state["grown"], self._space.n_prunable
+        if bits.dtype != torch.uint8 or bits.shape != self._grown.to_bits().shape:
+            raise ValueError(f"{tuple(bits.shape)} numbers of {bits.dtype} are no bits of {size} weights")
+        self._grown = Mask.from_bits(bits, size, 0, self._space.mask.active.device)
