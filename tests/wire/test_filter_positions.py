@@ -90,6 +90,8 @@ def test_encodings_byte_by_byte(chosen, rows, message):
         ("13", [2], 8, "another count than the filter"),
         ("43f8 15", [4], 64, "3 columns where 4 are due"),
         ("43f8 d5", [4], 64, "bits are set behind the last"),
+        # Five ends in the first filter and three in the second, of four each.
+        ("888668 1f0038", [4, 4], 64, "another number of columns"),
         # Columns 20 and 3 in this order; twice the same.
         ("b400 03", [2], 1024, "do not ascend within 1024"),
     ],
