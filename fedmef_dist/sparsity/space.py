@@ -117,10 +117,9 @@ class ParameterSpace:
 
     def gain_of(self, layer: Slice) -> Slice | None:
         """Where the gains g_i of a layer lie, one a filter; None where the layer does not normalise its filters."""
-        if layer.gamma is None:
-            return None
         name = layer.name.removesuffix("weight") + "gain"
-        return next(piece for piece in self.slices if piece.name == name)
+        gains = (piece for piece in self.slices if piece.name == name)
+        return next(gains, None) if layer.gamma is not None else None
 
     @property
     def n_dense(self) -> int:
