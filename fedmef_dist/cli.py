@@ -78,11 +78,14 @@ def compare(
         float | None,
         typer.Option(metavar="ACCURACY", help="a share such as 0.75; default: 95 % of the best, rounded down"),
     ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="a group's name, or a part of it: differences paired by seed")
+    ] = None,
 ) -> None:
     """Write tables (Markdown, CSV) and plots (PNG) over runs: accuracy, costs, and costs up to a target accuracy."""
     from fedmef_dist.report import compare as compare_runs
 
-    compare_runs(run_dirs, out, target)
+    compare_runs(run_dirs, out, target, baseline)
 
 
 @app.command()

@@ -6,11 +6,15 @@ import data_files
 import pytest
 
 import fedmef_dist
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.session.sweep import load_sweep
 from fedmef_dist.simulation.forecast import plan_command
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 GRIDS = sorted((Path(__file__).parent.parent / "configs" / "sweeps").glob("*.yaml"))
+# These need settings that are merged after them; each must leave this list as soon as it loads.
+AWAITED = ("fashion_mnist_14",)
+LOADED = [path for path in FILES if not path.stem.startswith(AWAITED)]
 # As little as keeps the file's data set, partition, behaviour of clients and method.
 SMALL = [
     "federation.rounds=2",
@@ -25,7 +29,15 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def files(paths):
+    awaited = pytest.mark.xfail(raises=UserError, strict=True, reason="a setting is not there yet")
+    return pytest.mark.parametrize(
+        "path",
+        [pytest.param(path, id=path.stem, marks=[awaited] if path.stem.startswith(AWAITED) else []) for path in paths],
+    )
+
+
+@files(FILES)
 def test_a_configuration_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -41,7 +53,7 @@ def test_a_configuration_runs(path, tmp_path, monkeypatch):
 
 
 # Planning builds the model: one file for each.
-MODELS = {fedmef_dist.load_config(path).model.name: path for path in FILES}
+MODELS = {fedmef_dist.load_config(path).model.name: path for path in LOADED}
 
 
 @pytest.mark.parametrize("path", MODELS.values(), ids=lambda path: path.stem)
@@ -63,10 +75,10 @@ def test_every_data_set_has_a_configuration():
     from fedmef_dist.data.sources import DataSettings
 
     known = set(get_args(DataSettings.model_fields["dataset"].annotation)) - {"synthetic"}
-    assert {fedmef_dist.load_config(path).data.dataset for path in FILES} == known
+    assert {fedmef_dist.load_config(path).data.dataset for path in LOADED} == known
 
 
-@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+@files(GRIDS)
 def test_every_cell_of_a_grid_has_a_configuration(path):
     sweep = load_sweep(path)
     assert sweep.config.resolve() in [file.resolve() for file in FILES]

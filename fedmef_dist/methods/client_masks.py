@@ -15,10 +15,11 @@ from torch import Tensor
 
 from fedmef_dist.clients.plan import LocalWork, RoundPlan
 from fedmef_dist.methods.base import MethodContext, Received
-from fedmef_dist.methods.swapping import RandomStart, SparseSettings, strongest_inactive, swap_counts, weakest
+from fedmef_dist.methods.swapping import RandomStart, SparseSettings
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
+from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 from fedmef_dist.wire.encodings import WithMask
 from fedmef_dist.wire.traffic import Broadcast, Upload, at_positions

@@ -19,11 +19,9 @@ from fedmef_dist.methods.swapping import (
     RandomStart,
     SwappingSettings,
     TopGradients,
-    strongest_inactive,
-    swap_counts,
-    weakest,
 )
 from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.clients.plan import LocalWork, RoundPlan
 from fedmef_dist.methods.base import MethodContext
-from fedmef_dist.methods.swapping import RandomStart, SwappingSettings, strongest_inactive, swap_counts, weakest
+from fedmef_dist.methods.swapping import RandomStart, SwappingSettings
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest
+from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 from fedmef_dist.wire.encodings import Positions
 from fedmef_dist.wire.traffic import Collection, Upload, at_positions

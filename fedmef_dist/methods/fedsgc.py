@@ -17,10 +17,11 @@ from fedmef_dist.clients.plan import LocalClient, RoundPlan
 from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.client_masks import ClientMasks, ClientMaskSettings, LocalSwap
 from fedmef_dist.methods.preparation import Preparation
-from fedmef_dist.methods.swapping import SwappingSettings, prunable_magnitude
+from fedmef_dist.methods.swapping import SwappingSettings
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
 from fedmef_dist.sparsity.selection import largest
+from fedmef_dist.sparsity.swaps import prunable_magnitude
 from fedmef_dist.sums.position_sum import Sums
 from fedmef_dist.wire.encodings import Signs
 from fedmef_dist.wire.ranges import prunable

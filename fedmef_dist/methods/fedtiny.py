@@ -17,9 +17,10 @@ from fedmef_dist.clients.plan import RoundPlan
 from fedmef_dist.methods.base import Method, MethodContext
 from fedmef_dist.methods.candidate_selection import CandidateSelection, candidate_counts
 from fedmef_dist.methods.preparation import Preparation
-from fedmef_dist.methods.swapping import SwappingSettings, TopGradients, strongest_inactive, swap_counts, weakest
+from fedmef_dist.methods.swapping import SwappingSettings, TopGradients
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import layer_counts, magnitude_mask
+from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 
 Granularity = Literal["block", "layer", "entire"]

@@ -16,10 +16,11 @@ from torch import Tensor
 from fedmef_dist.clients.plan import LocalClient, LocalWork, RoundPlan
 from fedmef_dist.methods.base import Method, MethodContext
 from fedmef_dist.methods.preparation import Preparation
-from fedmef_dist.methods.swapping import SparseSettings, spare_counts, strongest_inactive, swap_counts, weakest
+from fedmef_dist.methods.swapping import SparseSettings
 from fedmef_dist.methods.weight_pruning_by_client import ClientPruning
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import layer_counts, random_mask
+from fedmef_dist.sparsity.swaps import spare_counts, strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 from fedmef_dist.wire.traffic import Upload, at_positions
 

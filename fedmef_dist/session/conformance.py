@@ -252,6 +252,6 @@ def _watching_globals(faults: dict[str, str]) -> Iterator[None]:
 def _global_states() -> dict[str, Any]:
     return {
         "random": hash(random.getstate()),
-        "numpy": np.random.get_state()[1].tobytes(),  # type: ignore[index,union-attr]  # noqa: NPY002
+        "numpy": np.random.get_state()[1].tobytes(),  # type: ignore[index,union-attr]
         "torch": torch.get_rng_state().numpy().tobytes(),
     }

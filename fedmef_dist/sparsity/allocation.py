@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.sparsity.selection import largest, row_largest
+from fedmef_dist.sparsity.selection import largest, row_largest, row_ranks
 from fedmef_dist.sparsity.space import ParameterSpace, Slice
 
 Allocation = Literal["erk", "er", "uniform"]
@@ -142,4 +142,20 @@ def random_mask(space: ParameterSpace, counts: Sequence[int], generator: np.rand
     for layer, count in zip(space.layers, counts, strict=True):
         scores = torch.from_numpy(generator.random(layer.size))
         active[layer.start + keep_largest(layer, scores, count)] = True
+    return active.to(space.values.device)
+
+
+def even_mask(space: ParameterSpace, counts: Sequence[int], generator: np.random.Generator) -> torch.Tensor:
+    """Random weights, bool (n_prunable,), each layer's ``counts`` spread evenly over its filters.
+
+    Two filters of a layer differ by one weight at most. Which filters get one more, and the positions within each, are
+    drawn. A layer's count covers the floors of its filters, so an even share does too.
+    """
+    active = torch.zeros(space.n_prunable, dtype=torch.bool)
+    for layer, count in zip(space.layers, counts, strict=True):
+        share, extra = divmod(count, layer.rows)
+        shares = torch.full((layer.rows,), share)
+        shares[largest(torch.from_numpy(generator.random(layer.rows)), extra)] += 1
+        scores = torch.from_numpy(generator.random((layer.rows, layer.size // layer.rows)))
+        active[layer.start : layer.stop] = (row_ranks(scores) < shares.unsqueeze(1)).flatten()
     return active.to(space.values.device)

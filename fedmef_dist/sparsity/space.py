@@ -14,7 +14,8 @@ from fedmef_dist.sparsity.mask import Mask
 class Slice:
     """Where one tensor of the model lies in the flat vector: ``[start, stop)`` in storage order.
 
-    ``centred`` tells that the layer subtracts every filter's mean from its weights (NSConv, NSLinear).
+    ``centred`` tells that the layer subtracts every filter's mean from its weights (NSConv, NSLinear); ``gamma`` is the
+    constant of a layer that normalises its filters, None where none is normalised; ``groups`` are a convolution's.
     """
 
     name: str
@@ -22,6 +23,8 @@ class Slice:
     stop: int
     shape: tuple[int, ...]
     centred: bool = False
+    gamma: float | None = None
+    groups: int = 1
 
     @property
     def size(self) -> int:
@@ -87,8 +90,10 @@ class ParameterSpace:
         slices, start = [], 0
         for name, tensor in tensors.items():
             owner = model.get_submodule(name.rpartition(".")[0])
-            centred = name.endswith("weight") and getattr(owner, "centre", False)
-            slices.append(Slice(name, start, start + tensor.numel(), tuple(tensor.shape), centred))
+            rule = owner if name.endswith("weight") else None
+            centred, groups = getattr(rule, "centre", False), getattr(rule, "groups", 1)
+            gamma = getattr(getattr(rule, "normaliser", None), "gamma", None)
+            slices.append(Slice(name, start, start + tensor.numel(), tuple(tensor.shape), centred, gamma, groups))
             start += tensor.numel()
         return slices
 
@@ -109,6 +114,12 @@ class ParameterSpace:
             bind_mask = getattr(module, "bind_mask", None)
             if bind_mask is not None:
                 bind_mask(layer.view(self.mask_values))
+
+    def gain_of(self, layer: Slice) -> Slice | None:
+        """Where the gains g_i of a layer lie, one a filter; None where the layer does not normalise its filters."""
+        name = layer.name.removesuffix("weight") + "gain"
+        gains = (piece for piece in self.slices if piece.name == name)
+        return next(gains, None) if layer.gamma is not None else None
 
     @property
     def n_dense(self) -> int:

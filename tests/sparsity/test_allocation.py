@@ -11,6 +11,7 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import (
     allocate,
+    even_mask,
     keep_largest_of_all,
     layer_counts,
     magnitude_mask,
@@ -115,3 +116,31 @@ def test_filters_keep_their_floors_when_all_layers_compete():
     assert active.sum() == 40
     # Not even one weight is left for the other layer: the floors come first.
     assert keep_largest_of_all(space, scores, 12)[:54].view(6, 9).sum(1).tolist() == [2] * 6
+
+
+def filters_of(space, mask):
+    return [mask.active[layer.start : layer.stop].view(layer.rows, -1).sum(1) for layer in space.layers]
+
+
+@given(st.integers(12, 54), st.integers(1, 120), st.integers(0, 2**32 - 1))
+def test_an_even_mask_spreads_exact_counts_over_filters_and_keeps_their_floors(depthwise, pointwise, seed):
+    space = ParameterSpace(model(), ["0.weight", "1.weight"])
+    mask = even_mask(space, [depthwise, pointwise], np.random.default_rng(seed))
+    assert space.layer_counts(mask) == [depthwise, pointwise]
+    filters = filters_of(space, mask)
+    assert all(int(rows.max() - rows.min()) <= 1 for rows in filters)
+    assert filters[0].min() >= 2
+    again = even_mask(space, [depthwise, pointwise], np.random.default_rng(seed))
+    assert torch.equal(mask.active, again.active)
+
+
+def test_filters_with_one_weight_more_and_positions_are_drawn():
+    space = ParameterSpace(model(), ["0.weight", "1.weight"])
+    # 15 over six filters: three of them hold 3, the others 2.
+    masks = [even_mask(space, [15, 20], np.random.default_rng(seed)) for seed in range(40)]
+    depthwise = torch.stack([filters_of(space, mask)[0] for mask in masks])
+    assert (depthwise == 3).sum(1).tolist() == [3] * 40
+    # In 40 draws every filter is once among those, and once not; every position is once active.
+    assert depthwise.max(0).values.tolist() == [3] * 6
+    assert depthwise.min(0).values.tolist() == [2] * 6
+    assert torch.stack([mask.active for mask in masks]).any(0).all()
