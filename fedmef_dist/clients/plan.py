@@ -35,11 +35,13 @@ class LocalWork:
         dense_batches: batches of its training whose gradient is taken at all positions.
         extra_epochs: passes over its samples that it trains on after its update is made, in :meth:`train_more`.
         penalises: whether its loss has a penalty on marked weights.
+        held: numbers (float32) that it holds on the device in addition to what a training step needs.
     """
 
     gradient_batches: int = 0
     dense_batches: float = 0
     extra_epochs: int = 0
+    held: int = 0
     penalises: ClassVar[bool] = False
 
     def begin(self, client: LocalClient) -> None:

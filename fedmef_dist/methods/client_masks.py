@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedmef_dist.clients.plan import LocalWork, RoundPlan
 from fedmef_dist.methods.base import MethodContext, Received
-from fedmef_dist.methods.swapping import RandomStart, SparseSettings
+from fedmef_dist.methods.swapping import RandomStart, RandomStartSettings
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
@@ -28,7 +28,7 @@ from fedmef_dist.wire.traffic import Broadcast, Upload, at_positions
 WEIGHTS = "weights"
 
 
-class ClientMaskSettings(SparseSettings):
+class ClientMaskSettings(RandomStartSettings):
     """Keys of every method whose clients change their own masks."""
 
     local_share: float = Field(

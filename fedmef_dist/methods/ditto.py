@@ -35,6 +35,7 @@ class PersonalTraining(LocalWork):
     def __init__(self, space: ParameterSpace, values: Tensor, settings: DittoSettings) -> None:
         self.space, self.values, self.strength = space, values, settings.ditto_lambda
         self.extra_epochs = settings.personal_epochs
+        self.held = 2 * space.total  # v_k and the state that was sent
 
     def begin(self, client: LocalClient) -> None:
         """Takes v_k."""

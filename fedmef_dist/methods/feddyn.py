@@ -35,6 +35,7 @@ class RegularisedSteps(LocalWork):
 
     def __init__(self, space: ParameterSpace, values: Tensor, alpha: float) -> None:
         self.space, self.origin, self.alpha = space, values[: space.n_parameters], alpha
+        self.held = 2 * space.n_parameters  # g_k and the state that was sent
 
     def begin(self, client: LocalClient) -> None:
         """Takes g_k, the client's last gradient."""

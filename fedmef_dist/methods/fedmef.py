@@ -12,20 +12,29 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.clients.plan import RoundPlan
+from fedmef_dist.layers.acting import acting_magnitude
 from fedmef_dist.methods.base import MethodContext, Preferences
 from fedmef_dist.methods.extrusion import Deviation, Extrusion, ExtrusionTarget
 from fedmef_dist.methods.swapping import (
     RandomStart,
+    RandomStartSettings,
     SwappingSettings,
     TopGradients,
 )
 from fedmef_dist.sparsity import ParameterSpace
-from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
+from fedmef_dist.sparsity.filter_swaps import (
+    count_in_filters,
+    filter_swap_counts,
+    random_inactive_in_filters,
+    weakest_swappable,
+)
+from fedmef_dist.sparsity.swaps import random_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 
 
-class FedMefSettings(SwappingSettings):
+class FedMefSettings(SwappingSettings, RandomStartSettings):
     """Section ``method`` with ``name: fedmef``."""
 
     name: Literal["fedmef"] = Field("fedmef", description="federated dynamic pruning with little memory")
@@ -39,12 +48,31 @@ class FedMefSettings(SwappingSettings):
     marking: Literal["broadcast", "aggregate"] = Field(
         "broadcast", description="prune what was marked on the broadcast model, or rank again after aggregation"
     )
+    rank_by: Literal["weight", "acting"] = Field(
+        "weight", description="mark by the weight, or by what its normalised filter makes of it"
+    )
+    swap: Literal["layer", "filter"] = Field(
+        "layer", description="grow anywhere in the layer, or in every filter as many as it loses"
+    )
+    growth: Literal["gradient", "summed", "random"] = Field(
+        "gradient",
+        description="grow by the gradient of fresh batches, by that summed over the local steps and compared channel "
+        "by channel, or at random, for which nothing travels",
+    )
     gradient_batches: int = Field(1, ge=1, description="batches for the gradient of inactive weights")
 
     @model_validator(mode="after")
     def _extrusion_fits_marking(self) -> "FedMefSettings":
         if not self.extrusion and self.extrusion_lambda != FedMefSettings.model_fields["extrusion_lambda"].default:
             raise ValueError("extrusion_lambda is given although extrusion is off; leave out one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _filters_are_known_beforehand(self) -> "FedMefSettings":
+        if self.swap == "filter" and self.marking == "aggregate":
+            raise ValueError("swap: filter needs marking: broadcast, which tells clients how many each filter grows")
+        if self.growth != "gradient" and self.gradient_batches != 1:
+            raise ValueError(f"gradient_batches is given although growth is {self.growth}; leave out one of the two")
         return self
 
 
@@ -61,39 +89,63 @@ class FedMef(RandomStart[FedMefSettings]):
         """In an adjusting round: how many weights are swapped, which are marked, and what empties them."""
         if not self.schedule.adjusts(round):
             return RoundPlan(round, values)
-        counts = swap_counts(self.space.layers, self.counts, self.schedule.share(round))
+        counts = self._swap_counts(self.schedule.share(round))
         marked = self._mark(values, counts)
         work = self._work(counts, marked)
         return RoundPlan(
-            round, values, work, collections=(work.collection,), adjusts=True, swap_counts=counts, marked=marked
+            round, values, work, collections=work.collections, adjusts=True, swap_counts=counts, marked=marked
         )
+
+    def _swap_counts(self, share: float) -> list[int]:
+        if self.settings.swap == "filter":
+            return filter_swap_counts(self.space, share)
+        return swap_counts(self.space.layers, self.counts, share)
 
     def _work(self, counts: list[int], marked: Tensor) -> TopGradients:
         settings = self.settings
+        batches = settings.gradient_batches if settings.growth == "gradient" else 0
+        summed, filters = settings.growth == "summed", self._filters(marked)
         if not settings.extrusion:
-            return TopGradients(self.space, counts, settings.gradient_batches)
+            return TopGradients(self.space, counts, batches, summed=summed, filters=filters)
         return Extrusion(
             self.space,
             counts,
-            settings.gradient_batches,
+            batches,
             marked=marked,
             deviation=self._deviation(),
             strength=settings.extrusion_lambda,
             base_rate=self.context.base_rate,
+            summed=summed,
+            filters=filters,
         )
+
+    def _filters(self, pruned: Tensor) -> Tensor | None:
+        """How many weights each filter loses, and grows, int64 (filters,); None where filters do not keep their own."""
+        return count_in_filters(self.space, pruned) if self.settings.swap == "filter" else None
 
     def _deviation(self) -> Deviation:
         return Deviation(self.space, self.settings.extrusion_target)
 
     def _mark(self, values: Tensor, counts: list[int]) -> Tensor:
-        return weakest(self.space, self._deviation().of(values).abs(), counts)
+        acting = self.settings.rank_by == "acting"
+        magnitude = acting_magnitude(self.space, values) if acting else self._deviation().of(values).abs()
+        weak = weakest_swappable if self.settings.swap == "filter" else weakest
+        return weak(self.space, magnitude, counts)
 
     def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Tensor:
-        """Prunes the marked weights, grows the inactive ones of largest aggregated gradient."""
+        """Prunes the marked weights; grows inactive ones by the aggregated gradient, or at random."""
         assert plan.marked is not None
         pruned = plan.marked if self.settings.marking == "broadcast" else self._mark(values, plan.swap_counts)
-        grown = strongest_inactive(self.space, sums["gradient"].mean().abs(), plan.swap_counts)
-        return self.space.mask.swapped(pruned, grown)
+        return self.space.mask.swapped(pruned, self._grown(plan, pruned, sums))
+
+    def _grown(self, plan: RoundPlan, pruned: Tensor, sums: Mapping[str, Sums]) -> Tensor:
+        if self.settings.growth != "random":
+            assert isinstance(plan.work, TopGradients)
+            return plan.work.strongest(sums["gradient"].mean())
+        generator, filters = numpy_generator(self.context.seed, "growth", plan.round), self._filters(pruned)
+        if filters is None:
+            return random_inactive(self.space, plan.swap_counts, generator)
+        return random_inactive_in_filters(self.space, filters, generator)
 
     def grown_values(self, values: Tensor, grown: Tensor) -> Tensor:
         """0, or with ``extrusion_target: mean`` the filter's mean, which leaves the network's function unchanged."""

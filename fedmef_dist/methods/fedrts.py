@@ -17,7 +17,7 @@ from torch import Tensor
 from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.clients.plan import LocalWork, RoundPlan
 from fedmef_dist.methods.base import MethodContext
-from fedmef_dist.methods.swapping import RandomStart, SwappingSettings
+from fedmef_dist.methods.swapping import RandomStart, RandomStartSettings, SwappingSettings
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest
 from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
@@ -30,7 +30,7 @@ _KEPT, _WANTED = "kept", "wanted"
 _UNDECIDED = 0.5
 
 
-class FedRtsSettings(SwappingSettings):
+class FedRtsSettings(SwappingSettings, RandomStartSettings):
     """Section ``method`` with ``name: fedrts``."""
 
     name: Literal["fedrts"] = Field("fedrts", description="masks drawn by combinatorial Thompson sampling")

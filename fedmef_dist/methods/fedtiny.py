@@ -98,7 +98,7 @@ class FedTiny(Method[FedTinySettings]):
         everywhere = swap_counts(self.space.layers, self.space.layer_counts(), share)
         counts = [count if place in turn else 0 for place, count in enumerate(everywhere)]
         work = TopGradients(self.space, counts, self.settings.gradient_batches)
-        return RoundPlan(round, values, work, collections=(work.collection,), adjusts=True, swap_counts=counts)
+        return RoundPlan(round, values, work, collections=work.collections, adjusts=True, swap_counts=counts)
 
     def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Tensor:
         """Prunes the block's weights of smallest magnitude, grows those of largest aggregated gradient."""

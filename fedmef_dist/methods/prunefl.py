@@ -73,7 +73,7 @@ class SquaredGradients(LocalWork):
     dense_batches = float("inf")
 
     def __init__(self, space: ParameterSpace) -> None:
-        self.space = space
+        self.space, self.held = space, space.n_prunable
         self.collection = at_positions(_NAME, space, [layer.size for layer in space.layers])
 
     def begin(self, client: LocalClient) -> None:

@@ -36,6 +36,7 @@ class ControlledSteps(LocalWork):
 
     def __init__(self, space: ParameterSpace, values: Tensor) -> None:
         self.space, self.origin = space, values[: space.n_parameters]
+        self.held = 3 * space.n_parameters  # c, c_k and the state that was sent
 
     def begin(self, client: LocalClient) -> None:
         """Takes what the client has received and kept."""

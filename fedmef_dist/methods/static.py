@@ -22,15 +22,21 @@ from fedmef_dist.layers.activation_pruning import forget_thresholds
 from fedmef_dist.layers.batchnorm import normalise_by_batch
 from fedmef_dist.methods.base import Method, MethodContext
 from fedmef_dist.methods.preparation import Preparation
-from fedmef_dist.methods.swapping import SparseSettings
+from fedmef_dist.methods.swapping import RandomStartSettings
 from fedmef_dist.methods.synflow import ITERATIONS, REHEARSED_ITERATIONS, synaptic_flow
 from fedmef_dist.sparsity import ParameterSpace
-from fedmef_dist.sparsity.allocation import keep_largest_of_all, layer_counts, magnitude_mask, random_mask
+from fedmef_dist.sparsity.allocation import (
+    even_mask,
+    keep_largest_of_all,
+    layer_counts,
+    magnitude_mask,
+    random_mask,
+)
 from fedmef_dist.wire.ranges import prunable
 from fedmef_dist.wire.traffic import whole
 
 
-class StaticSettings(SparseSettings):
+class StaticSettings(RandomStartSettings):
     """Section ``method`` with ``name: static``."""
 
     name: Literal["static"] = Field("static", description="pruning at initialisation, the mask stays")
@@ -42,9 +48,11 @@ class StaticSettings(SparseSettings):
     )
 
     @model_validator(mode="after")
-    def _only_snip_looks_at_data(self) -> "StaticSettings":
+    def _keys_fit_the_criterion(self) -> "StaticSettings":
         if self.scores == "clients" and self.criterion != "snip":
             raise ValueError(f"scores: clients is for criterion snip; {self.criterion} looks at no data")
+        if self.first_mask == "even" and self.criterion != "random":
+            raise ValueError(f"first_mask: even is for criterion random; {self.criterion} chooses by its scores")
         return self
 
 
@@ -59,7 +67,8 @@ class Static(Method[StaticSettings]):
         """By the criterion. Raises UserError where its scores are not finite."""
         criterion = self.settings.criterion
         if criterion == "random":
-            return random_mask(self.space, self.counts, preparation.generator("mask"))
+            draw = even_mask if self.settings.first_mask == "even" else random_mask
+            return draw(self.space, self.counts, preparation.generator("mask"))
         if criterion == "magnitude":
             return magnitude_mask(self.space, preparation.values, self.counts)
         total = sum(self.counts)

@@ -13,7 +13,7 @@ from fedmef_dist.methods.preparation import PreparationCosts
 from fedmef_dist.simulation.totals import Totals
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.tracking.tracker import Metrics
-from fedmef_dist.wire.ledger import WireLedger
+from fedmef_dist.wire.ledger import VALUE_BYTES, WireLedger
 
 
 class Accounting:
@@ -69,4 +69,5 @@ class Accounting:
             "flops/train": flops.total,
             "flops/overhead": flops.overhead,
             "flops/total": totals.flops,
+            **({"memory/method_bytes": VALUE_BYTES * work.held} if work.held else {}),
         }

@@ -28,6 +28,7 @@ from fedmef_dist.simulation.local_training import LocalTraining, open_kept_state
 from fedmef_dist.simulation.server import Server
 from fedmef_dist.simulation.totals import Totals
 from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity.health import MaskHealth, thin_filters
 from fedmef_dist.sums.cohort_sum import CohortSum
 from fedmef_dist.sums.round_sum import RoundResult
 from fedmef_dist.tracking.timeline import Phases, Timeline
@@ -98,7 +99,7 @@ class Simulation:
         self.client_evaluation = open_client_evaluation(
             config.evaluation, self.dataset, self.population, config.data.partition, config.seed
         )
-        self.totals = Totals()
+        self.totals, self.health = Totals(), MaskHealth(self.space)
         self.parts = self._parts()
         self.more_metrics: Callable[[], Metrics] = dict
         self.round, self.stopping = 0, False
@@ -127,6 +128,7 @@ class Simulation:
             "wire": self.accounting.wire,
             "placement": self.local.times,
             "totals": self.totals,
+            "health": self.health,
         }
 
     def start(self, *, rehearses: bool = False) -> None:
@@ -256,9 +258,9 @@ class Simulation:
         sizes = zip(self.space.layers, self.space.layer_counts(), strict=True)
         metrics |= {f"layer_density/{layer.name}": count / layer.size for layer, count in sizes}
         metrics["sparsity/survived"] = self.server.first_mask.survived(mask)
-        if moved:
-            metrics["sparsity/overlap"] = before.overlap(mask)
-        return metrics
+        if not moved:
+            return metrics | {"sparsity/thin_filters": thin_filters(self.space, mask)}
+        return metrics | {"sparsity/overlap": before.overlap(mask)} | self.health.adjusted(before, mask)
 
     def evaluate_if_due(self) -> Metrics:
         """How the model does on the test set and on clients' own data, every so many rounds and in the last one."""

@@ -8,7 +8,10 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import numpy as np
+from torch import Tensor
 
+from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.wire.filter_positions import decode_in_filters, encode_in_filters, in_filters_bytes
 from fedmef_dist.wire.layer_encoding import (
     Number,
     decode,
@@ -155,6 +158,34 @@ class Signs(Encoding):
         signs = decode_signs(message, block.size, block.rows)
         positions = np.flatnonzero(signs)
         return positions, signs[positions].astype(np.float32)
+
+
+class InFilters(Encoding):
+    """Positions and values, where both sides know how many of each filter there are: what is known does not travel.
+
+    Args:
+        space: the parameter space; the range is that of its prunable positions.
+        counts: int64 (filters,), of all layers one after another.
+    """
+
+    def __init__(self, space: ParameterSpace, counts: Tensor) -> None:
+        rows = [layer.rows for layer in space.layers]
+        starts = [layer.start for layer in space.layers]
+        self._counts = {start: part.cpu().numpy() for start, part in zip(starts, counts.split(rows), strict=True)}
+
+    def length(self, block: Block, count: int, number: Number) -> int:
+        """Bytes of positions and values."""
+        return in_filters_bytes(self._counts[block.start], block.size // block.rows) + values_bytes(count, number)
+
+    def encode(self, block: Block, active: np.ndarray, values: np.ndarray, number: Number) -> bytes:
+        """Positions, then values."""
+        return encode_in_filters(active, block.rows) + encode_values(values[active], number)
+
+    def decode(self, message: bytes, block: Block, number: Number) -> Decoded:
+        """Positions and values."""
+        counts, columns = self._counts[block.start], block.size // block.rows
+        head = in_filters_bytes(counts, columns)
+        return _matching(decode_in_filters(message[:head], counts, columns), decode_values(message[head:], number))
 
 
 def _matching(positions: np.ndarray, values: np.ndarray) -> Decoded:
