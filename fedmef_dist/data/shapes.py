@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedmef_dist.data.images import class_names
+from fedmef_dist.data.resize import resized_shape
 from fedmef_dist.data.sources import DataSettings, load_dataset
 
 
@@ -37,8 +38,13 @@ def shape_of(settings: DataSettings) -> Shape:
     Files must be there only for what they decide: the classes of ``folder``, the characters of a text.
 
     Raises:
-        UserError: they are missing.
+        UserError: they are missing, or the samples cannot be resized.
     """
+    shape = _stored_shape(settings)
+    return shape if settings.resize is None else Shape(resized_shape(shape.sample, settings.resize), shape.classes)
+
+
+def _stored_shape(settings: DataSettings) -> Shape:
     match settings.dataset:
         case "synthetic":
             synthetic = settings.synthetic
@@ -48,6 +54,6 @@ def shape_of(settings: DataSettings) -> Shape:
             classes = class_names(Path(settings.root).expanduser() / folder.path / folder.train)
             return Shape((3, folder.image_size, folder.image_size), len(classes))
         case "shakespeare" | "tinystories":
-            dataset = load_dataset(settings, seed=0)
+            dataset = load_dataset(settings.model_copy(update={"resize": None}), seed=0)
             return Shape(dataset.shape, dataset.classes)
     return _SHAPES[settings.dataset]

@@ -1,6 +1,7 @@
 """The ``data`` section of a configuration, and the data set that it names."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from fedmef_dist.data.fashion_mnist import fashion_mnist
 from fedmef_dist.data.femnist import femnist
 from fedmef_dist.data.folder import FolderSettings, image_folder
 from fedmef_dist.data.partitions import PartitionSettings
+from fedmef_dist.data.resize import resized
 from fedmef_dist.data.shakespeare import load_shakespeare
 from fedmef_dist.data.svhn import svhn
 from fedmef_dist.data.synthetic import SyntheticSettings, load_synthetic
@@ -43,6 +45,12 @@ class DataSettings(Settings):
     ] = Field(default="digits", description="the data set")
     root: str = Field(default="data", min_length=1, description="folder with the data sets' files")
     download: bool = Field(default=False, description="fetch missing files from the data set's own site")
+    resize: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="side in pixels that square images are scaled to, by the mean over areas; null: as they are",
+    )
     augment: bool = Field(
         default=True, description="crop and mirror training images at random, where the data set allows it"
     )
@@ -56,9 +64,19 @@ def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
     """Both splits as uint8, in memory or mapped into it; only ``synthetic`` depends on ``seed``.
 
     Raises:
-        UserError: a file is missing, damaged, or cannot be downloaded.
+        UserError: a file is missing, damaged, or cannot be downloaded, or the samples cannot be resized.
     """
-    root = Path(settings.root).expanduser()
+    root, side = Path(settings.root).expanduser(), settings.resize
+    if side is None or settings.dataset in _UNCACHED:
+        dataset = _load(settings, root, seed)
+        return dataset if side is None else resized(dataset, side)
+    # The cache holds the small images, so that the ranks of a node share them too.
+    source = _source(settings, root)
+    options = (*source.options, "resize", side)
+    return load_cached(replace(source, read=lambda: resized(source.read(), side), options=options), root)
+
+
+def _load(settings: DataSettings, root: Path, seed: int) -> Dataset | TextDataset:
     match settings.dataset:
         case "digits":
             return load_digits(digits_path())
@@ -80,6 +98,7 @@ def _source(settings: DataSettings, root: Path) -> Source:
     return _DOWNLOADABLE[settings.dataset](root, settings.download)
 
 
+_UNCACHED = ("digits", "synthetic", "shakespeare", "tinystories")
 _DOWNLOADABLE: dict[str, Callable[[Path, bool], Source]] = {
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
