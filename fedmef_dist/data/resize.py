@@ -28,9 +28,8 @@ def resized(dataset: Dataset | TextDataset, side: int) -> Dataset:
         return dataset
     train, test = (Split(area_average(split.images, side), split.labels) for split in (dataset.train, dataset.test))
     mean, std = channel_statistics(train.images)
-    return replace(
-        dataset, train=train, test=test, mean=mean, std=std, pad=round(dataset.pad * side / dataset.shape[1])
-    )
+    pad = round(dataset.pad * side / dataset.shape[1])
+    return replace(dataset, train=train, test=test, mean=mean, std=std, pad=pad, findings=None)
 
 
 def resized_shape(shape: tuple[int, ...], side: int) -> tuple[int, ...]:

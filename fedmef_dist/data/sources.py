@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.data.cache import Source, load_cached
+from fedmef_dist.data.checks import checked
 from fedmef_dist.data.cifar import cifar10, cifar100
 from fedmef_dist.data.cinic10 import cinic10
 from fedmef_dist.data.dataset import Dataset
@@ -69,7 +70,8 @@ def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
     root, side = Path(settings.root).expanduser(), settings.resize
     if side is None or settings.dataset in _UNCACHED:
         dataset = _load(settings, root, seed)
-        return dataset if side is None else resized(dataset, side)
+        dataset = dataset if side is None else resized(dataset, side)
+        return checked(dataset) if isinstance(dataset, Dataset) and dataset.findings is None else dataset
     # The cache holds the small images, so that the ranks of a node share them too.
     source = _source(settings, root)
     options = (*source.options, "resize", side)

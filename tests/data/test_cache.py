@@ -184,11 +184,10 @@ def test_an_entry_that_is_not_what_was_written_is_refused(tmp_path, reader, monk
     spoil(entry)
     with pytest.raises(UserError) as caught:
         load_cached(reader.source(), tmp_path / "data")
-    what, where, mend = str(caught.value).splitlines()
-    assert what.startswith("a file of the cache is damaged")
-    assert where.startswith(f"{entry}/")
-    assert where.endswith(name)
-    assert mend == f"delete {entry}; it will be made anew"
+    assert caught.value.what.startswith("a file of the cache is damaged")
+    assert caught.value.where.startswith(f"{entry}/")
+    assert caught.value.where.endswith(name)
+    assert caught.value.mend == f"delete {entry}; it will be made anew"
     assert not (tmp_path / "exploded").exists()
     shutil.rmtree(entry)
     same(load_cached(reader.source(), tmp_path / "data"), reader.read())

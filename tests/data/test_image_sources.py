@@ -111,15 +111,16 @@ def test_a_folder_of_images_of_any_size(tmp_path):
 def test_a_folder_is_scaled_to_its_shorter_side_and_cut_in_the_middle(tmp_path):
     stripes = np.zeros((16, 48, 3), dtype=np.uint8)
     stripes[:, 12:36] = 200  # wider than the middle, since scaling looks at neighbours
+    stripes[:2, 24] = 230  # a spot, since a constant class would be refused
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(5):
             Image.fromarray(stripes).save(tmp_path / "images" / name / f"{number}.png")
     data = load(tmp_path, "folder", folder=FolderSettings(image_size=8, train="", test=None))
     assert (len(data.train), len(data.test)) == (8, 2)
-    assert (data.train.images == 200).all()
-    assert data.mean == pytest.approx((200 / 255,) * 3)
-    assert data.std == (1.0, 1.0, 1.0)  # constant channels
+    assert data.shape == (1, 8, 8)  # every image is grey
+    assert (data.train.images >= 200).all()
+    assert (data.train.images == 200).float().mean() > 0.9
 
 
 def test_channel_statistics_equal_the_plain_formula():
