@@ -48,12 +48,12 @@ def refuse_constants(dataset: Dataset, constant: np.ndarray, files: Sequence[Pat
         members = np.flatnonzero(labels == label)
         if not constant[members].all() or len(np.unique(values[members])) > 1:
             continue
-        named = [files[place] for place in members[:_NAMED]] if len(files) == len(labels) else files[:_NAMED]
-        more = ", ..." if len(files) > len(named) else ""
+        own = [files[place] for place in members.tolist()] if len(files) == len(labels) else files
+        named = ", ".join(map(str, own[:_NAMED])) + (", ..." if len(own) > _NAMED else "")
         raise UserError(
             f"class {dataset.reading.class_name(int(label))}: all {len(members)} training images have the value "
             f"{values[members[0]]} in every pixel",
-            where=", ".join(map(str, named)) + more if named else f"data.dataset={dataset.name}",
+            where=named or f"data.dataset={dataset.name}",
             mend="look at the files: were they written with another range of values, or is the class empty paper?",
         )
 

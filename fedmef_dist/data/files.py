@@ -28,13 +28,13 @@ def open_regular(path: Path, limit: int = MOST_BYTES) -> BinaryIO:
         UserError: the file is missing, unreadable, of another kind, or too large.
     """
     try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise unreadable(path, error) from error
-    status = os.fstat(file.fileno())
+    status = os.fstat(handle)
     if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
-        return file
-    file.close()
+        return os.fdopen(handle, "rb")
+    os.close(handle)
     if not stat.S_ISREG(status.st_mode):
         raise damaged(path, "a regular file", "a folder, pipe or device", "take it away")
     raise damaged(path, f"at most {limit:,} bytes", f"{status.st_size:,}", "give a smaller file")

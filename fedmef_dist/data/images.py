@@ -13,7 +13,7 @@ from torch import Tensor
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.dataset import Split
 from fedmef_dist.data.files import damaged
-from fedmef_dist.data.pixels import REPLACE, SUFFIXES, is_grey, read_image
+from fedmef_dist.data.pixels import REPLACE, SUFFIXES, Picture, is_grey, read_image
 from fedmef_dist.data.walk import Walk
 
 Channels = Literal[1, 3, "auto"]
@@ -89,16 +89,15 @@ def read_splits(
     kinds: Counter[str] = Counter()
     depth = 1 if channels == 1 else 3
     decoded = [_pixels(part.paths, side, depth, crop, kinds) for part in (train, test)]
-    if channels == "auto" and all(is_grey(image) for pixels in decoded for image in pixels):
-        decoded = [np.ascontiguousarray(pixels[..., :1]) for pixels in decoded]
-    return (_split(decoded[0], train), _split(decoded[1], test)), _summary(kinds)
+    decoded = as_grey(decoded) if channels == "auto" else decoded
+    return (_split(decoded[0], train), _split(decoded[1], test)), summary(kinds)
 
 
 def _split(pixels: np.ndarray, listing: Listing) -> Split:
     return Split(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor(listing.labels, dtype=torch.int64))
 
 
-def _summary(kinds: Counter[str]) -> dict[str, int]:
+def summary(kinds: Counter[str]) -> dict[str, int]:
     """The commonest kinds; images of many sizes would fill pages."""
     shown = dict(kinds.most_common(_KINDS))
     rest = kinds.total() - sum(shown.values())
@@ -108,21 +107,28 @@ def _summary(kinds: Counter[str]) -> dict[str, int]:
 def _pixels(paths: Sequence[Path], side: int, channels: int, crop: bool, kinds: Counter[str]) -> np.ndarray:
     pixels = np.empty((len(paths), side, side, channels), dtype=np.uint8)
     for row, path in zip(pixels, paths, strict=True):
-        image, kind = _fit(path, side, channels, crop)
+        image, kind = read_image(path, channels)
         kinds[kind] += 1
-        row[:] = image.reshape(row.shape)
+        row[:] = fit(image, path, side, crop).reshape(row.shape)
     return pixels
 
 
-def _fit(path: Path, side: int, channels: int, crop: bool) -> tuple[np.ndarray, str]:
+def as_grey(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """One channel of the images, uint8 (N, H, W, 3), where red, green and blue are the same in all; else all three."""
+    if all(is_grey(image) for pixels in parts for image in pixels):
+        return [np.ascontiguousarray(pixels[..., :1]) for pixels in parts]
+    return list(parts)
+
+
+def fit(image: Picture, path: Path, side: int, crop: bool) -> np.ndarray:
+    """The pixels of an image of ``side`` times ``side``, or else ``crop`` scales and cuts it. Raises UserError."""
     from PIL import Image, ImageOps
 
-    image, kind = read_image(path, channels)
     if crop:
         image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
     if image.size != (side, side):
         raise damaged(path, f"an image of {side}x{side} pixels", f"{image.width}x{image.height}", REPLACE)
-    return np.asarray(image), kind
+    return np.asarray(image)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -8,14 +8,13 @@ that they name, transparent pixels lie on white paper, and an image is turned as
 import struct
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 
 from fedmef_dist.data.files import damaged, open_regular
 
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+Picture: TypeAlias = Any  # PIL's image; importing it here would cost every command a tenth of a second
 
 # By suffix and by content: a file of another kind is foreign, whatever its name says.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".tif", ".tiff")
@@ -28,7 +27,7 @@ _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1
 
 
-def read_image(path: Path, channels: int) -> tuple["Picture", str]:
+def read_image(path: Path, channels: int) -> tuple[Picture, str]:
     """The image, mode L for one channel and RGB for three, and what the file was, as ``PNG, mode L, 28x28``.
 
     Raises:
@@ -38,12 +37,12 @@ def read_image(path: Path, channels: int) -> tuple["Picture", str]:
         return decode(file, path, channels)
 
 
-def decode(file: object, path: Path, channels: int) -> tuple["Picture", str]:
+def decode(file: IO[bytes], path: Path, channels: int) -> tuple[Picture, str]:
     """The same of an open file, named ``path`` in messages."""
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(file, formats=_FORMATS) as opened:  # type: ignore[arg-type]
+        with Image.open(file, formats=_FORMATS) as opened:
             kind = f"{opened.format}, mode {opened.mode}, {opened.width}x{opened.height}"
             image = ImageOps.exif_transpose(_shallow(opened, path))
             return _on_paper(image).convert("L" if channels == 1 else "RGB"), kind
@@ -54,7 +53,7 @@ def decode(file: object, path: Path, channels: int) -> tuple["Picture", str]:
         raise damaged(path, "a whole image", str(error).replace(str(path), "it") or "none", REPLACE) from error
 
 
-def _shallow(image: "Picture", path: Path) -> "Picture":
+def _shallow(image: Picture, path: Path) -> Picture:
     """Grey levels of more than 8 bits in 8 bits; other images as they are (Pillow takes the high byte of colours)."""
     from PIL import Image
 
@@ -68,7 +67,7 @@ def _shallow(image: "Picture", path: Path) -> "Picture":
     levels = np.asarray(image).astype(np.int64)
     if levels.min() < 0 or levels.max() > highest:
         raise damaged(path, f"levels of 0 to {highest}", f"{levels.min()} to {levels.max()}", _CONVERT)
-    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # type: ignore[attr-defined]
+    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         levels = highest - levels
     scaled = (levels * 255 + highest // 2) // highest
     scaled[levels == image.info.get("transparency", -1)] = 255  # white paper
@@ -77,19 +76,19 @@ def _shallow(image: "Picture", path: Path) -> "Picture":
     return shallow
 
 
-def _highest_level(image: "Picture") -> int | None:
+def _highest_level(image: Picture) -> int | None:
     """The largest level that the format allows; None where there is none."""
     if image.mode == "F":
         return None
     if image.format == "TIFF":
-        tags = image.tag_v2  # type: ignore[attr-defined]
+        tags = image.tag_v2
         bits, kind = tags.get(_BITS, (1,))[0], tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0]
         return 2**bits - 1 if bits <= 16 and kind == _UNSIGNED else None
     # PNG has 16 bits; Pillow scales PGM from the maximum in its head to 16 bits.
     return 65535 if image.format in ("PNG", "PPM") else None
 
 
-def _on_paper(image: "Picture") -> "Picture":
+def _on_paper(image: Picture) -> Picture:
     """The image on white where it is transparent."""
     from PIL import Image
 

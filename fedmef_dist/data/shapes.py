@@ -37,7 +37,7 @@ def shape_of(settings: DataSettings) -> Shape:
     """The shape that the data set's samples have.
 
     Files must be there only for what they decide: the classes of ``folder`` and whether its images are grey, the
-    characters of a text.
+    characters of a text, all of ``arrays`` and ``parquet``.
 
     Raises:
         UserError: they are missing, or the samples cannot be resized.
@@ -57,7 +57,7 @@ def _stored_shape(settings: DataSettings) -> Shape:
                 return _loaded_shape(settings)
             classes = class_names(Path(settings.root).expanduser() / folder.path / folder.train, Walk())
             return Shape((folder.channels, folder.image_size, folder.image_size), len(classes))
-        case "shakespeare" | "tinystories":
+        case "arrays" | "parquet" | "shakespeare" | "tinystories":
             return _loaded_shape(settings)
     return _SHAPES[settings.dataset]
 

@@ -69,7 +69,7 @@ class TextDataset:
         vocabulary: character ``k`` has token ``k + 1``; token 0 stands for every other one. Empty for other tokens.
         owners: int64 (N,), whose text each training sample is; None where nobody's in particular.
         reading: what the files were; not part of the data.
-        tokens: how many tokens there are, where they are no characters.
+        token_count: how many tokens there are, where they are no characters.
     """
 
     name: str
@@ -79,12 +79,12 @@ class TextDataset:
     owners: Tensor | None = None
     test_owners: Tensor | None = None
     reading: Reading = field(default_factory=Reading, compare=False)
-    tokens: int | None = None
+    token_count: int | None = None
 
     @property
     def classes(self) -> int:
         """Tokens that can come next."""
-        return len(self.vocabulary) + 1 if self.tokens is None else self.tokens
+        return len(self.vocabulary) + 1 if self.token_count is None else self.token_count
 
     @property
     def digest(self) -> str:
@@ -92,7 +92,10 @@ class TextDataset:
 
         How the text is cut into samples is the configuration's and does not change it.
         """
-        return tensor_digest(f"text {self.vocabulary!r}", self.train.tokens, self.test.tokens)
+        kind = (
+            f"text {self.vocabulary!r}" if self.token_count is None else f"tokens in rows of {self.train.context + 1}"
+        )
+        return tensor_digest(kind, self.train.tokens, self.test.tokens)
 
     @property
     def shape(self) -> tuple[int, ...]:

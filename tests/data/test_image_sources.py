@@ -240,12 +240,6 @@ def test_a_damaged_file_ends_the_command_with_status_2(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_pickled_versions_of_cifar_are_not_opened(tmp_path):
-    for dataset, name in (("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
-        (tmp_path / name).mkdir()
-        assert "a pickle, which is not opened for safety" in refusal(tmp_path, dataset)
-
-
 def test_a_folder_of_one_class_or_too_few_images(tmp_path):
     data_files.image(tmp_path / "images/train/cat/1.png")
     assert "at least two classes" in refusal(tmp_path, "folder")
