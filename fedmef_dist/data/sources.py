@@ -1,7 +1,7 @@
 """The ``data`` section of a configuration, and the data set that it names."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -117,6 +117,15 @@ def _source(settings: DataSettings, root: Path) -> Source:
     return _DOWNLOADABLE[settings.dataset](root, settings.download)
 
 
+def sample_files(settings: DataSettings) -> tuple[Sequence[Path], Sequence[Path]]:
+    """The files of the training and of the test samples, in their order; empty where samples are no files."""
+    if settings.dataset not in _FILE_A_SAMPLE:
+        return (), ()
+    source = _source(settings, Path(settings.root).expanduser())
+    return source.train_files, source.test_files
+
+
+_FILE_A_SAMPLE = ("folder", "cinic10", "tiny_imagenet")
 _UNCACHED = ("digits", "synthetic", "shakespeare", "tinystories")
 _DOWNLOADABLE: dict[str, Callable[[Path, bool], Source]] = {
     "fashion_mnist": fashion_mnist,
