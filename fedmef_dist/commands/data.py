@@ -33,26 +33,22 @@ def data_command(path: Path, overrides: list[str], out: Path | None) -> None:
     config = load_config(path, overrides)
     dataset = load_dataset(config.data, config.seed)
     clients = _clients(config, dataset)
+    title, drawn = f"{config.name}: {dataset.name}", clients if isinstance(clients, Clients) else None
+    more: list[Fact] = []
     if isinstance(dataset, TextDataset):
         look = look_at_text(dataset, config.seed)
         facts = [*_facts(dataset), *_text_facts(look), *_client_facts(clients)]
-        page = text_page(
-            f"{config.name}: {dataset.name}", facts, look, clients if isinstance(clients, Clients) else None
-        )
+        page = text_page(title, facts, look, drawn)
+        more = [("sample", repr(text)) for text in look.samples]
     else:
         classes = look_at_classes(dataset)
-        facts = [*_facts(dataset), *_image_facts(config, dataset), *_client_facts(clients)]
-        page = image_page(
-            f"{config.name}: {dataset.name}",
-            facts,
-            classes,
-            contact_sheets(dataset, config.data.augment, config.seed),
-            find_twins(dataset, sample_files(config.data) if config.data.resize is None else ((), ())),
-            clients if isinstance(clients, Clients) else None,
-        )
+        facts = [*_facts(dataset), *_image_facts(config, dataset), *_client_facts(clients), *_mix(drawn)]
+        sheets = contact_sheets(dataset, config.data.augment, config.seed)
+        twins = find_twins(dataset, sample_files(config.data))
+        page = image_page(title, facts, classes, sheets, twins, drawn)
         print(_class_table(classes))
     folder = out or Path("runs") / f"{config.name}-data"
-    _print([*facts, ("page", str(_write(folder, page)))])
+    _print([*facts, *more, ("page", str(_write(folder, page)))])
 
 
 def _write(folder: Path, page: str) -> Path:
@@ -119,7 +115,6 @@ def _text_facts(look: TextLook) -> list[Fact]:
         ("unknown", f"{look.unknown:.4%} of the test text are characters that the training text has not"),
         ("owners", f"{len(sizes):,}, of which {np.count_nonzero(sizes):,} have samples"),
         ("samples an owner", f"{sizes.min():,} to {sizes.max():,}, median {np.median(sizes):,.0f}"),
-        *[("sample", repr(text)) for text in look.samples],
     ]
 
 
@@ -127,19 +122,22 @@ def _client_facts(clients: Clients | UserError) -> list[Fact]:
     if isinstance(clients, UserError):
         return [("clients", f"cannot be drawn: {clients.what} ({clients.where}: {clients.mend})")]
     sizes, numbers = clients.sizes, clients.numbers
-    smallest, largest = sizes.argmin(), sizes.argmax()
+    smallest, largest = numbers[sizes.argmin()], numbers[sizes.argmax()]
     looked = "" if len(numbers) == clients.total else f", of which {len(numbers):,} were looked at"
-    labels = np.count_nonzero(clients.counts, axis=1)
+    unused = "unknown: clients draw with replacement" if clients.unused is None else f"{clients.unused:,} samples"
     return [
         ("clients", f"{clients.total:,}{looked}"),
         ("samples a client", f"{sizes.min():,} to {sizes.max():,}, median {np.median(sizes):,.0f}"),
-        ("smallest, largest", f"client {numbers[smallest]} and client {numbers[largest]}"),
-        ("labels a client", f"{labels.min()} to {labels.max()}, median {np.median(labels):.0f}"),
-        (
-            "nobody's",
-            "unknown: clients draw with replacement" if clients.unused is None else f"{clients.unused:,} samples",
-        ),
+        ("smallest, largest", f"client {smallest} and client {largest}"),
+        ("nobody's", unused),
     ]
+
+
+def _mix(clients: Clients | None) -> list[Fact]:
+    if clients is None:
+        return []
+    labels = np.count_nonzero(clients.counts, axis=1)
+    return [("labels a client", f"{labels.min()} to {labels.max()}, median {np.median(labels):.0f}")]
 
 
 def _class_table(classes: Sequence[ClassRow]) -> str:

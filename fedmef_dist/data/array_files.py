@@ -72,11 +72,11 @@ def _npy(file: BinaryIO, path: Path) -> np.ndarray:
     version = np.lib.format.read_magic(file)
     read_head: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_head(file)
-    body = file.seek(0, 2) - start
+    body = -file.tell() + file.seek(0, 2)
     file.seek(start)
     if dtype.hasobject or any(side < 0 for side in shape):
         raise ValueError("an array of objects")
-    if _count(shape) * dtype.itemsize > body:
+    if _count(shape) * dtype.itemsize != body:
         raise ValueError(f"a head of {dtype} {shape} and {body} bytes")
     values: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
     return values

@@ -33,12 +33,12 @@ def read_writings(paths: Sequence[Path], pixels: int, classes: int) -> tuple[lis
     found = [writing for path in paths for writing in _of_file(path, pixels, classes, skipped)]
     if not found:
         raise damaged(paths[0], "at least one writer with a sample", "none", _MEND)
-    return found, dict(skipped)
+    return found, {reason: count for reason, count in skipped.items() if count}
 
 
 def _of_file(path: Path, pixels: int, classes: int, skipped: Counter[str]) -> Iterator[Writing]:
     try:
-        content = json.loads(read_bytes(path).decode("utf-8-sig"))
+        content = json.loads(read_bytes(path).decode("utf-8-sig"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise damaged(path, "a JSON file", str(error)[:100], _MEND) from error
     data = content.get("user_data") if isinstance(content, dict) else None
@@ -46,12 +46,33 @@ def _of_file(path: Path, pixels: int, classes: int, skipped: Counter[str]) -> It
         raise damaged(path, "LEAF's key user_data", "none", _MEND)
     if not data:
         skipped["files without users"] += 1
+    skipped.update({"users with another number of samples than the file says": _disagreeing(content, data)})
     for writer, samples in data.items():
         writing = _writing(path, writer, samples, pixels, classes)
         if writing is None:
             skipped["writers without samples"] += 1
         else:
             yield writing
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping none of whose keys stands twice: the samples of the first would be lost. Raises ValueError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key that stands twice")
+    return found
+
+
+def _disagreeing(content: dict[str, Any], data: dict[str, Any]) -> int:
+    """How many users have other samples than LEAF's lists ``users`` and ``num_samples`` say, where these are there."""
+    users, counts = content.get("users"), content.get("num_samples")
+    if not isinstance(users, list) or not isinstance(counts, list) or len(users) != len(counts):
+        return 0
+    said = {str(user): count for user, count in zip(users, counts, strict=True)}
+    held = {
+        user: len(one["y"]) for user, one in data.items() if isinstance(one, dict) and isinstance(one.get("y"), list)
+    }
+    return sum(said.get(user, 0) != held.get(user, 0) for user in {*said, *held})
 
 
 def _writing(path: Path, writer: str, samples: Any, pixels: int, classes: int) -> Writing | None:

@@ -38,9 +38,9 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .6rem; }
 <table>{% for name, value in facts %}<tr><th>{{ name }}</th><td class="wrap">{{ value }}</td></tr>
 {% endfor %}</table>
 {% if classes %}<h2>Classes, as the network sees them</h2>
-<p>Of each class the same training images: plain, and as one epoch's augmentation draws them.</p>
+<p>Of each class the same training images: as they are, and as they are trained on in one epoch.</p>
 <div class="scroll"><table><tr><th>class</th><th class="n">training</th><th class="n">test</th>
-<th class="n">constant</th><th>plain</th><th>augmented</th></tr>
+<th class="n">constant</th><th>as they are</th><th>as trained on</th></tr>
 {% for row in classes %}<tr><td>{{ row.name }}</td><td class="n">{{ "{:,}".format(row.train) }}</td>
 <td class="n">{{ "{:,}".format(row.test) }}</td><td class="n">{{ "{:,}".format(row.constant) }}</td>
 {% for strip in strips.get(row.label, ()) %}<td><img class="sheet" alt="{{ strip[0] }} images of class {{ row.name }}"

@@ -30,6 +30,20 @@ def test_writers_without_samples_and_files_without_users_are_counted(tmp_path):
     assert notices(data) == ["data: passed over: 1 writers without samples, 1 files without users"]
 
 
+def test_lists_that_disagree_with_the_samples_and_writers_that_stand_twice_are_told(tmp_path):
+    data_files.femnist(tmp_path)
+    path = tmp_path / "femnist/train/all_data_1_niid_0.json"
+    text = path.read_text()
+    content = json.loads(text)
+    del content["user_data"][content["users"][0]]
+    content["user_data"]["other"] = data_files.writing(2, 0)
+    path.write_text(json.dumps(content))
+    assert load(tmp_path).reading.skipped == {"users with another number of samples than the file says": 2}
+    path.write_text(text.replace('"user_data": {', '"user_data": {"f0000_14": {"x": [], "y": []}, ', 1))
+    with pytest.raises(UserError, match="a key that stands twice"):
+        load(tmp_path)
+
+
 def test_files_of_macos_and_byte_order_marks_do_no_harm(tmp_path):
     data_files.femnist(tmp_path)
     digest = load(tmp_path).digest
