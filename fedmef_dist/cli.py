@@ -71,6 +71,18 @@ def memory(
 
 
 @app.command()
+def data(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/<name>-data")] = None,
+) -> None:
+    """Show the data as the network sees them: counts, what was passed over, duplicates, clients, a page of pictures."""
+    from fedmef_dist.commands.data import data_command
+
+    data_command(config, overrides or [], out)
+
+
+@app.command()
 def compare(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR ...", help="directories of runs")],
     out: Annotated[Path | None, typer.Option(help="where tables and plots go")] = None,

@@ -1,13 +1,18 @@
 """The ``data`` section of a configuration, and the data set that it names."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from fedmef_dist.base.settings import Settings
+from fedmef_dist.cluster.environment import detect
+from fedmef_dist.data.arrays import ArraySettings, array_source, holds_tokens, load_tokens
 from fedmef_dist.data.cache import Source, load_cached
+from fedmef_dist.data.checks import checked
 from fedmef_dist.data.cifar import cifar10, cifar100
 from fedmef_dist.data.cinic10 import cinic10
 from fedmef_dist.data.dataset import Dataset
@@ -15,7 +20,9 @@ from fedmef_dist.data.digits import digits_path, load_digits
 from fedmef_dist.data.fashion_mnist import fashion_mnist
 from fedmef_dist.data.femnist import femnist
 from fedmef_dist.data.folder import FolderSettings, image_folder
+from fedmef_dist.data.parquet import ParquetSettings, parquet_source
 from fedmef_dist.data.partitions import PartitionSettings
+from fedmef_dist.data.resize import resized
 from fedmef_dist.data.shakespeare import load_shakespeare
 from fedmef_dist.data.svhn import svhn
 from fedmef_dist.data.synthetic import SyntheticSettings, load_synthetic
@@ -37,17 +44,27 @@ class DataSettings(Settings):
         "svhn",
         "femnist",
         "folder",
+        "arrays",
+        "parquet",
         "shakespeare",
         "tinystories",
         "synthetic",
     ] = Field(default="digits", description="the data set")
     root: str = Field(default="data", min_length=1, description="folder with the data sets' files")
     download: bool = Field(default=False, description="fetch missing files from the data set's own site")
+    resize: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="side in pixels that square images are scaled to, by the mean over areas; null: as they are",
+    )
     augment: bool = Field(
         default=True, description="crop and mirror training images at random, where the data set allows it"
     )
     partition: PartitionSettings = Field(default_factory=PartitionSettings, description="how samples fall to clients")
     folder: FolderSettings = Field(default_factory=FolderSettings, description="images for dataset: folder")
+    arrays: ArraySettings = Field(default_factory=ArraySettings, description="files for dataset: arrays")
+    parquet: ParquetSettings = Field(default_factory=ParquetSettings, description="files for dataset: parquet")
     text: TextSettings = Field(default_factory=TextSettings, description="samples of text data sets")
     synthetic: SyntheticSettings = Field(default_factory=SyntheticSettings, description="sizes for dataset: synthetic")
 
@@ -55,20 +72,36 @@ class DataSettings(Settings):
 def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
     """Both splits as uint8, in memory or mapped into it; only ``synthetic`` depends on ``seed``.
 
+    The first rank of a node verifies the digest of what comes from the cache.
+
     Raises:
-        UserError: a file is missing, damaged, or cannot be downloaded.
+        UserError: a file is missing, damaged, or cannot be downloaded, the samples cannot be resized, or the training
+            images of a class, or all, are one constant.
     """
-    root = Path(settings.root).expanduser()
+    root, side = Path(settings.root).expanduser(), settings.resize
+    if settings.dataset in _UNCACHED or (settings.dataset == "arrays" and holds_tokens(root, settings.arrays)):
+        dataset = _load(settings, root, seed)
+        dataset = dataset if side is None else resized(dataset, side)
+        return checked(dataset) if isinstance(dataset, Dataset) else dataset
+    source = _source(settings, root)
+    if side is not None:
+        # The cache holds the small images, so that the ranks of a node share them too.
+        options, large = (*source.options, "resize", side), source.read
+        source = replace(source, read=lambda: resized(large(), side), options=options)
+    return load_cached(source, root, verify=detect(os.environ).local_rank == 0)
+
+
+def _load(settings: DataSettings, root: Path, seed: int) -> Dataset | TextDataset:
     match settings.dataset:
-        case "digits":
-            return load_digits(digits_path())
         case "synthetic":
             return load_synthetic(settings.synthetic, seed)
         case "shakespeare":
             return load_shakespeare(root, settings.text.context)
         case "tinystories":
             return load_tinystories(root, settings.text)
-    return load_cached(_source(settings, root), root)
+        case "arrays":
+            return load_tokens(root, settings.arrays)
+    return load_digits(digits_path())
 
 
 def _source(settings: DataSettings, root: Path) -> Source:
@@ -77,9 +110,23 @@ def _source(settings: DataSettings, root: Path) -> Source:
             return femnist(root)
         case "folder":
             return image_folder(root, settings.folder)
+        case "arrays":
+            return array_source(root, settings.arrays)
+        case "parquet":
+            return parquet_source(root, settings.parquet)
     return _DOWNLOADABLE[settings.dataset](root, settings.download)
 
 
+def sample_files(settings: DataSettings) -> tuple[Sequence[Path], Sequence[Path]]:
+    """The files of the training and of the test samples, in their order; empty where samples are no files."""
+    if settings.dataset not in _FILE_A_SAMPLE:
+        return (), ()
+    source = _source(settings, Path(settings.root).expanduser())
+    return source.train_files, source.test_files
+
+
+_FILE_A_SAMPLE = ("folder", "cinic10", "tiny_imagenet")
+_UNCACHED = ("digits", "synthetic", "shakespeare", "tinystories")
 _DOWNLOADABLE: dict[str, Callable[[Path, bool], Source]] = {
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,

@@ -13,6 +13,7 @@ from fedmef_dist.base.settings import Settings
 from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.models import small
 from fedmef_dist.models.convert import convert, replace_module, weighted_layers
+from fedmef_dist.models.fit import refuse_misfit
 from fedmef_dist.models.gpt import GPTSettings, build_gpt
 from fedmef_dist.models.torchvision_import import import_torchvision
 
@@ -87,7 +88,9 @@ def stock_model(settings: ModelSettings, *, classes: int, shape: tuple[int, ...]
             return build_gpt(settings.gpt, classes, context=shape[0])
         channels, image_size, _ = shape
         if settings.name not in OWN_MODELS:
-            return _from_torchvision(settings, classes, channels, image_size)
+            model = _from_torchvision(settings, classes, channels, image_size)
+            refuse_misfit(model, settings.name, shape, classes)
+            return model
         model = _own(settings, classes, channels, image_size)
         small.initialise(model)
         return model
