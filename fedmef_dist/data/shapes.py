@@ -34,11 +34,15 @@ _SHAPES = {
 def shape_of(settings: DataSettings) -> Shape:
     """The shape that the data set's samples have.
 
-    Files must be there only for what they decide: the classes of ``folder``, the characters of a text.
+    Files must be there only for what they decide: the classes of ``folder``, the characters of a text, and all that a
+    guest loads.
 
     Raises:
         UserError: they are missing.
     """
+    if settings.is_guest:
+        guest = load_dataset(settings, seed=0)
+        return Shape(guest.shape, guest.classes)
     match settings.dataset:
         case "synthetic":
             synthetic = settings.synthetic

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # The collection of clients' prunable weights under masks of their own.
 WEIGHTS = "weights"
 SettingsT = TypeVar("SettingsT", bound=Settings)
+_AnySettings = Settings
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,19 @@ class RoundPlan:
 
 
 @dataclass(frozen=True)
+class Preferences:
+    """What ``auto`` means under a method.
+
+    Attributes:
+        norm: the model's normalisation; None: the one that the network was made with.
+        activation_pruning: whether activations are pruned.
+    """
+
+    norm: str | None = None
+    activation_pruning: bool = False
+
+
+@dataclass(frozen=True)
 class MethodContext:
     """What of a run's configuration methods need beside their own settings.
 
@@ -138,7 +152,15 @@ class MethodContext:
 
 
 class Method(ABC, Generic[SettingsT]):
-    """A federated algorithm over one parameter space."""
+    """A federated algorithm over one parameter space.
+
+    Attributes:
+        Settings: the class of its keys in section ``method``; a subclass inherits it, or gives a subclass of it.
+        preferences: what ``auto`` means under it.
+    """
+
+    Settings: ClassVar[type[_AnySettings]] = _AnySettings
+    preferences: ClassVar[Preferences] = Preferences()
 
     def __init__(self, settings: SettingsT, space: ParameterSpace, context: MethodContext) -> None:
         self.settings, self.space, self.context = settings, space, context

@@ -85,6 +85,8 @@ def prune_to_counts(space: ParameterSpace, magnitude: Tensor, counts: Sequence[i
 class ClientMasks(RandomStart[ClientMaskSettingsT]):
     """From a random mask; on a schedule clients swap ``floor(zeta_r * a_l)`` weights of each layer."""
 
+    Settings = ClientMaskSettings
+
     def __init__(self, settings: ClientMaskSettingsT, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.schedule = self.adjustments()

@@ -25,6 +25,8 @@ class FedAvgSettings(Settings):
 class FedAvg(Method[FedAvgSettings]):
     """Every weight is active in every round."""
 
+    Settings = FedAvgSettings
+
     def initial_mask(self, preparation: Preparation) -> Mask:
         """The full mask."""
         return Mask(torch.ones(self.space.n_prunable, dtype=torch.bool, device=self.space.values.device))

@@ -32,6 +32,8 @@ class FedDst(ClientMasks[FedDstSettings]):
     theta_k / sum n_k over the clients that keep a position (algorithm 1).
     """
 
+    Settings = FedDstSettings
+
     def adjustments(self) -> AdjustmentSchedule:
         """Until half of the run's rounds, unless the settings say otherwise."""
         settings = self.settings

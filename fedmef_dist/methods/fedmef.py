@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fedmef_dist.methods.base import MethodContext, RoundPlan
+from fedmef_dist.methods.base import MethodContext, Preferences, RoundPlan
 from fedmef_dist.methods.extrusion import Deviation, Extrusion, Target
 from fedmef_dist.methods.swapping import (
     RandomStart,
@@ -51,6 +51,9 @@ class FedMefSettings(SwappingSettings):
 
 class FedMef(RandomStart[FedMefSettings]):
     """Prunes by magnitude what extrusion has emptied, grows by gradient."""
+
+    Settings = FedMefSettings
+    preferences = Preferences(norm="nsconv", activation_pruning=True)
 
     def __init__(self, settings: FedMefSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)

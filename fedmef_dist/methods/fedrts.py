@@ -83,6 +83,8 @@ class FedRts(RandomStart[FedRtsSettings]):
         posterior: float32 (2, n_prunable), a and b of each weight's Beta distribution.
     """
 
+    Settings = FedRtsSettings
+
     def __init__(self, settings: FedRtsSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.schedule = settings.schedule()

@@ -106,6 +106,8 @@ class CongruentSwap(LocalSwap):
 class FedSgc(ClientMasks[FedSgcSettings]):
     """Who does not keep a weight counts in its average with the old global value."""
 
+    Settings = FedSgcSettings
+
     def __init__(self, settings: FedSgcSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self._broadcast = self._previous = space.values.new_zeros(space.n_prunable)

@@ -70,6 +70,8 @@ def turns(layers: Sequence[str], granularity: Granularity) -> list[set[int]]:
 class FedTiny(Method[FedTinySettings]):
     """Clients choose the first mask; adjustments take blocks in turn."""
 
+    Settings = FedTinySettings
+
     def __init__(self, settings: FedTinySettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.schedule = settings.schedule()

@@ -116,6 +116,8 @@ def compete(gain: Tensor, time: Tensor, kept: Tensor, other_time: float, most: i
 class PruneFl(Method[PruneFlSettings]):
     """Keeps large weights, and of all others those whose squared gradient is worth their time."""
 
+    Settings = PruneFlSettings
+
     def __init__(self, settings: PruneFlSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.first_counts = layer_counts(space, settings.density, settings.allocation)

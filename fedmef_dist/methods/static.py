@@ -50,6 +50,8 @@ class StaticSettings(SparseSettings):
 class Static(Method[StaticSettings]):
     """Sparse federated averaging under one mask."""
 
+    Settings = StaticSettings
+
     def __init__(self, settings: StaticSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.counts = layer_counts(space, settings.density, settings.allocation)

@@ -45,6 +45,8 @@ class RandomStart(Method[SparseSettingsT]):
         counts: active weights of each layer.
     """
 
+    Settings = SparseSettings
+
     def __init__(self, settings: SparseSettingsT, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.counts = layer_counts(space, settings.density, settings.allocation)
