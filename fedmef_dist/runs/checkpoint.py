@@ -63,6 +63,7 @@ class RunState(BaseModel):
     costs: list[float] = Field(min_length=5, max_length=5)
     totals: dict[str, Any]
     tracker: dict[str, str]
+    callbacks: dict[str, Any] = Field(default_factory=dict)
 
 
 class CheckpointStore:

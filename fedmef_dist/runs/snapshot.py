@@ -57,6 +57,7 @@ def take_checkpoint(run: "Simulation", tracker_state: dict[str, str], kept: Mapp
         "costs": run.costs.sums.tolist(),
         "totals": vars(run.totals),
         "tracker": tracker_state,
+        "callbacks": run.callbacks.state(),
     }
     return Checkpoint(tensors, state)
 
@@ -75,6 +76,7 @@ def restore(run: "Simulation", checkpoint: Checkpoint) -> None:
     try:
         run.method.restore(without_prefix(_METHOD, tensors))
         run.server.optimizer.restore(without_prefix(_OPTIMIZER, tensors))
+        run.callbacks.restore(state.callbacks)
         if run.client_states is not None:
             run.client_states.restore(without_prefix(_CLIENTS, tensors))
     except ValueError as error:

@@ -14,7 +14,7 @@ from fedmef_dist.clients.cohort import Cohort, draw_cohort, total_weight
 from fedmef_dist.clients.kept_state import Keepsake, open_client_states
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.interruption import GraceTime, Interruption, RoundAbandonedError
-from fedmef_dist.config import Config
+from fedmef_dist.config import Config, to_tree
 from fedmef_dist.data.batches import Batch, client_batches, steps_per_epoch
 from fedmef_dist.data.population import build_population
 from fedmef_dist.data.sources import load_dataset
@@ -35,6 +35,7 @@ from fedmef_dist.sums.cohort_sum import CohortSum
 from fedmef_dist.sums.placement import CostModel, assign
 from fedmef_dist.sums.round_sum import RoundResult
 from fedmef_dist.tracking import Tracker
+from fedmef_dist.tracking.callbacks import Callbacks
 from fedmef_dist.tracking.timeline import Stopwatch, Timeline
 from fedmef_dist.wire.messages import Messages
 
@@ -100,6 +101,7 @@ class Simulation:
         self.store = CheckpointStore(run_dir, config.checkpoint.keep)
         self.grace = GraceTime(config.checkpoint.grace, interruption or Interruption(), group.watch)
         self.timeline = Timeline(run_dir if config.tracking.timeline else None, group.rank)
+        self.callbacks = Callbacks(config.callbacks, group, run_dir, to_tree(config))
         self.stopping = False
         self.totals = Totals()
         self.more_metrics: Callable[[], Metrics] = dict
@@ -139,16 +141,22 @@ class Simulation:
         )
 
     def run(self, tracker: Tracker) -> None:
-        """All rounds that are left, or those until a signal stops the run."""
-        while self.round < self.config.federation.rounds and not self.stopping:
+        """All rounds that are left, or those until a signal or a callback stops the run."""
+        self.callbacks.start(self.round)
+        while self.round < self.config.federation.rounds and not (self.stopping or self.callbacks.stopped):
             self.round += 1
+            self.callbacks.round_start(self.round)
             metrics = self.play_round()
             if metrics is None:
                 self.round -= 1
             else:
-                tracker.log(metrics | self.more_metrics())
+                metrics |= self.more_metrics()
+                tracker.log(metrics)
+                self.callbacks.round_end(metrics)
             self.save_if_due(tracker)
             self.grace.end()
+        if not self.stopped_early:
+            self.callbacks.end()
 
     @property
     def stopped_early(self) -> bool:
@@ -214,7 +222,7 @@ class Simulation:
     def train_cohort(self, cohort: Cohort, plan: RoundPlan) -> CohortSum:
         """Trains this rank's share of the cohort, longest job first."""
         total = CohortSum(self.space, cohort, plan, self.group)
-        rate = self.config.optimizer.rate(self.round, self.config.federation.rounds)
+        rate = self.config.optimizer.rate(self.round, self.config.federation.rounds) * self.callbacks.rate_factor
         slots = self.place(cohort)
         _LOG.info("round %d: trains clients %s", self.round, cohort.clients[slots].tolist())
         start = time.perf_counter()
@@ -330,9 +338,10 @@ class Simulation:
 
     def save_if_due(self, tracker: Tracker) -> None:
         """Rank 0 saves the whole state every so many rounds, after the last one and before an early end."""
-        last = self.round == self.config.federation.rounds
+        last = self.round == self.config.federation.rounds or self.callbacks.stopped
         due = self.round % self.config.checkpoint.every == 0 or last or self.stopping
         kept = self.client_states.gather() if due and self.client_states is not None else {}
         new = self.round > self.saved_round
         if due and new and self.group.rank == 0 and self.store.try_save(take_checkpoint(self, tracker.state(), kept)):
             self.saved_round = self.round
+            self.callbacks.checkpoint()
