@@ -10,6 +10,7 @@ import typer
 from fedmef_dist.base.errors import UserError
 
 _INTERRUPTED = 130
+_ALLOW_PLUGINS = "import and run the code that the run directory names, such as a model of your own"
 # Typer shows mistakes on the command line in a box of many lines and does not export their class.
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -94,24 +95,29 @@ def doctor() -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME", help="only this method's keys: a name, or package.module:Name")
+    ] = None,
+) -> None:
     """Print the JSON Schema of the configuration, for editors."""
     import json
 
-    from fedmef_dist.config import Config
+    from fedmef_dist.config import schema as schema_of
 
-    print(json.dumps(Config.model_json_schema(), indent=2))
+    print(json.dumps(schema_of(method), indent=2))
 
 
 @app.command()
 def export(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="directory of a run")],
     out: Annotated[Path, typer.Option(help="safetensors file to write")],
+    allow_plugins: Annotated[bool, typer.Option("--allow-plugins", help=_ALLOW_PLUGINS)] = False,
 ) -> None:
     """Write the trained sparse model as safetensors with the plain names of its model."""
     from fedmef_dist.session.export import export as export_run
 
-    export_run(run_dir, out)
+    export_run(run_dir, out, allow_plugins=allow_plugins)
 
 
 @app.command()
