@@ -5,7 +5,7 @@ Data", AISTATS 2017, arXiv 1602.05629, algorithm 1. Clients run local SGD; the s
 running statistics, weighted by samples.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -25,7 +25,7 @@ class FedAvgSettings(Settings):
 class FedAvg(Method[FedAvgSettings]):
     """Every weight is active in every round."""
 
-    Settings = FedAvgSettings
+    Settings: ClassVar[type[FedAvgSettings]] = FedAvgSettings
 
     def initial_mask(self, preparation: Preparation) -> Mask:
         """The full mask."""

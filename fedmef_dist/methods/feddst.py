@@ -6,7 +6,7 @@ middle of their training, as RigL does: they prune by magnitude and grow by grad
 over those clients that keep it, and prunes the union by magnitude.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,7 +32,7 @@ class FedDst(ClientMasks[FedDstSettings]):
     theta_k / sum n_k over the clients that keep a position (algorithm 1).
     """
 
-    Settings = FedDstSettings
+    Settings: ClassVar[type[FedDstSettings]] = FedDstSettings
 
     def adjustments(self) -> AdjustmentSchedule:
         """Until half of the run's rounds, unless the settings say otherwise."""

@@ -8,7 +8,7 @@ would move with it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -106,7 +106,7 @@ class CongruentSwap(LocalSwap):
 class FedSgc(ClientMasks[FedSgcSettings]):
     """Who does not keep a weight counts in its average with the old global value."""
 
-    Settings = FedSgcSettings
+    Settings: ClassVar[type[FedSgcSettings]] = FedSgcSettings
 
     def __init__(self, settings: FedSgcSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)

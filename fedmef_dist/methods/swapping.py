@@ -1,7 +1,7 @@
 """What methods that prune and grow a few weights in every adjustment have in common."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from pydantic import Field
@@ -45,7 +45,7 @@ class RandomStart(Method[SparseSettingsT]):
         counts: active weights of each layer.
     """
 
-    Settings = SparseSettings
+    Settings: ClassVar[type[SparseSettings]] = SparseSettings
 
     def __init__(self, settings: SparseSettingsT, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
