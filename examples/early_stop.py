@@ -10,12 +10,13 @@ class HalveThenStop(Callback):
     """What to do where the test loss has not fallen since the best evaluation so far."""
 
     def __init__(self, halvings: int = 2) -> None:
-        self.halvings, self.best = halvings, float("inf")
+        self.halvings = halvings
+        self.best: float | None = None
 
     def on_evaluate(self, metrics: Metrics, control: Control) -> None:
         """Acts on a plateau."""
         loss = float(metrics["eval/loss"])
-        if loss < self.best:
+        if self.best is None or loss < self.best:
             self.best = loss
         elif self.halvings == 0:
             control.stop(f"the test loss stays at {self.best:.4f}")

@@ -67,7 +67,7 @@ class Loan:
         if self._method is not None:
             tree["method"] = _method_section(config, self._method)
         if self._model is not None:
-            tree["model"]["name"] = self._model
+            tree["model"] |= {"name": self._model, "width": 1.0}  # the width was that of the model it replaces
         if self._dataset is not None:
             tree["data"] |= {"dataset": self._dataset, "options": {}}
         tree["tracking"]["trackers"] += self._trackers

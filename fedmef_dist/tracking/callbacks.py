@@ -83,10 +83,11 @@ class Callbacks:
         return self._control.stop_reason if self.stopped else None
 
     def start(self, round: int) -> None:
-        """The run starts behind ``round``."""
+        """The run starts behind ``round``; raises TypeError now where :meth:`state` would, many rounds later."""
         self._control.round = round
         for _, callback in self._callbacks:
             callback.on_start(self._control)
+        self.state()
         self._agree()
 
     def round_start(self, round: int) -> None:
