@@ -2,16 +2,16 @@
 
 import difflib
 import os
-import reprlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
+from pydantic import AfterValidator, Field, ValidationError, create_model
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.base.guests import UNKNOWN_NAME, GuestSettings, Kind, find, nearest
+from fedmef_dist.base.explanation import explain, known_keys
+from fedmef_dist.base.guests import GuestSettings, Kind, find, nearest
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.base.strict_yaml import parse_yaml
 from fedmef_dist.clients.cohort import FederationSettings
@@ -97,7 +97,7 @@ def parse_config(tree: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise _explain(error, tree, where) from None
+        raise explain(error, tree, where, lambda key: _hint(key, tree)) from None
 
 
 def schema(method: str | None = None) -> dict[str, Any]:
@@ -223,34 +223,6 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _explain(error: ValidationError, tree: dict[str, Any], where: str) -> UserError:
-    """What is wrong with the first key that does not fit."""
-    problems: dict[str, list[Any]] = {}
-    for problem in error.errors(include_url=False):
-        problems.setdefault(_dotted(problem["loc"], tree), []).append(problem)
-    dotted, found = next(iter(problems.items()))
-    more = f" (and {len(problems) - 1} more keys)" if len(problems) > 1 else ""
-    if found[0]["type"] == "extra_forbidden":
-        return UserError(f"unknown key {dotted}{more}", where=where, mend=_hint(dotted, tree))
-    if found[0]["type"] == UNKNOWN_NAME:
-        return UserError(f"{dotted}: {found[0]['msg']}{more}", where=where, mend=found[0]["ctx"]["mend"])
-    # A value of several possible types fails once for each.
-    message = " or ".join(problem["msg"].removeprefix("Value error, ") for problem in found)
-    if found[0]["type"] != "value_error":
-        message += f", got {reprlib.repr(found[0]['input'])}"
-    return UserError(f"{dotted}: {message}{more}", where=where, mend=f"correct {dotted}")
-
-
-def _dotted(location: Sequence[str | int], tree: Any) -> str:
-    """A problem's key as the user wrote it; pydantic's location also holds names of methods and types."""
-    keys = []
-    for part in location:
-        if (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int)):
-            keys.append(str(part))
-            tree = tree[part]  # type: ignore[index]
-    return ".".join(keys)
-
-
 def _hint(unknown: str, tree: dict[str, Any]) -> str:
     known = list(known_keys(Config))
     if unknown in known:
@@ -269,12 +241,3 @@ def _keys_of_guest(tree: Mapping[str, Any]) -> list[str]:
     if not isinstance(name, str) or name in METHODS or not is_known(name):
         return []
     return list(known_keys(settings_of(name), "method."))
-
-
-def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a settings model."""
-    for key, field in model.model_fields.items():
-        yield prefix + key
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from known_keys(kind, f"{prefix}{key}.")

@@ -5,24 +5,21 @@ point. A program may also lend objects to a run. Nothing is imported before :fun
 """
 
 import difflib
-import importlib
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from functools import cache
 from importlib.metadata import entry_points
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.foreign_modules import import_module, member, place_of
 from fedmef_dist.base.settings import Settings
 
 OWN_FORM = "package.module:Name"
@@ -121,9 +118,9 @@ def find(kind: Kind, name: str, key: str) -> Any:
     module_name, _, path = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
         raise UserError(f"{name!r} is no name of a {kind.value}", where=where, mend=f"write {OWN_FORM}")
-    found: Any = _import(module_name, where)
+    found: Any = import_module(module_name, where)
     for part in path.split("."):
-        found = _member(found, part, where)
+        found = member(found, part, where)
     return found
 
 
@@ -141,7 +138,7 @@ def call(name: str, guest: Callable[..., Any], key: str, **arguments: Any) -> An
     except Exception as error:
         what = f"{name} failed: {type(error).__name__}: {error}"
         raise UserError(
-            what, where=_place(error, name), mend="correct it, or what the configuration gives it"
+            what, where=place_of(error, name), mend="correct it, or what the configuration gives it"
         ) from error
 
 
@@ -169,73 +166,6 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     asked = f"did you mean {near[0]}? " if near else ""
     choice = f"choose one of {', '.join(names)}, or write" if names else "write"
     return f"{asked}{choice} {OWN_FORM} for your own"
-
-
-def _import(name: str, where: str) -> ModuleType:
-    """The module, sought on Python's path, then below the working directory, which joins that path."""
-    folder = Path.cwd()
-    if not {"", str(folder)} & {*sys.path}:
-        sys.path.append(str(folder))  # last, so that a file in it hides no installed module
-    importlib.invalidate_caches()
-    try:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if not f"{name}.".startswith(f"{error.name}."):
-                raise
-            return _from_file(name, folder, where)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, UserError):
-            raise
-        what = f"{name} cannot be imported: {type(error).__name__}: {error}"
-        raise UserError(what, where=f"{_place(error, name)} ({where})", mend="correct the module") from error
-
-
-def _from_file(name: str, folder: Path, where: str) -> ModuleType:
-    """A module whose package has the name of another one on Python's path. Raises UserError where there is no file."""
-    path = folder.joinpath(*name.split(".")).with_suffix(".py")
-    spec = spec_from_file_location(name, path) if path.is_file() else None
-    if spec is None or spec.loader is None:
-        files = [file.stem for file in path.parent.glob("*.py")]
-        near = difflib.get_close_matches(path.stem, files, n=1)
-        mend = f"did you mean {'.'.join([*name.split('.')[:-1], near[0]])}?" if near else f"put it at {path}"
-        raise UserError(
-            f"there is no module {name}", where=f"{where}; looked in {folder} and on Python's path", mend=mend
-        )
-    module = sys.modules[name] = module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _member(owner: Any, name: str, where: str) -> Any:
-    if hasattr(owner, name):
-        return getattr(owner, name)
-    public = [member for member in vars(owner) if not member.startswith("_")]
-    near = difflib.get_close_matches(name, public, n=1, cutoff=0.5)
-    place = f"{where}; looked in {getattr(owner, '__file__', owner)}"
-    mend = f"did you mean {near[0]}?" if near else f"define {name} there"
-    raise UserError(f"{owner.__name__} has no {name}", where=place, mend=mend)
-
-
-def _place(error: BaseException, name: str) -> str:
-    """File and line of the guest's own code where an exception arose, or its name where that cannot be told."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}, line {error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [
-        frame
-        for frame in frames
-        if frame.filename not in (__file__, importlib.__file__) and not frame.filename.startswith("<")
-    ]
-    if not outside:
-        return name
-    home = Path(outside[0].filename).parent
-    own = [frame for frame in outside if Path(frame.filename).is_relative_to(home)]
-    return f"{own[-1].filename}, line {own[-1].lineno}"
 
 
 def _check_arguments(name: str, guest: Callable[..., Any], key: str, arguments: Mapping[str, Any]) -> None:
