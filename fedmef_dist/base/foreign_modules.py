@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import sys
+import sysconfig
 import traceback
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 from fedmef_dist.base.errors import UserError
 
-# Frames of these files are between the configuration and the guest.
-_OURS = (__file__, str(Path(__file__).with_name("guests.py")))
+_PACKAGE = Path(__file__).parent.parent
+_INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
 
 
 def import_module(name: str, where: str) -> ModuleType:
@@ -71,17 +72,14 @@ def member(owner: Any, name: str, where: str) -> Any:
 
 
 def place_of(error: BaseException, name: str) -> str:
-    """File and line of the guest's own code where an exception arose, or its name where that cannot be told."""
+    """File and line of the guest's own code where an exception arose, or its name where that cannot be told.
+
+    That is the innermost frame outside of this package, and of what is installed if there is one.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [
-        frame
-        for frame in frames
-        if frame.filename not in (*_OURS, importlib.__file__) and not frame.filename.startswith("<")
-    ]
-    if not outside:
-        return name
-    home = Path(outside[0].filename).parent
-    own = [frame for frame in outside if Path(frame.filename).is_relative_to(home)]
-    return f"{own[-1].filename}, line {own[-1].lineno}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    guests = [frame for frame in frames if not Path(frame.filename).is_relative_to(_PACKAGE)]
+    own = [frame for frame in guests if not any(Path(frame.filename).is_relative_to(path) for path in _INSTALLED)]
+    innermost = (own or guests)[-1:]
+    return f"{innermost[0].filename}, line {innermost[0].lineno}" if innermost else name

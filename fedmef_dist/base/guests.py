@@ -23,6 +23,7 @@ from fedmef_dist.base.foreign_modules import import_module, member, place_of
 from fedmef_dist.base.settings import Settings
 
 OWN_FORM = "package.module:Name"
+OBJECT = "object:"  # begins the name of what a program has lent and no module has
 UNKNOWN_NAME = "unknown_name"
 GuestName = Annotated[str, WithJsonSchema({"type": "string", "pattern": ":", "description": OWN_FORM})]
 Options = Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object"})]
@@ -112,9 +113,10 @@ def find(kind: Kind, name: str, key: str) -> Any:
     if (kind, name) in _LENT:
         return _LENT[kind, name]
     where = f"{key}={name}"
+    if name.startswith(OBJECT) or "#" in name:
+        raise UserError(f"{name} is an object that a program gave to the run", where=where, mend="start it from there")
     if ":" not in name:
-        (entry,) = entry_points(group=kind.group, name=name)
-        name = entry.value.partition("[")[0].strip()
+        name = _entry_point(kind, name, where)
     module_name, _, path = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
         raise UserError(f"{name!r} is no name of a {kind.value}", where=where, mend=f"write {OWN_FORM}")
@@ -124,12 +126,36 @@ def find(kind: Kind, name: str, key: str) -> Any:
     return found
 
 
-def call(name: str, guest: Callable[..., Any], key: str, **arguments: Any) -> Any:
+def _entry_point(kind: Kind, name: str, where: str) -> str:
+    """What an entry point stands for, as ``package.module:Name``."""
+    values = sorted({entry.value.partition("[")[0].strip() for entry in entry_points(group=kind.group, name=name)})
+    if len(values) != 1:
+        found = f"{len(values)} of them: {', '.join(values)}" if values else "none"
+        raise UserError(
+            f"not one entry point {name} in the group {kind.group}, but {found}", where=where, mend=f"write {OWN_FORM}"
+        )
+    return values[0]
+
+
+def call(
+    name: str, guest: Callable[..., Any], key: str, options: Mapping[str, Any], given: Mapping[str, Any] | None = None
+) -> Any:
     """What a guest returns, or the object of its class.
+
+    Args:
+        name: of the guest, for messages.
+        guest: a function or a class.
+        key: where the configuration has the options, for messages.
+        options: arguments by name, as the configuration has them.
+        given: further ones, which every guest of its kind gets.
 
     Raises:
         UserError: it does not take these arguments, or raises an exception.
     """
+    twice = [option for option in options if option in (given or {})]
+    if twice:
+        raise UserError(f"every run gives {twice[0]} itself", where=key, mend=f"leave {twice[0]} out")
+    arguments = {**(given or {}), **options}
     _check_arguments(name, guest, key, arguments)
     try:
         return guest(**arguments)

@@ -22,7 +22,7 @@ def load_guest(name: str, options: Mapping[str, Any], root: Path) -> Dataset | T
         UserError: there is no such guest, it fails, or gives something else.
     """
     loader = find(Kind.DATASET, name, "data.dataset")
-    dataset = call(name, loader, "data.options", root=root, **options)
+    dataset = call(name, loader, "data.options", options, {"root": root})
     if not isinstance(dataset, Dataset | TextDataset):
         raise UserError(
             f"{name} gave a {type(dataset).__name__}, not a data set",

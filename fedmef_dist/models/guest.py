@@ -28,7 +28,7 @@ def build_guest(name: str, options: Mapping[str, Any], width: float, classes: in
     """
     if width != 1.0:
         raise UserError(f"{name} has no width", where=f"model.width={width}", mend="give it as one of model.options")
-    model = call(name, find(Kind.MODEL, name, _KEY), "model.options", classes=classes, shape=shape, **options)
+    model = call(name, find(Kind.MODEL, name, _KEY), "model.options", options, {"classes": classes, "shape": shape})
     if not isinstance(model, nn.Module):
         raise _unfit(name, f"gave a {type(model).__name__}, not a torch.nn.Module")
     if not weighted_layers(model):
@@ -43,7 +43,7 @@ def _check_outputs(name: str, model: nn.Module, classes: int, shape: tuple[int, 
     expected = (1, *shape, classes) if is_text else (1, classes)
     model.eval()
     with torch.no_grad():
-        outputs = call(f"{name}, given a sample of shape {shape},", lambda: model(example), _KEY)
+        outputs = call(f"{name}, given a sample of shape {shape},", lambda: model(example), _KEY, {})
     found = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
     if found != expected:
         raise _unfit(name, f"gives {found} for one sample, not logits of shape {expected}")

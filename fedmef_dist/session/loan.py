@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from fedmef_dist.base.guests import Kind, qualified_name
+from fedmef_dist.base.guests import OBJECT, Kind, qualified_name
 from fedmef_dist.base.notices import tell
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import Group
@@ -21,7 +21,6 @@ from fedmef_dist.methods.registry import METHODS, name_of, settings_of
 from fedmef_dist.tracking.callbacks import OWN_CALLBACKS
 
 Model = nn.Module | Callable[..., nn.Module]
-_OBJECT = "object:"
 
 
 class Loan:
@@ -53,7 +52,7 @@ class Loan:
         self._model = self._lend(Kind.MODEL, _called(model), _maker(model)) if model is not None else None
         self._dataset = None
         if dataset is not None:
-            self._dataset = self._lend(Kind.DATASET, _OBJECT + dataset.name, lambda root: dataset)
+            self._dataset = self._lend(Kind.DATASET, OBJECT + dataset.name, lambda root: dataset)
         self._trackers = [self._lend_part(Kind.TRACKER, tracker) for tracker in trackers]
         self._callbacks = [self._lend_part(Kind.CALLBACK, callback) for callback in callbacks]
 

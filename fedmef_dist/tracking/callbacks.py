@@ -155,7 +155,7 @@ class Callbacks:
 
 
 def _make(entry: GuestSettings, maker: Any) -> Callback:
-    callback = call(entry.name, maker, _KEY, **entry.options)
+    callback = call(entry.name, maker, _KEY, entry.options)
     if not isinstance(callback, Callback):
         raise UserError(f"{entry.name} is no callback", where=_KEY, mend="subclass fedmef_dist.api.Callback")
     return callback

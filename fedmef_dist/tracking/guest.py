@@ -97,7 +97,7 @@ def open_guests(
 def _make(guest: GuestSettings, run_dir: Path, config: Mapping[str, Any]) -> Any:
     found = find(Kind.TRACKER, guest.name, _KEY)
     try:
-        tracker = call(guest.name, found, _KEY, run_dir=run_dir, config=dict(config), **guest.options)
+        tracker = call(guest.name, found, _KEY, guest.options, {"run_dir": run_dir, "config": dict(config)})
     except UserError as error:
         if error.__cause__ is None:  # its name or its options are wrong: that is better known at once
             raise

@@ -100,6 +100,10 @@ def test_an_entry_point_is_found_by_its_name(module, outside, monkeypatch):
         assert not is_guest(Kind.MODEL, "newest")
         assert "theirs" not in sys.modules
         assert find(Kind.METHOD, "newest", "method.name").__name__ == "Method"
+        module("others-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+        module("others-1.0.dist-info/entry_points.txt", "[fedmef_dist.methods]\nnewest = others:Method\n")
+        assert refusal("newest").what.endswith("but 2 of them: others:Method, theirs:Method")
+        assert refusal("nothing").what == "not one entry point nothing in the group fedmef_dist.methods, but none"
     finally:
         guests.entry_point_names.cache_clear()
 
@@ -110,6 +114,11 @@ def test_what_is_lent_is_found_by_kind_and_name_while_it_is_lent():
         assert is_guest(Kind.MODEL, "g")
         assert not is_guest(Kind.METHOD, "g")
     assert not is_guest(Kind.MODEL, "g")
+
+
+def test_what_a_program_lent_to_an_earlier_run_is_named_as_such():
+    for name in ("object:stripes", "mine:Tracker#2"):
+        assert refusal(name).what == f"{name} is an object that a program gave to the run"
 
 
 def test_a_class_of_a_script_gets_the_name_of_the_script(monkeypatch):
@@ -126,19 +135,25 @@ def build(*, classes, depth=2):
 
 def test_a_call_that_does_not_fit_names_the_argument_and_the_nearest():
     with pytest.raises(UserError, match="mine:build does not take dept") as caught:
-        call("mine:build", build, "model.options", classes=3, dept=1)
+        call("mine:build", build, "model.options", {"dept": 1}, {"classes": 3})
     assert (caught.value.where, caught.value.mend) == ("model.options", "did you mean depth?")
     with pytest.raises(UserError, match="mine:build needs classes"):
-        call("mine:build", build, "model.options", depth=1)
+        call("mine:build", build, "model.options", {"depth": 1})
     with pytest.raises(UserError, match="it takes classes, depth"):
-        call("mine:build", build, "model.options", classes=1, qqqq=1)
-    assert call("mine:build", build, "model.options", classes=3, depth=4) == 12
-    assert call("dict", dict, "options", a=1) == {"a": 1}  # written in C: it tells no arguments
+        call("mine:build", build, "model.options", {"classes": 1, "qqqq": 1})
+    assert call("mine:build", build, "model.options", {"depth": 4}, {"classes": 3}) == 12
+    assert call("dict", dict, "options", {"name": 1}) == {"name": 1}  # written in C: it tells no arguments
+
+
+def test_what_every_run_gives_itself_is_no_option():
+    with pytest.raises(UserError, match="every run gives classes itself") as caught:
+        call("mine:build", build, "model.options", {"classes": 3}, {"classes": 4})
+    assert (caught.value.where, caught.value.mend) == ("model.options", "leave classes out")
 
 
 def test_an_exception_of_a_call_is_told_with_file_and_line_and_its_cause():
     with pytest.raises(UserError, match="mine:build failed: ZeroDivisionError") as caught:
-        call("mine:build", build, "model.options", classes=3, depth=3)
+        call("mine:build", build, "model.options", {"classes": 3, "depth": 3})
     assert caught.value.where == f"{__file__}, line {build.__code__.co_firstlineno + 1}"
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 

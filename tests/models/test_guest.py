@@ -86,6 +86,17 @@ def test_what_is_no_model_is_refused(guest, settings, what):
         build(guest, **settings)
 
 
+class Failing(Net):
+    def forward(self, images):
+        return super().forward(images[:, :, 5:])
+
+
+def test_a_forward_pass_that_fails_is_told_with_its_own_line():
+    with pytest.raises(UserError, match="failed: RuntimeError") as caught:
+        build(Failing)
+    assert caught.value.where == f"{__file__}, line {Failing.forward.__code__.co_firstlineno + 1}"
+
+
 def test_options_are_for_guests_alone():
     with pytest.raises(ValueError, match="options are for models of your own; resnet18 has keys of its own"):
         ModelSettings(name="resnet18", options={"depth": 3})
