@@ -138,6 +138,15 @@ def test_every_command_works_with_a_method_of_ones_own(folder, command, capsys):
     assert command("export", runs[0], "--out", "model.safetensors", "--allow-plugins") == 0
 
 
+def test_a_module_that_fails_ends_a_command_with_three_lines(folder, command, capsys):
+    (folder("own_method") / "bad.py").write_text("\nimport a_package_that_nobody_has\n")
+    assert command("plan", "own_method.yaml", "method.name=bad:X") == 2
+    what, where, mend = capsys.readouterr().err.splitlines()
+    assert what == "bad cannot be imported: ModuleNotFoundError: No module named 'a_package_that_nobody_has'"
+    assert where == f"where: {Path('bad.py').resolve()}, line 2 (method.name=bad:X)"
+    assert mend == "mend: correct the module"
+
+
 def test_compare_imports_nothing_that_a_run_names(folder, command):
     here = folder("own_method")
     play("own_method", here, "federation.rounds=2")
