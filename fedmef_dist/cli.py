@@ -10,6 +10,7 @@ import typer
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.cluster.ending import INTERRUPTED
 
+_ALLOW_PLUGINS = "import and run the code that the run directory names, such as a model of your own"
 # Typer shows mistakes on the command line in a box of many lines and does not export their class.
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -101,6 +102,20 @@ def compare(
 
 
 @app.command()
+def check(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="its name, or package.module:Class")],
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="what to play; default: a small one")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Hold a method to the simulator's promises: same bits on 1, 2, 3 ranks and after a resume, ledger, masks."""
+    from fedmef_dist.commands.check import check_command
+
+    raise typer.Exit(check_command(method, config, overrides or []))
+
+
+@app.command()
 def doctor() -> None:
     """Show what launcher, rank, device and network were found, and try one all-reduce."""
     from fedmef_dist.commands.doctor import doctor as examine
@@ -109,24 +124,29 @@ def doctor() -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME", help="only this method's keys: a name, or package.module:Name")
+    ] = None,
+) -> None:
     """Print the JSON Schema of the configuration, for editors."""
     import json
 
-    from fedmef_dist.config import Config
+    from fedmef_dist.config import schema as schema_of
 
-    print(json.dumps(Config.model_json_schema(), indent=2))
+    print(json.dumps(schema_of(method), indent=2))
 
 
 @app.command()
 def export(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="directory of a run")],
     out: Annotated[Path, typer.Option(help="safetensors file to write")],
+    allow_plugins: Annotated[bool, typer.Option("--allow-plugins", help=_ALLOW_PLUGINS)] = False,
 ) -> None:
     """Write the trained sparse model as safetensors with the plain names of its model."""
     from fedmef_dist.session.export import export as export_run
 
-    export_run(run_dir, out)
+    export_run(run_dir, out, allow_plugins=allow_plugins)
 
 
 @app.command()

@@ -7,6 +7,7 @@ import pytest
 
 import fedmef_dist
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.data.sources import own_datasets
 from fedmef_dist.session.sweep import load_sweep
 from fedmef_dist.simulation.forecast import plan_command
 
@@ -70,11 +71,7 @@ def test_a_configuration_with_its_own_model_can_be_planned(path, tmp_path, monke
 
 
 def test_every_data_set_has_a_configuration():
-    from typing import get_args
-
-    from fedmef_dist.data.sources import DataSettings
-
-    known = set(get_args(DataSettings.model_fields["dataset"].annotation)) - {"synthetic"}
+    known = set(own_datasets()) - {"synthetic"}
     assert {fedmef_dist.load_config(path).data.dataset for path in LOADED} == known
 
 

@@ -1,12 +1,13 @@
 """The command ``check``: does a method keep the simulator's promises."""
 
+from copy import deepcopy
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedmef_dist.config import Config, load_config, parse_config
+from fedmef_dist.config import Config, apply_overrides, load_config, parse_config
 from fedmef_dist.methods.registry import settings_of
 from fedmef_dist.session.conformance import check_method
 
@@ -58,4 +59,6 @@ def configuration(method: str, path: Path | None, overrides: list[str]) -> Confi
         return load_config(path, [*overrides, f"method.name={method}"])
     fields = settings_of(method).model_fields
     section = {"name": method, **{key: value for key, value in _OFTEN.items() if key in fields}}
-    return parse_config({**_SMALL, "method": section}, "check", overrides)
+    tree = deepcopy({**_SMALL, "method": section})
+    apply_overrides(tree, overrides)
+    return parse_config(tree, "check")

@@ -15,18 +15,19 @@ from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sums.position_sum import Sums
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+_AnySettings = Settings
 
 
 @dataclass(frozen=True)
 class Preferences:
-    """What ``auto`` means in the configuration of a method's run.
+    """What ``auto`` means under a method.
 
     Attributes:
-        norm: ``model.norm``; ``stock`` is what the network was made with.
-        activation_pruning: ``sap.enabled``.
+        norm: the model's normalisation; None: the one that the network was made with.
+        activation_pruning: whether activations are pruned.
     """
 
-    norm: str = "stock"
+    norm: str | None = None
     activation_pruning: bool = False
 
 
@@ -75,9 +76,13 @@ class Method(ABC, Generic[SettingsT]):
     """A federated algorithm over one parameter space.
 
     Attributes:
+        Settings: the class of its keys in section ``method``; a subclass inherits it, or gives a subclass of it.
         preferences: what ``auto`` means for its runs.
+        keeps_counts: whether every adjustment leaves every layer as many active weights as it had.
     """
 
+    Settings: ClassVar[type[_AnySettings]] = _AnySettings
+    keeps_counts: ClassVar[bool] = True
     preferences: ClassVar[Preferences] = Preferences()
 
     def __init__(self, settings: SettingsT, space: ParameterSpace, context: MethodContext) -> None:

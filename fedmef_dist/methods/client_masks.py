@@ -7,7 +7,7 @@ count.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from pydantic import Field
@@ -97,6 +97,8 @@ def prune_to_counts(space: ParameterSpace, magnitude: Tensor, counts: Sequence[i
 
 class ClientMasks(RandomStart[ClientMaskSettingsT]):
     """From a random mask; on a schedule clients swap ``floor(zeta_r * a_l)`` weights of each layer."""
+
+    Settings: ClassVar[type[ClientMaskSettings]] = ClientMaskSettings
 
     def __init__(self, settings: ClientMaskSettingsT, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)

@@ -6,7 +6,7 @@ on its loss plus lambda / 2 ||v_k - w||^2 with w the global model that it receiv
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -55,6 +55,8 @@ class PersonalTraining(LocalWork):
 
 class Ditto(Dense[DittoSettings]):
     """FedAvg beside personal models; ``evaluation.per_client`` tests each client with its own."""
+
+    Settings: ClassVar[type[DittoSettings]] = DittoSettings
 
     def kept(self) -> Sequence[KeptTensor]:
         """v_k with its running statistics; at first the global model."""

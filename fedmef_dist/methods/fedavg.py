@@ -5,7 +5,7 @@ Data", AISTATS 2017, arXiv 1602.05629, algorithm 1. Clients run local SGD; the s
 running statistics, weighted by samples.
 """
 
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -35,3 +35,5 @@ class Dense(Method[DenseSettingsT]):
 
 class FedAvg(Dense[FedAvgSettings]):
     """The average of the clients' states."""
+
+    Settings: ClassVar[type[FedAvgSettings]] = FedAvgSettings

@@ -6,7 +6,7 @@ all clients' losses agree with that of the sum; nothing travels beside the model
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -55,6 +55,8 @@ class RegularisedSteps(LocalWork):
 
 class FedDyn(Dense[FedDynSettings]):
     """The server remembers h, and takes the average less h / alpha."""
+
+    Settings: ClassVar[type[FedDynSettings]] = FedDynSettings
 
     def __init__(self, settings: FedDynSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)

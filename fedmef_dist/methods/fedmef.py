@@ -7,7 +7,7 @@ of largest aggregated gradient. Scaled activation pruning (section 3.3) lives in
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -79,6 +79,7 @@ class FedMefSettings(SwappingSettings, RandomStartSettings):
 class FedMef(RandomStart[FedMefSettings]):
     """Prunes by magnitude what extrusion has emptied, grows by gradient."""
 
+    Settings: ClassVar[type[FedMefSettings]] = FedMefSettings
     preferences = Preferences(norm="nsconv", activation_pruning=True)
 
     def __init__(self, settings: FedMefSettings, space: ParameterSpace, context: MethodContext) -> None:

@@ -8,7 +8,7 @@ and keeps each layer's largest draws: weights are neither pruned nor grown by on
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -86,6 +86,8 @@ class FedRts(RandomStart[FedRtsSettings]):
     Attributes:
         posterior: float32 (2, n_prunable), a and b of each weight's Beta distribution.
     """
+
+    Settings: ClassVar[type[FedRtsSettings]] = FedRtsSettings
 
     def __init__(self, settings: FedRtsSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)

@@ -7,7 +7,7 @@ would move with it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -113,6 +113,8 @@ class CongruentSwap(LocalSwap):
 
 class FedSgc(ClientMasks[FedSgcSettings]):
     """Who does not keep a weight counts in its average with the old global value."""
+
+    Settings: ClassVar[type[FedSgcSettings]] = FedSgcSettings
 
     def __init__(self, settings: FedSgcSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)

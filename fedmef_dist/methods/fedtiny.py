@@ -8,7 +8,7 @@ one block (progressive pruning).
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -71,6 +71,8 @@ def turns(layers: Sequence[str], granularity: Granularity) -> list[set[int]]:
 
 class FedTiny(Method[FedTinySettings]):
     """Clients choose the first mask; adjustments take blocks in turn."""
+
+    Settings: ClassVar[type[FedTinySettings]] = FedTinySettings
 
     def __init__(self, settings: FedTinySettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)

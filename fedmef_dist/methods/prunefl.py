@@ -7,7 +7,7 @@ for a place by how much the loss falls a unit of time: g_j^2 / t_j (Algorithm 2)
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -118,6 +118,9 @@ def compete(gain: Tensor, time: Tensor, kept: Tensor, other_time: float, most: i
 
 class PruneFl(Method[PruneFlSettings]):
     """Keeps large weights, and of all others those whose squared gradient is worth their time."""
+
+    Settings: ClassVar[type[PruneFlSettings]] = PruneFlSettings
+    keeps_counts = False
 
     def __init__(self, settings: PruneFlSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)

@@ -6,7 +6,7 @@ every local step is corrected by c - c_k, so that clients with other data do not
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -58,6 +58,8 @@ class ControlledSteps(LocalWork):
 
 class Scaffold(Dense[ScaffoldSettings]):
     """The server's c grows by the clients' mean change, weighted as their states are, times |S| / N."""
+
+    Settings: ClassVar[type[ScaffoldSettings]] = ScaffoldSettings
 
     def __init__(self, settings: ScaffoldSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)

@@ -10,7 +10,7 @@ synaptic flow", NeurIPS 2020, arXiv 2006.05467, algorithm 1.
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -58,6 +58,8 @@ class StaticSettings(RandomStartSettings):
 
 class Static(Method[StaticSettings]):
     """Sparse federated averaging under one mask."""
+
+    Settings: ClassVar[type[StaticSettings]] = StaticSettings
 
     def __init__(self, settings: StaticSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)

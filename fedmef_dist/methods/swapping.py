@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import inf
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -58,6 +58,8 @@ class RandomStart(Method[RandomStartSettingsT]):
     Attributes:
         counts: active weights of each layer.
     """
+
+    Settings: ClassVar[type[RandomStartSettings]] = RandomStartSettings
 
     def __init__(self, settings: RandomStartSettingsT, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)

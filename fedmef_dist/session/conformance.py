@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -99,18 +100,18 @@ def check_method(config: Config) -> tuple[list[Promise], dict[str, float]]:
         UserError: the configuration or the method's settings are wrong.
     """
     broken: dict[str, str] = {}
-    alone = _tried(broken, LEDGER, lambda: _play(config, 1))
+    alone = _tried(broken, LEDGER, partial(_play, config, 1))
     if alone is None:
         return _promises(broken, {RANKS, AGAIN, RESUME, MASKED, COUNTS, GLOBAL, PURE, FINITE}), {}
     broken |= alone.faults
-    again = _tried(broken, AGAIN, lambda: _play(config, 1, plans_twice=True))
+    again = _tried(broken, AGAIN, partial(_play, config, 1, plans_twice=True))
     _compare(broken, AGAIN, alone, again, "a second run")
     for ranks in _RANKS:
-        other = _tried(broken, RANKS, lambda ranks=ranks: _play(config, ranks))
+        other = _tried(broken, RANKS, partial(_play, config, ranks))
         _compare(broken, RANKS, alone, other, f"{ranks} ranks")
     for done in range(1, config.federation.rounds, 2):
         start = alone.checkpoints[done - 1]
-        other = _tried(broken, RESUME, lambda start=start: _play(config, 2, start))
+        other = _tried(broken, RESUME, partial(_play, config, 2, start))
         _compare(broken, RESUME, alone, other, f"a resume behind round {done} on 2 ranks", done)
     return _promises(broken, set()), _costs(alone)
 
@@ -252,6 +253,6 @@ def _watching_globals(faults: dict[str, str]) -> Iterator[None]:
 def _global_states() -> dict[str, Any]:
     return {
         "random": hash(random.getstate()),
-        "numpy": np.random.get_state()[1].tobytes(),  # type: ignore[index,union-attr]
+        "numpy": hash(str(np.random.get_state())),
         "torch": torch.get_rng_state().numpy().tobytes(),
     }

@@ -20,7 +20,7 @@ from fedmef_dist.devices.device_memory import Activations, DeviceMemory, device_
 from fedmef_dist.devices.memory import StepMemory
 from fedmef_dist.devices.training_step import TrainingStep
 from fedmef_dist.layers.activation_pruning import SapSettings
-from fedmef_dist.methods.fedmef import FedMefSettings
+from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
 from fedmef_dist.models import build_model, prunable_weights
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import layer_counts, random_mask
@@ -61,11 +61,12 @@ def compared_settings(config: Config) -> list[Setting]:
     sparse = config.method if hasattr(config.method, "density") else FedMefSettings()
     density = sparse.density
     dense = dense_fedavg(config)
+    norm = FedMef.preferences.norm or config.model.stock_norm
     pruned = [config.sap.model_copy(update={"enabled": True, "prune_ratio": ratio}) for ratio in PRUNE_RATIOS]
     settings = [
         dense,
         replace(dense, method="fedtiny", density=density),
-        *(Setting("fedmef", "nsconv", sap, density) for sap in pruned),
+        *(Setting(FedMefSettings().name, norm, sap, density) for sap in pruned),
     ]
     own = own_setting(config)
     return settings if own in settings else [*settings, own]

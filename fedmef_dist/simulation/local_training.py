@@ -79,10 +79,9 @@ class LocalTraining:
         """The rank's model."""
         return self.client.model
 
-    def train(self, cohort: Cohort, plan: RoundPlan) -> CohortSum:
-        """Trains this rank's share of the cohort, longest job first."""
+    def train(self, cohort: Cohort, plan: RoundPlan, rate: float) -> CohortSum:
+        """Trains this rank's share of the cohort with the round's learning rate, longest job first."""
         total = CohortSum(self.space, cohort, plan, self.group)
-        rate = self.config.optimizer.rate(plan.round, self.config.federation.rounds)
         slots = self.place(cohort)
         _LOG.info("round %d: trains clients %s", plan.round, cohort.clients[slots].tolist())
         start = time.perf_counter()

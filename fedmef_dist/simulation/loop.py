@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.health import MaskHealth, thin_filters
 from fedmef_dist.sums.cohort_sum import CohortSum
 from fedmef_dist.sums.round_sum import RoundResult
+from fedmef_dist.tracking.callbacks import Callbacks
 from fedmef_dist.tracking.timeline import Phases, Timeline
 from fedmef_dist.tracking.tracker import Metrics
 from fedmef_dist.wire.messages import Messages
@@ -46,6 +48,7 @@ class Simulation:
         group: the ranks.
         interruption: the signals that this process hears; none by default.
         timeline: what this rank does and when; not noted by default.
+        callbacks: what looks at the run and may stop it; none by default.
 
     Attributes:
         round: the last one that is done.
@@ -60,6 +63,7 @@ class Simulation:
         group: Group,
         interruption: Interruption | None = None,
         timeline: Timeline | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         self.config, self.group = config, group
         self.timeline = timeline or Timeline(None, group.rank)
@@ -100,6 +104,7 @@ class Simulation:
             config.evaluation, self.dataset, self.population, config.data.partition, config.seed
         )
         self.totals, self.health = Totals(), MaskHealth(self.space)
+        self.callbacks = callbacks or Callbacks([], group, Path(), {})
         self.parts = self._parts()
         self.more_metrics: Callable[[], Metrics] = dict
         self.round, self.stopping = 0, False
@@ -129,6 +134,7 @@ class Simulation:
             "placement": self.local.times,
             "totals": self.totals,
             "health": self.health,
+            "callbacks": self.callbacks,
         }
 
     def start(self, *, rehearses: bool = False) -> None:
@@ -165,28 +171,39 @@ class Simulation:
             device=self.group.device,
         )
 
-    def run(self, log: Callable[[Metrics], None], save: Callable[[], None]) -> None:
-        """All rounds that are left, or those until a signal stops the run.
+    def run(self, log: Callable[[Metrics], None], save: Callable[[], bool]) -> None:
+        """All rounds that are left, or those until a signal or a callback stops the run.
 
         Args:
             log: takes a round's metrics.
-            save: saves the parts; called on every rank after the same rounds.
+            save: saves the parts, and says whether this rank has; called on every rank after the same rounds.
         """
-        while self.round < self.config.federation.rounds and not self.stopping:
+        self.callbacks.start(self.round)
+        while self.round < self.config.federation.rounds and not (self.stopping or self.callbacks.stopped):
             self.round += 1
+            self.callbacks.round_start(self.round)
             metrics = self.play_round()
             if metrics is None:
                 self.round -= 1
             else:
-                log(metrics | self.more_metrics())
-            if self.save_is_due:
-                save()
+                metrics |= self.more_metrics()
+                log(metrics)
+                self.callbacks.round_end(metrics)
+            if self.save_is_due and save():
+                self.callbacks.checkpoint()
             self.grace.end()
+        if not self.stopped_early:
+            self.callbacks.end()
+
+    @property
+    def rate(self) -> float:
+        """The clients' learning rate in this round: the schedule's, as the callbacks have scaled it."""
+        return self.config.optimizer.rate(self.round, self.config.federation.rounds) * self.callbacks.rate_factor
 
     @property
     def save_is_due(self) -> bool:
         """The state is saved every so many rounds, after the last one and before an early end."""
-        last = self.round == self.config.federation.rounds
+        last = self.round == self.config.federation.rounds or self.callbacks.stopped
         return self.round > 0 and (self.round % self.config.checkpoint.every == 0 or last or self.stopping)
 
     @property
@@ -203,7 +220,7 @@ class Simulation:
         metrics = self.observe_adjustment(plan, "before_extrusion")
 
         with phases.measure("train"):
-            total = self.local.train(cohort, plan)
+            total = self.local.train(cohort, plan, self.rate)
         with phases.measure("reduce"):
             result = total.reduce(self.grace.asked)
         self.stopping = result.stopping

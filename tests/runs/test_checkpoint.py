@@ -259,6 +259,7 @@ STATE = {
     "costs": [1, 2.0, 3.0, 4.0, 5.0],
     "totals": {"flops": 1.0},
     "tracker": {"wandb/run_id": "x"},
+    "callbacks": {},
 }
 
 
