@@ -84,4 +84,6 @@ def preparation_for(model, space, clients, wire=None, **options):
         return iter([tuple(map(torch.cat, zip(*clients, strict=True))) if client is None else clients[client]] * epochs)
 
     client = Client(model, space, OptimizerSettings(), autocast=False)
-    return Preparation(client, space.values, cohort, batches, 0, alone(), messages_for(space, **(wire or {})), **options)
+    return Preparation(
+        client, space.values, cohort, batches, 0, alone(), messages_for(space, **(wire or {})), **options
+    )

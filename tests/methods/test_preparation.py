@@ -22,7 +22,9 @@ def preparation(group, samples=(1, 2, 5), weights=None, messages=None):
     clients = np.arange(10, 10 + len(sizes))
     messages = messages or messages_for(ParameterSpace(nn.Linear(2, 1, bias=False), ["weight"]))
     cohort = Cohort(clients, clients, sizes, sizes if weights is None else np.array(weights), 0, 0, 0)
-    return Preparation(None, torch.zeros(4), cohort, lambda client, epochs: iter([(client, epochs)]), 7, group, messages)
+    return Preparation(
+        None, torch.zeros(4), cohort, lambda client, epochs: iter([(client, epochs)]), 7, group, messages
+    )
 
 
 def test_the_average_by_hand():

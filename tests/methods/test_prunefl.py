@@ -198,8 +198,7 @@ def test_it_is_the_client_with_the_most_samples_and_they_are_counted():
 
 def test_a_rehearsal_counts_the_costs_and_trains_nobody():
     plain, run, rehearsed = (
-        Simulation(tiny(method=FAST | {"initial": initial}), alone())
-        for initial in ("none", "client", "client")
+        Simulation(tiny(method=FAST | {"initial": initial}), alone()) for initial in ("none", "client", "client")
     )
     plain.start()
     run.start()
@@ -212,8 +211,7 @@ def test_a_rehearsal_counts_the_costs_and_trains_nobody():
 def test_where_no_client_answers_the_random_mask_stays():
     nobody = {"dropout": 0.99}
     runs = [
-        started(tiny(method=FAST | {"initial": initial}, federation=nobody), alone())
-        for initial in ("client", "none")
+        started(tiny(method=FAST | {"initial": initial}, federation=nobody), alone()) for initial in ("client", "none")
     ]
     assert not len(draw_cohort(runs[0].population, runs[0].config.federation, 0, 0).clients)
     assert runs[0].server.digest() == runs[1].server.digest()

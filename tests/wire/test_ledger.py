@@ -55,7 +55,9 @@ def test_clients_with_masks_of_their_own_send_positions_with_their_weights():
     space, wire = ledger(stateful=True)
     weights = at_positions("weights", space, [20], WithMask(), has_votes=True)
     # 18 values of the tail, 20 weights, a bitmap of 10 bytes, a tag.
-    assert wire.round(np.array([0]), 1, space.mask, (), (weights,), returns_weights=False).up == 4 * 18 + (4 * 20 + 10 + 1)
+    assert wire.round(np.array([0]), 1, space.mask, (), (weights,), returns_weights=False).up == 4 * 18 + (
+        4 * 20 + 10 + 1
+    )
 
 
 def test_a_dense_model_has_no_mask_to_send():
