@@ -39,6 +39,10 @@ class Upload:
     positions: Tensor | None
     values: Tensor | None = None
 
+    def clone(self) -> "Upload":
+        """A copy with tensors of its own."""
+        return Upload(*(None if found is None else found.clone() for found in (self.positions, self.values)))
+
 
 @dataclass(frozen=True)
 class Collection:
