@@ -7,7 +7,7 @@ from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.optimizer import OptimizerSettings
 from fedmef_dist.clients.plan import LocalClient
 from fedmef_dist.layers.nsconv import NSConv2d
-from fedmef_dist.methods.base import MethodContext
+from fedmef_dist.methods.base import MethodContext, Received
 from fedmef_dist.methods.client_masks import WEIGHTS, LocalSwap, prune_to_counts
 from fedmef_dist.methods.feddst import FedDst, FedDstSettings
 from fedmef_dist.methods.fedsgc import FedSgc, FedSgcSettings
@@ -74,6 +74,23 @@ def test_pruning_the_union_spares_the_floors_of_depthwise_filters():
     space.set_mask(Mask(magnitude > 0))
     # Five weights: without a floor all would be of the first filter.
     assert positions(prune_to_counts(space, magnitude, [5])) == [0, 1, 2, 9, 10]
+
+
+def test_what_the_server_makes_of_masks_of_their_own():
+    space = twelve([0, 1])
+    method = FedDst(
+        FedDstSettings(density=0.7, adjust_every=2, adjust_rate=0.5, adjust_until=9), space, MethodContext()
+    )
+    average, sums = torch.arange(space.total) + 20.0, {WEIGHTS: sums_of((1, {0: 8.0, 3: 4.0}), (3, {3: 8.0, 5: 0.0}))}
+    # In an ordinary round the average, under the mask as it is.
+    made, active = method.aggregate(method.plan(1, space.values), Received(average, {}, 2))
+    assert made is average
+    assert active is None
+    # Position 3: (1 * 4 + 3 * 8) / 4 = 7; 0 and 5 have one voter each, and 1 has none.
+    made, active = method.aggregate(method.plan(2, space.values), Received(average, sums, 2))
+    assert made.tolist() == [8, 0, 0, 7, *[0] * 8, *average[12:].tolist()]
+    assert positions(active) == [0, 3, 5]
+    assert space.mask.index.tolist() == [0, 1]  # only the server makes masks
 
 
 def depthwise(method_class, settings):

@@ -177,6 +177,17 @@ def test_a_client_prunes_before_the_first_round():
     assert run.totals.flops > plain.totals.flops == 0
 
 
+def test_its_weights_come_up_in_the_type_of_the_uplink():
+    exact, run = (started(tiny(method=FAST, wire={"uplink_values": number}), alone()) for number in ("fp32", "fp16"))
+    assert run.space.mask.active.equal(exact.space.mask.active)
+    active = exact.server.values[exact.space.mask.index]
+    assert run.server.values[run.space.mask.index].equal(active.half().float())
+    assert not run.server.values[run.space.mask.index].equal(active)
+    tail = slice(run.space.n_prunable, None)
+    assert run.server.values[tail].equal(exact.server.values[tail])
+    assert exact.totals.wire_bytes - run.totals.wire_bytes == 2 * run.space.mask.count
+
+
 def test_it_is_the_client_with_the_most_samples_and_they_are_counted():
     run = Simulation(tiny(method=FAST), alone())
     cohort = draw_cohort(run.population, run.config.federation, 0, 0)

@@ -49,6 +49,20 @@ def test_snip_of_clients_is_that_of_all_their_samples_and_is_paid_for():
     assert (costs.up, costs.down, costs.gradient_samples, costs.forwards) == (2 * 4 * 4, 2 * 4 * 8, 4, [])
 
 
+@pytest.mark.parametrize(("number", "up", "error"), [("fp16", 2 * 4, 1e-3), ("int8", 4 + 4, 0.5 / 127)])
+def test_gradients_come_up_in_the_type_of_the_uplink(number, up, error):
+    model, space, method = by_hand(criterion="snip", scores="clients")
+    preparation = preparation_for(model, space, [SAMPLE, OTHERS], {"uplink_values": number})
+    found, exact = (
+        method._clients_gradient(preparation),
+        method._clients_gradient(preparation_for(model, space, [SAMPLE, OTHERS])),
+    )
+    largest = max(method._gradient(preparation, [batch]).abs().max() for batch in (SAMPLE, OTHERS))
+    assert 0 < (found - exact).abs().max() <= error * largest
+    # Two clients, 4 weights in one layer, which as int8 has a scale; the model goes down as fp32.
+    assert (preparation.costs.up, preparation.costs.down) == (2 * up, 2 * 4 * 8)
+
+
 def sensitivity_of_one_batch(model, space):
     space.gradient.zero_()
     inputs, labels = torch.cat([SAMPLE[0], OTHERS[0]]), torch.cat([SAMPLE[1], OTHERS[1]])

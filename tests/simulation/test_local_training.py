@@ -7,8 +7,9 @@ from tiny import alone, started, tiny
 from fedmef_dist.clients.cohort import draw_cohort
 from fedmef_dist.clients.plan import LocalWork, RoundPlan
 from fedmef_dist.methods.fedavg import FedAvg
-from fedmef_dist.wire.ranges import parameters
-from fedmef_dist.wire.traffic import Upload, whole
+from fedmef_dist.wire.encodings import Signs
+from fedmef_dist.wire.ranges import parameters, prunable
+from fedmef_dist.wire.traffic import Broadcast, Upload, whole
 
 # Batches of four: each client has some tens of samples, so several batches and a smaller one.
 FEDERATION = {"batch_size": 4, "local_epochs": 2}
@@ -84,6 +85,39 @@ def test_what_it_trains_more_changes_neither_its_update_nor_what_it_sends(monkey
         states.append(run.server.digest())
     assert states[0] == states[1]
     assert sums[0] == sums[1]
+
+
+class Listens(LocalWork):
+    """Notes what it has received."""
+
+    def __init__(self):
+        self.received = []
+
+    def begin(self, client):
+        self.received.append(client.received)
+
+
+def test_every_client_gets_what_was_decoded_of_the_broadcasts(monkeypatch):
+    work = Listens()
+    run = started(tiny(method={"name": "fedavg"}, wire={"uplink_values": "int8"}), alone())
+    control = torch.randn(run.space.n_parameters)
+    direction = torch.arange(run.space.n_prunable) % 3 - 1
+    sent = (
+        Broadcast("control", parameters(run.space), control),
+        Broadcast("direction", prunable(run.space), direction, Signs()),
+    )
+    monkeypatch.setattr(FedAvg, "plan", lambda method, round, values: RoundPlan(round, values, work, broadcasts=sent))
+    plain = started(tiny(method={"name": "static", "density": 1}, wire={"uplink_values": "int8"}), alone())
+    plain.round = run.round = 1
+    without, with_them = plain.play_round(), run.play_round()
+    assert len(work.received) == 3
+    for received in work.received:
+        assert received.keys() == {"control", "direction"}
+        assert received["control"].equal(control)
+        assert received["direction"].equal(direction.float())
+    more = sum(run.accounting.wire.broadcast_bytes(down) for down in sent)
+    assert with_them["wire/down_bytes"] - without["wire/down_bytes"] == 3 * more
+    assert more > control.nbytes
 
 
 def test_what_it_trains_more_is_paid_for(monkeypatch):
