@@ -227,10 +227,19 @@ class Longer(Whole):
         return super().length(block, count, number) - 1
 
 
-def test_a_model_that_decodes_to_something_else_is_a_fault(monkeypatch):
+class Wrong(WithMask):
+    """Gets the signs wrong."""
+
+    def decode(self, message, block, number):
+        positions, values = super().decode(message, block, number)
+        return positions, -values
+
+
+@pytest.mark.parametrize("encoding", [Lossy, Wrong])
+def test_a_model_that_decodes_to_something_else_is_a_fault(monkeypatch, encoding):
     space = space_of(0.5, 0)
     messages = messages_for(space)
-    monkeypatch.setattr("fedmef_dist.wire.messages.WithMask", Lossy)
+    monkeypatch.setattr("fedmef_dist.wire.messages.WithMask", encoding)
     for send in (messages.send_model, messages.return_model):
         with pytest.raises(GarbledMessageError, match="does not decode to what was sent"):
             send(space.values, space.mask)
