@@ -1,4 +1,4 @@
-"""What tests of methods need beside the method: sums as clients would have sent them, a server, a seed."""
+"""What tests of methods need in addition to the method: sums as clients would have sent them, a server, a seed."""
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from fedmef_dist.methods.server_optimizer import ServerOptimizer, ServerOptimize
 from fedmef_dist.simulation.server import Server
 from fedmef_dist.sums.exact_sum import FixedPoint
 from fedmef_dist.sums.position_sum import Sums
+from fedmef_dist.wire.ledger import WireLedger, WireSettings
+from fedmef_dist.wire.messages import Messages
 
 FORMAT = FixedPoint(20)
 
@@ -44,6 +46,21 @@ def server_for(method):
     return Server(method.space, method, ServerOptimizer(ServerOptimizerSettings(), method.space), alone())
 
 
+def adjust(server, plan, sums, look=lambda: None):
+    """Prunes and grows; returns what ``look()`` has seen at each step, by the step's name."""
+    return {step: look() for step in server.adjust(plan, sums)}
+
+
+def positions(active):
+    """Where a bool vector is set, as a list."""
+    return active.nonzero().flatten().tolist()
+
+
+def messages_for(space, **wire):
+    """The messages of a space's clients; the other arguments are keys of the section ``wire``."""
+    return Messages(WireLedger(space, 3, WireSettings(**wire)))
+
+
 class Seeded:
     """A preparation that has nothing but a seed and the start values."""
 
@@ -54,8 +71,11 @@ class Seeded:
         return np.random.default_rng(self.seed)
 
 
-def preparation_for(model, space, clients, **options):
-    """A preparation with these clients, each one batch (inputs, labels); the server has the batches of all as one."""
+def preparation_for(model, space, clients, wire=None, **options):
+    """A preparation with these clients, each one batch (inputs, labels); the server has the batches of all as one.
+
+    ``wire`` has keys of the section of this name.
+    """
     samples = np.array([len(labels) for _, labels in clients], dtype=np.int64)
     places = np.arange(len(clients))
     cohort = Cohort(places, places, samples, samples, dropped=0, late=0, surplus=0)
@@ -64,4 +84,6 @@ def preparation_for(model, space, clients, **options):
         return iter([tuple(map(torch.cat, zip(*clients, strict=True))) if client is None else clients[client]] * epochs)
 
     client = Client(model, space, OptimizerSettings(), autocast=False)
-    return Preparation(client, space.values, cohort, batches, 0, alone(), **options)
+    return Preparation(
+        client, space.values, cohort, batches, 0, alone(), messages_for(space, **(wire or {})), **options
+    )

@@ -59,22 +59,25 @@ class Client:
         rate: float,
         client: LocalClient | None = None,
         state: Keepsake | None = None,
+        more: Iterator[Batch] | None = None,
     ) -> ClientReport:
         """One client's round, from the state that the plan broadcasts. The space keeps its mask.
 
         Args:
             plan: what the method asks for.
-            batches: at least ``steps`` batches, behind them those on which an adjusting round takes its gradient, and
-                behind these the ones of the work's extra passes.
+            batches: at least ``steps`` batches, and behind them those on which an adjusting round takes its gradient.
             steps: SGD steps to make.
             rate: the round's learning rate.
             client: who trains, and what it has received.
             state: what the client has kept from earlier rounds; changed in place.
+            more: the batches of the work's extra passes.
         """
         start = time.perf_counter()
         mask, client, state = self.space.mask, client or LocalClient(), state or Keepsake()
         try:
             packed, loss, uploads = self._train(plan, batches, steps, rate, client, state)
+            if more is not None:
+                plan.work.train_more(more, rate, self.loss)
         finally:
             # The next client, and a checkpoint where this one broke off, need the round's own mask.
             if self.space.mask.version != mask.version:
@@ -107,9 +110,8 @@ class Client:
         state.leave(space)
         packed = space.pack(space.values, plan.returns_weights).clone()
         uploads = work.uploads(self._gradient(islice(batches, work.gradient_batches), plan))
-        if work.extra_epochs:
-            work.train_more(batches, rate, self.loss)
-        return packed, loss, uploads
+        # What is sent may be a part of the space, which is used on.
+        return packed, loss, {name: upload.clone() for name, upload in uploads.items()}
 
     def _descend(self, sgd: MaskedSGD, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan) -> float:
         total = torch.zeros((), device=self.space.values.device)

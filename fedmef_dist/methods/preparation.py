@@ -114,8 +114,7 @@ class Preparation:
 
     def count_returned_model(self, mask: Mask) -> None:
         """The bytes of a client's whole state with its mask."""
-        ledger = self._messages.ledger
-        self.costs.up += ledger.state_bytes(mask, knows_mask=False, number=ledger.settings.uplink)
+        self.costs.up += self._messages.ledger.returned_bytes(mask)
 
     def send(self, sent: Broadcast, receivers: int) -> Tensor:
         """What every one of the receivers decodes of a broadcast, float32 (over.size,)."""

@@ -2,6 +2,9 @@
 
 import logging
 import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ from fedmef_dist.clients.plan import LocalClient, RoundPlan
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.interruption import GraceTime, RoundAbandonedError
 from fedmef_dist.config import Config
-from fedmef_dist.data.batches import client_batches, steps_per_epoch
+from fedmef_dist.data.batches import Batch, client_batches, steps_per_epoch
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.population import Population
 from fedmef_dist.data.text import TextDataset
@@ -143,12 +146,12 @@ class LocalTraining:
         federation, seed = self.config.federation, self.config.seed
         indices = self.population.samples(client.number)
         # One pass more than it trains, where it takes the gradient of inactive weights from fresh batches.
-        epochs = federation.local_epochs + (plan.work.gradient_batches > 0) + plan.work.extra_epochs
+        epochs = federation.local_epochs + (plan.work.gradient_batches > 0)
         batches = client_batches(
             self.dataset,
             indices,
             batch_size=federation.batch_size,
-            epochs=epochs,
+            epochs=epochs + plan.work.extra_epochs,
             seed=seed,
             round=plan.round,
             client=client.number,
@@ -156,8 +159,10 @@ class LocalTraining:
             device=self.group.device,
         )
         set_generator(self.model, torch_generator(seed, "layers", plan.round, client.number))
-        steps = federation.local_epochs * steps_per_epoch(len(indices), federation.batch_size)
-        report = self.client.train(plan, self.grace.heed(batches), steps, rate, client, state)
+        once = steps_per_epoch(len(indices), federation.batch_size)
+        own, more = _parted(self.grace.heed(batches), epochs * once)
+        steps = federation.local_epochs * once
+        report = self.client.train(plan, own, steps, rate, client, state, more if plan.work.extra_epochs else None)
         return self._receive(report, plan)
 
     def _receive(self, report: ClientReport, plan: RoundPlan) -> ClientReport:
@@ -167,6 +172,17 @@ class LocalTraining:
             wanted.name: self.messages.collect(report.uploads[wanted.name], wanted) for wanted in plan.collections
         }
         return ClientReport(values, report.loss, report.seconds, uploads)
+
+
+def _parted(batches: Iterator[Batch], count: int) -> tuple[Iterator[Batch], Iterator[Batch]]:
+    """The first ``count`` batches and those behind them, however many of the first are taken."""
+    first = islice(batches, count)
+
+    def behind() -> Iterator[Batch]:
+        deque(first, maxlen=0)
+        yield from batches
+
+    return first, behind()
 
 
 def open_kept_states(

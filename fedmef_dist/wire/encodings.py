@@ -38,10 +38,12 @@ class Encoding(ABC):
     Attributes:
         has_values: whether a value travels for each position.
         names_positions: whether some positions are named; else the message has a value for all of them.
+        is_exact: whether no other positions come back than were named, as votes need it.
     """
 
     has_values: ClassVar[bool] = True
     names_positions: ClassVar[bool] = True
+    is_exact: ClassVar[bool] = True
 
     @abstractmethod
     def length(self, block: Block, count: int, number: Number) -> int:
@@ -110,6 +112,8 @@ class WithMask(Encoding):
 
 class Sparse(Encoding):
     """Some positions with their values, in the shortest of four forms; what is not named counts as 0."""
+
+    is_exact = False
 
     def length(self, block: Block, count: int, number: Number) -> int:
         """Bytes of the shortest form."""

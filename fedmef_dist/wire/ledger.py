@@ -94,12 +94,13 @@ class WireLedger:
         down += len(asked) * sum(self.broadcast_bytes(sent) for sent in broadcasts)
         return WireBytes(up=uploads * self.uplink_bytes(mask, collections, returns_weights), down=down)
 
-    def state_bytes(self, mask: Mask, knows_mask: bool = True, number: Number = FP32) -> int:
-        """A model, with its mask for a receiver that does not know it; everybody knows the full one.
+    def state_bytes(self, mask: Mask, knows_mask: bool = True) -> int:
+        """A model on its way down, with its mask for a client that does not know it; everybody knows the full one."""
+        return self.rest_bytes + self.weights_bytes(mask, knows_mask or mask.is_full, FP32)
 
-        ``number`` is the type of the prunable weights.
-        """
-        return self.rest_bytes + self.weights_bytes(mask, knows_mask or mask.is_full, number)
+    def returned_bytes(self, mask: Mask) -> int:
+        """A client's whole model on its way up, with a mask of its own; it also tells that the mask is full."""
+        return self.rest_bytes + self.weights_bytes(mask, False, self.settings.uplink)
 
     def weights_bytes(self, mask: Mask, knows_mask: bool, number: Number) -> int:
         """The active prunable weights, with or without their positions."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fedmef_dist.sparsity import ParameterSpace
-from fedmef_dist.wire.encodings import Encoding, Sparse, Whole
+from fedmef_dist.wire.encodings import Encoding, Sparse, Whole, WithMask
 from fedmef_dist.wire.ranges import Range, prunable
 
 
@@ -39,6 +39,10 @@ class Upload:
     positions: Tensor | None
     values: Tensor | None = None
 
+    def clone(self) -> "Upload":
+        """A copy with tensors of its own."""
+        return Upload(*(None if found is None else found.clone() for found in (self.positions, self.values)))
+
 
 @dataclass(frozen=True)
 class Collection:
@@ -51,6 +55,9 @@ class Collection:
         encoding: how a client's contribution travels; without values only positions count.
         has_votes: whether the weights of those who named a position are summed.
         travels: False where the server reads it off what it gets anyway, so that no byte more is sent.
+
+    Raises:
+        ValueError: votes are wanted, and the encoding does not tell exactly who named what.
     """
 
     name: str
@@ -59,6 +66,10 @@ class Collection:
     encoding: Encoding = field(default_factory=Sparse)
     has_votes: bool = False
     travels: bool = True
+
+    def __post_init__(self) -> None:
+        if self.has_votes and self.travels and not self.encoding.is_exact:
+            raise ValueError(f"the encoding of {self.name} does not tell which positions were named; votes need that")
 
     @property
     def has_values(self) -> bool:
@@ -75,8 +86,12 @@ def at_positions(
     has_votes: bool = False,
     travels: bool = True,
 ) -> Collection:
-    """A collection of some prunable positions, ``counts`` of each layer; with values unless the encoding has none."""
-    return Collection(name, prunable(space), counts, encoding or Sparse(), has_votes, travels)
+    """A collection of some prunable positions, ``counts`` of each layer; with values unless the encoding has none.
+
+    Without an encoding it is the shortest: :class:`Sparse`, or with votes :class:`WithMask`.
+    """
+    encoding = encoding or (WithMask() if has_votes else Sparse())
+    return Collection(name, prunable(space), counts, encoding, has_votes, travels)
 
 
 def whole(name: str, over: Range) -> Collection:

@@ -80,7 +80,7 @@ def test_pack_and_unpack_are_inverse(space):
     active = torch.rand(24, generator=torch.Generator().manual_seed(1)) < 0.3
     space.set_mask(Mask(active))
     packed = space.pack(space.values)
-    assert packed.numel() == space.packed_size == int(active.sum()) + space.total - 24
+    assert packed.numel() == space.packed_size() == int(active.sum()) + space.total - 24
     assert torch.equal(space.unpack(packed), space.values)
 
 
