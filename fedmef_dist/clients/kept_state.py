@@ -14,7 +14,8 @@ from fedmef_dist.data.population import Population
 from fedmef_dist.sparsity import ParameterSpace
 
 _MOST_CLIENTS = 10_000
-_VELOCITY, _STATISTICS = "momentum", "statistics"
+# A method's own tensors have other names.
+_VELOCITY, _STATISTICS = "sgd momentum", "running statistics"
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,24 @@ class KeptStates:
         shares: int64, the clients of each rank.
         group: the ranks.
         device: of the states.
+
+    Raises:
+        ValueError: two tensors have one name.
     """
 
     def __init__(
         self, kept: Sequence[KeptTensor], shares: Sequence[Sequence[int]], group: Group, device: torch.device
     ) -> None:
         self.kept, self.group, self.device = tuple(kept), group, device
+        names = [tensor.name for tensor in self.kept]
+        if len({*names}) < len(names):
+            raise ValueError(f"clients would keep two tensors of one name: {', '.join(sorted(names))}")
         self._width = sum(tensor.size for tensor in kept)
         self._rows: dict[int, Tensor] = {}
         self._fresh: dict[int, Tensor] = {}
         self._owner = np.empty(sum(map(len, shares)), dtype=np.int64)
         for rank, clients in enumerate(shares):
-            self._owner[clients] = rank
+            self._owner[list(clients)] = rank
 
     def mine(self, clients: np.ndarray) -> list[int]:
         """The places of this rank's clients among these (int64 (n,))."""

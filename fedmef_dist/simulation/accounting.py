@@ -47,14 +47,15 @@ class Accounting:
         samples = cohort.samples
         batches = np.array([steps_per_epoch(int(n), federation.batch_size) for n in samples], np.int64)
         epochs = federation.local_epochs + work.extra_epochs
-        trained, steps = epochs * samples, epochs * int(batches.sum())
+        steps = epochs * int(batches.sum())
+        own = federation.local_epochs * samples
         flops = self.flops.round(
             self.space.layer_counts(mask),
-            samples=int(trained.sum()),
+            samples=int((epochs * samples).sum()),
             steps=steps + int(np.minimum(batches, work.gradient_batches).sum()),
             extrusion_steps=federation.local_epochs * int(batches.sum()) if work.penalises else 0,
             gradient_samples=int(np.minimum(samples, federation.batch_size * work.gradient_batches).sum()),
-            dense_gradient_samples=int(np.minimum(trained, federation.batch_size * work.dense_batches).sum()),
+            dense_gradient_samples=int(np.minimum(own, federation.batch_size * work.dense_batches).sum()),
         )
         wire = self.wire.round(
             cohort.asked, len(cohort.clients), mask, plan.broadcasts, plan.collections, plan.returns_weights

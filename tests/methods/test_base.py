@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedmef_dist.clients.plan import RoundPlan
 from fedmef_dist.methods.base import Method, MethodContext, Received
-from fedmef_dist.methods.registry import SETTINGS, MethodSettings, create_method
+from fedmef_dist.methods.registry import METHODS, MethodSettings, create_method
 from fedmef_dist.sparsity import ParameterSpace
 
 EVERY_ROUND = {"adjust_every": 2, "adjust_until": 9}
@@ -27,8 +27,8 @@ def network():
 def started_method(name):
     """A method of this name and its server, two rounds later."""
     space = network()
-    keys = {key: value for key, value in EVERY_ROUND.items() if key in SETTINGS[name].model_fields}
-    density = {"density": 0.8} if "density" in SETTINGS[name].model_fields else {}
+    keys = {key: value for key, value in EVERY_ROUND.items() if key in METHODS[name].Settings.model_fields}
+    density = {"density": 0.8} if "density" in METHODS[name].Settings.model_fields else {}
     settings = TypeAdapter(MethodSettings).validate_python({"name": name} | density | keys | KEYS.get(name, {}))
     method = create_method(settings, space, MethodContext(rounds=20, total_weight=5))
     server = server_for(method)
@@ -51,7 +51,7 @@ def plain(value):
     return (type(value), plain(vars(value))) if hasattr(value, "__dict__") else value
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", METHODS)
 def test_planning_again_gives_the_same_plan_and_leaves_no_trace(name):
     method, server = started_method(name)
     space, plans = method.space, []
@@ -72,7 +72,7 @@ def test_planning_again_gives_the_same_plan_and_leaves_no_trace(name):
     assert plans[1].adjusts == (name not in ("fedavg", "static"))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_remembers_has_the_same_names_types_and_shapes_from_the_start(name):
     method, _ = started_method(name)
     fresh = create_method(method.settings, network(), method.context)

@@ -3,11 +3,11 @@ from math import comb, log2
 
 import numpy as np
 import pytest
-from fedmef_dist.wire.encoding import positions_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmef_dist.wire.filter_positions import decode_in_filters, encode_in_filters, in_filters_bytes
+from fedmef_dist.wire.layer_encoding import positions_bytes
 
 
 @st.composite
