@@ -51,7 +51,9 @@ def test_a_clients_numbers_are_its_own_and_stay_once_the_round_counts():
 
 
 def test_they_stay_together_with_momentum_and_statistics():
-    kept = states((KeptTensor("momentum", 2), OWN[0], KeptTensor("statistics", 1, lambda values: values[-1:]), OWN[1]))
+    kept = states(
+        (KeptTensor("sgd momentum", 2), OWN[0], KeptTensor("running statistics", 1, lambda values: values[-1:]), OWN[1])
+    )
     state = kept.recall(0, VALUES)
     assert (state.velocity.tolist(), state.statistics.tolist()) == ([0, 0], [11])
     assert numbers(state) == {"control": [0, 0, 0], "start": [0, 1]}

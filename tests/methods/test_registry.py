@@ -16,7 +16,7 @@ NAME = "mine:Own"
 
 
 class OwnSettings(FedMefSettings):
-    growth: float = Field(0.5, ge=0, le=1, description="share of something")
+    boost: float = Field(0.5, ge=0, le=1, description="share of something")
 
 
 class Own(FedMef):
@@ -58,14 +58,14 @@ def test_every_method_has_its_settings_and_its_name():
 
 
 def test_a_guests_own_keys_are_validated_and_its_name_is_kept_as_written(load):
-    config = load(f"method: {{name: '{NAME}', density: 0.25}}", "method.growth=0.75")
+    config = load(f"method: {{name: '{NAME}', density: 0.25}}", "method.boost=0.75")
     method = config.method
-    assert (method.name, method.density, method.growth, method.adjust_every) == (NAME, 0.25, 0.75, 10)
+    assert (method.name, method.density, method.boost, method.adjust_every) == (NAME, 0.25, 0.75, 10)
     assert method_of(method) is Own
-    assert to_tree(config)["method"]["growth"] == 0.75
+    assert to_tree(config)["method"]["boost"] == 0.75
     assert parse_config(to_tree(config), "here") == config
-    with pytest.raises(UserError, match=r"method\.growth: Input should be less than or equal to 1, got 2"):
-        load(f"method: {{name: '{NAME}', growth: 2}}")
+    with pytest.raises(UserError, match=r"method\.boost: Input should be less than or equal to 1, got 2"):
+        load(f"method: {{name: '{NAME}', boost: 2}}")
     with pytest.raises(UserError, match="extrusion_lambda is given although extrusion is off"):
         load(f"method: {{name: '{NAME}', extrusion: false, extrusion_lambda: 2.0}}")
 
@@ -73,7 +73,7 @@ def test_a_guests_own_keys_are_validated_and_its_name_is_kept_as_written(load):
 def test_an_unknown_key_of_a_guest_gets_the_nearest_of_its_own(load):
     with pytest.raises(UserError, match=r"unknown key method\.growht") as caught:
         load(f"method: {{name: '{NAME}', growht: 2}}")
-    assert caught.value.mend == "did you mean method.growth?"
+    assert caught.value.mend == "did you mean method.boost?"
     with pytest.raises(UserError, match=r"unknown key method\.candidates") as caught:
         load(f"method: {{name: '{NAME}', candidates: 2}}")
     assert caught.value.mend == f"leave it out; method {NAME} does not have it"
@@ -82,11 +82,11 @@ def test_an_unknown_key_of_a_guest_gets_the_nearest_of_its_own(load):
 def test_a_switch_to_and_from_a_guest_drops_what_the_other_has_not(load, capsys):
     assert load("method: {density: 0.3}", "method.name=mine:Dense").method.model_dump() == {"name": "mine:Dense"}
     assert capsys.readouterr().err == "note: method mine:Dense has no density; left out\n"
-    kept = load("method: {name: fedmef, density: 0.3}", f"method.name={NAME}", "method.growth=0.25").method
-    assert (kept.density, kept.growth) == (0.3, 0.25)
+    kept = load("method: {name: fedmef, density: 0.3}", f"method.name={NAME}", "method.boost=0.25").method
+    assert (kept.density, kept.boost) == (0.3, 0.25)
     assert capsys.readouterr().err == ""
-    assert load(f"method: {{name: '{NAME}', density: 0.3, growth: 1.0}}", "method.name=fedmef").method.density == 0.3
-    assert capsys.readouterr().err == "note: method fedmef has no growth; left out\n"
+    assert load(f"method: {{name: '{NAME}', density: 0.3, boost: 1.0}}", "method.name=fedmef").method.density == 0.3
+    assert capsys.readouterr().err == "note: method fedmef has no boost; left out\n"
 
 
 def test_the_file_of_a_guest_that_is_switched_away_is_not_imported(load):
@@ -140,7 +140,7 @@ def test_what_is_no_method_is_refused():
 def test_the_schema_of_a_method_has_its_keys_alone():
     section = schema(NAME)["properties"]["method"]
     keys = schema(NAME)["$defs"][section["$ref"].rpartition("/")[2]]
-    assert keys["properties"]["growth"]["maximum"] == 1
+    assert keys["properties"]["boost"]["maximum"] == 1
     assert keys["properties"]["name"] == {
         "const": NAME,
         "default": NAME,

@@ -125,19 +125,19 @@ def filters_of(space, mask):
 @given(st.integers(12, 54), st.integers(1, 120), st.integers(0, 2**32 - 1))
 def test_an_even_mask_spreads_exact_counts_over_filters_and_keeps_their_floors(depthwise, pointwise, seed):
     space = ParameterSpace(model(), ["0.weight", "1.weight"])
-    mask = even_mask(space, [depthwise, pointwise], np.random.default_rng(seed))
+    mask = Mask(even_mask(space, [depthwise, pointwise], np.random.default_rng(seed)))
     assert space.layer_counts(mask) == [depthwise, pointwise]
     filters = filters_of(space, mask)
     assert all(int(rows.max() - rows.min()) <= 1 for rows in filters)
     assert filters[0].min() >= 2
-    again = even_mask(space, [depthwise, pointwise], np.random.default_rng(seed))
+    again = Mask(even_mask(space, [depthwise, pointwise], np.random.default_rng(seed)))
     assert torch.equal(mask.active, again.active)
 
 
 def test_filters_with_one_weight_more_and_positions_are_drawn():
     space = ParameterSpace(model(), ["0.weight", "1.weight"])
     # 15 over six filters: three of them hold 3, the others 2.
-    masks = [even_mask(space, [15, 20], np.random.default_rng(seed)) for seed in range(40)]
+    masks = [Mask(even_mask(space, [15, 20], np.random.default_rng(seed))) for seed in range(40)]
     depthwise = torch.stack([filters_of(space, mask)[0] for mask in masks])
     assert (depthwise == 3).sum(1).tolist() == [3] * 40
     # In 40 draws every filter is once among those, and once not; every position is once active.
