@@ -9,7 +9,7 @@ import fedmef_dist
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.sources import own_datasets
 from fedmef_dist.session.sweep import load_sweep
-from fedmef_dist.simulation.forecast import plan_command
+from fedmef_dist.commands.plan import plan_command
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 GRIDS = sorted((Path(__file__).parent.parent / "configs" / "sweeps").glob("*.yaml"))
