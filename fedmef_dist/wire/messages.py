@@ -151,13 +151,15 @@ def _dense(upload: Upload, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _joined(parts: list[tuple[np.ndarray, np.ndarray]], sent: Upload, size: int) -> Upload:
     """One upload of all blocks, on the device of what was sent; all positions are None where they were."""
-    positions, values = (np.concatenate([part[place] for part in parts]) if parts else None for place in (0, 1))
+    if not parts:  # a range of nothing, such as the running statistics of a model that has none
+        return sent
+    positions, values = (np.concatenate([part[place] for part in parts]) for place in (0, 1))
     like = sent.values if sent.values is not None else sent.positions
     assert like is not None
-    received = None if sent.values is None or values is None else torch.from_numpy(values).to(like.device)
-    if sent.positions is None and positions is not None and len(positions) == size:
+    received = None if sent.values is None else torch.from_numpy(values).to(like.device)
+    if sent.positions is None and len(positions) == size:
         return Upload(None, received)
-    return Upload(None if positions is None else torch.from_numpy(positions).to(like.device), received)
+    return Upload(torch.from_numpy(positions).to(like.device), received)
 
 
 def _positions(upload: Upload) -> Tensor:
