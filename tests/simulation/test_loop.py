@@ -510,7 +510,7 @@ def test_the_times_add_up(simulation):
     "sections",
     [
         {},
-        {"method": {"name": "fedavg"}},
+        *({"method": {"name": name}} for name in ("fedavg", "scaffold", "feddyn", "ditto")),
         {"method": OWN_MASKS},
         {"method": OWN_MASKS | {"name": "fedsgc"}},
         {"method": {"name": "fedrts", "density": 0.5, "adjust_every": 2, "adjust_until": 6}},
