@@ -6,16 +6,12 @@ import data_files
 import pytest
 
 import fedmef_dist
-from fedmef_dist.base.errors import UserError
+from fedmef_dist.commands.plan import plan_command
 from fedmef_dist.data.sources import own_datasets
 from fedmef_dist.session.sweep import load_sweep
-from fedmef_dist.commands.plan import plan_command
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 GRIDS = sorted((Path(__file__).parent.parent / "configs" / "sweeps").glob("*.yaml"))
-# These need settings that are merged after them; each must leave this list as soon as it loads.
-AWAITED = ("fashion_mnist_14",)
-LOADED = [path for path in FILES if not path.stem.startswith(AWAITED)]
 # As little as keeps the file's data set, partition, behaviour of clients and method.
 SMALL = [
     "federation.rounds=2",
@@ -31,11 +27,7 @@ SMALL = [
 
 
 def files(paths):
-    awaited = pytest.mark.xfail(raises=UserError, strict=True, reason="a setting is not there yet")
-    return pytest.mark.parametrize(
-        "path",
-        [pytest.param(path, id=path.stem, marks=[awaited] if path.stem.startswith(AWAITED) else []) for path in paths],
-    )
+    return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
 
 
 @files(FILES)
@@ -54,7 +46,7 @@ def test_a_configuration_runs(path, tmp_path, monkeypatch):
 
 
 # Planning builds the model: one file for each.
-MODELS = {fedmef_dist.load_config(path).model.name: path for path in LOADED}
+MODELS = {fedmef_dist.load_config(path).model.name: path for path in FILES}
 
 
 @pytest.mark.parametrize("path", MODELS.values(), ids=lambda path: path.stem)
@@ -72,7 +64,7 @@ def test_a_configuration_with_its_own_model_can_be_planned(path, tmp_path, monke
 
 def test_every_data_set_has_a_configuration():
     known = set(own_datasets()) - {"synthetic"}
-    assert {fedmef_dist.load_config(path).data.dataset for path in LOADED} == known
+    assert {fedmef_dist.load_config(path).data.dataset for path in FILES} == known
 
 
 @files(GRIDS)

@@ -167,13 +167,21 @@ def broadcast(checkpoint: Checkpoint | None, group: Group) -> Checkpoint | None:
     return Checkpoint(load(data), json.loads(state), where.decode()) if state else None
 
 
-def check_values(checkpoint: Checkpoint, kind: type[T], values: Any) -> T:
-    """Plain values of the checkpoint as a model or dataclass, each of its type and range. Raises UserError."""
+def check_values(checkpoint: Checkpoint, kind: type[T], values: Any, name: str = "") -> T:
+    """Plain values of the checkpoint as a model or another type, each of its type and range.
+
+    ``name`` is what messages call them. Raises UserError.
+    """
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise misfit(checkpoint, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise misfit(checkpoint, explain(error, name)) from None
+
+
+def explain(error: ValidationError, name: str = "") -> str:
+    """The first of the wrong values within ``name``, and why, in one line."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join([*([name] if name else []), *map(str, first['loc'])])}: {first['msg']}"
 
 
 def misfit(checkpoint: Checkpoint, what: str) -> UserError:

@@ -3,13 +3,18 @@
 Tensors of a part go to the checkpoint under ``<part>/<name>``, its plain values under ``parts`` in the state.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
+from pydantic import Field, ValidationError
 from torch import Tensor
 
-from fedmef_dist.runs.checkpoint import Checkpoint, check_values, misfit
+from fedmef_dist.base.settings import Settings
+from fedmef_dist.runs.checkpoint import Checkpoint, check_values, explain, misfit
+
+_LARGEST = 2**31 - 1
 
 
 class Part(Protocol):
@@ -20,6 +25,14 @@ class Part(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes back what :meth:`state` gave (tensors on the CPU). Raises ValueError where a value is impossible."""
+
+
+class _Content(Settings):
+    """The plain values of a checkpoint that :func:`take` has made."""
+
+    round: int = Field(ge=1, le=_LARGEST)
+    parts: dict[str, dict[str, Any]]
+    tracker: dict[str, str]
 
 
 def take(round: int, parts: Mapping[str, Part], tracker: Mapping[str, str]) -> Checkpoint:
@@ -44,7 +57,7 @@ def restore(checkpoint: Checkpoint, parts: Mapping[str, Part], *, whole: bool = 
     Raises:
         UserError: it is another run's.
     """
-    plain = check_values(checkpoint, dict[str, dict[str, Any]], checkpoint.state.get("parts"))
+    plain = check_values(checkpoint, _Content, checkpoint.state).parts
     names = {name.partition("/")[0] for name in checkpoint.tensors} | plain.keys()
     if parts.keys() - plain.keys() or (whole and names - parts.keys()):
         raise misfit(checkpoint, f"parts missing or too many: {', '.join(sorted(names ^ parts.keys()))[:200]}")
@@ -54,6 +67,8 @@ def restore(checkpoint: Checkpoint, parts: Mapping[str, Part], *, whole: bool = 
         _check(checkpoint, name, state, part.state())
         try:
             part.restore(state)
+        except ValidationError as error:
+            raise misfit(checkpoint, explain(error, name)) from None
         except ValueError as error:
             raise misfit(checkpoint, f"{name}: {error}") from None
 
@@ -76,7 +91,15 @@ def _check(checkpoint: Checkpoint, part: str, state: Mapping[str, Any], expected
         if isinstance(wanted, Tensor):
             _check_tensor(checkpoint, f"{part}/{name}", found, wanted)
         else:
-            check_values(checkpoint, type(wanted), found)
+            _check_plain(checkpoint, f"{part}.{name}", found, wanted)
+
+
+def _check_plain(checkpoint: Checkpoint, name: str, found: Any, wanted: Any) -> None:
+    check_values(checkpoint, type(wanted), found, name)
+    try:
+        json.dumps(found, allow_nan=False)
+    except ValueError:  # JSON has no such number, but 1e999 is read as one
+        raise misfit(checkpoint, f"{name}: a value is not finite") from None
 
 
 def _check_tensor(checkpoint: Checkpoint, name: str, found: Tensor, wanted: Tensor) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
+_LARGEST_VERSION = 2**31 - 1  # the ledger notes which one each client knows as an int32
+
 
 class GlobalState:
     """Weights, running statistics and mask between two rounds.
@@ -59,8 +61,8 @@ class MaskPart:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Makes the mask that of the space. Raises ValueError where the version is none."""
         space = self._state.space
-        if state["version"] < 0:
-            raise ValueError("the version of the mask is below 0")
+        if not 0 <= state["version"] <= _LARGEST_VERSION:
+            raise ValueError(f"version: not between 0 and {_LARGEST_VERSION}")
         device = space.values.device
         space.set_mask(Mask.from_bits(state["active"], space.n_prunable, state["version"], device))
         self._state.first_mask = Mask.from_bits(state["first"], space.n_prunable, 0, device)

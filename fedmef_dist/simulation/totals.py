@@ -3,9 +3,9 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from fedmef_dist.tracking.tracker import Metrics
 
@@ -23,6 +23,8 @@ class Totals:
         last: every metric's last value.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
+
     wire_bytes: int = 0
     models_sent: int = 0
     flops: float = 0.0
@@ -32,9 +34,9 @@ class Totals:
 
     def state(self) -> dict[str, Any]:
         """All of it."""
-        return {"totals": vars(self).copy()}
+        return vars(self).copy()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes back what :meth:`state` gave. Raises ValueError where a value is not of its type."""
-        found = TypeAdapter(Totals).validate_json(json.dumps(state["totals"]), strict=True)
+        found = TypeAdapter(Totals).validate_json(json.dumps(dict(state)), strict=True)
         vars(self).update(vars(found))

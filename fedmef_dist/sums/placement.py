@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 
 def assign(costs: np.ndarray, world_size: int) -> list[list[int]]:
@@ -40,7 +41,7 @@ class TrainingTimes:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes back what :meth:`state` gave. Raises ValueError where that is impossible."""
-        sums = np.array(state["sums"], dtype=np.float64)
+        sums = np.array(TypeAdapter(list[float]).validate_python(state["sums"], strict=True), dtype=np.float64)
         if sums.shape != self.sums.shape:
             raise ValueError(f"{sums.size} sums of training times instead of {self.sums.size}")
         self.sums = sums

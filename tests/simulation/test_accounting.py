@@ -2,7 +2,7 @@ import pytest
 from tiny import Run, alone, tiny
 
 from fedmef_dist.methods.preparation import PreparationCosts
-from fedmef_dist.runs.snapshot import Totals
+from fedmef_dist.simulation.totals import Totals
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from tiny import alone, started, tiny
 from fedmef_dist.methods.registry import METHODS
 
 ADJUSTING = {"density": 0.5, "adjust_every": 2, "adjust_until": 6}
-KEYS = {"fedavg": {}, "static": {"density": 0.5}}
+DENSE = ("fedavg", "scaffold", "feddyn", "ditto")
+KEYS = {**{name: {} for name in DENSE}, "static": {"density": 0.5}}
 
 
 @pytest.mark.parametrize("method", METHODS)

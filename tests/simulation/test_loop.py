@@ -8,6 +8,7 @@ from tiny import Recorder, alone, restore, started, tiny
 
 from fedmef_dist.clients.cohort import draw_cohort
 from fedmef_dist.cluster.interruption import RoundAbandonedError
+from fedmef_dist.session import session
 from fedmef_dist.session.session import simulate
 
 EVERY_ROUND = {
@@ -187,9 +188,9 @@ def count_samples(run):
     """A list that gets the number of samples of each client that is trained from now on."""
     samples, train_client = [], run.local.train_client
 
-    def train_and_count(client, *rest):
-        samples.append(len(run.population.samples(client)))
-        return train_client(client, *rest)
+    def train_and_count(plan, rate, client, *rest):
+        samples.append(len(run.population.samples(client.number)))
+        return train_client(plan, rate, client, *rest)
 
     run.local.train_client = train_and_count
     return samples
@@ -254,7 +255,7 @@ def test_a_round_that_finds_nobody_leaves_the_state_as_it_was(simulation):
 def test_the_clients_start_is_the_servers_state(simulation):
     run = simulation()
     starts, train = [], run.local.client.train
-    run.local.client.train = lambda values, *rest: starts.append(values.clone()) or train(values, *rest)
+    run.local.client.train = lambda plan, *rest: starts.append(plan.values.clone()) or train(plan, *rest)
     run.round = 1
     before = run.server.values.clone()
     run.play_round()
@@ -509,7 +510,7 @@ def test_the_times_add_up(simulation):
     "sections",
     [
         {},
-        {"method": {"name": "fedavg"}},
+        *({"method": {"name": name}} for name in ("fedavg", "scaffold", "feddyn", "ditto")),
         {"method": OWN_MASKS},
         {"method": OWN_MASKS | {"name": "fedsgc"}},
         {"method": {"name": "fedrts", "density": 0.5, "adjust_every": 2, "adjust_until": 6}},
@@ -573,10 +574,10 @@ def test_checkpoints_come_when_due_and_at_the_end(simulation):
 
 def test_only_rank_0_saves(simulation):
     run = simulation(federation={"rounds": 1})
-    run.group.rank = 1
     run.round = 1
-    run.save_if_due(Recorder())
-    assert run.store.rounds() == []
+    for run.group.rank, found in ((1, []), (0, [1])):
+        session._save(run, run.store, Recorder())
+        assert run.store.rounds() == found
 
 
 def test_the_seed_decides_everything(simulation):
