@@ -133,9 +133,10 @@ class Pair:
         total, weights = CohortSum(self.space, self.cohort, plan, self.group), []
         for place, target in enumerate(self.TARGETS):
             state = self.kept.recall(place, plan.values)
-            batches = iter([(torch.ones(1, 1), torch.tensor([target]))] * (2 + 2 * plan.work.extra_epochs))
+            batch = (torch.ones(1, 1), torch.tensor([target]))
+            more = iter([batch] * (2 * plan.work.extra_epochs))
             client = LocalClient(place, received, state.own)
-            report = self.client.train(plan, batches, 2, 0.5, client, state)
+            report = self.client.train(plan, iter([batch] * 2), 2, 0.5, client, state, more)
             weights.append(report.values.item())
             assert total.add(place, report)
             if self.method.kept():

@@ -70,8 +70,10 @@ class ClientEvaluation:
                 space.load(values)
             else:
                 state = states.recall(client, values)
-                space.load(personal(values, state.own))
-                state.enter(space)
+                own = personal(values, state.own)
+                space.load(own)
+                if own is values:  # a model of its own has statistics of its own
+                    state.enter(space)
             data = self.local_data(client)
             batches = evaluation_batches(
                 data, self.dataset, batch_size=self.settings.batch_size, rank=0, world_size=1, device=group.device

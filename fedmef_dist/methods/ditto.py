@@ -1,7 +1,7 @@
 """Ditto.
 
 Li, Hu, Beirami, Smith: "Ditto: Fair and Robust Federated Learning Through Personalization", ICML 2021, arXiv
-2012.04221, algorithm 1. The global model is FedAvg's. Beside it each client keeps a model of its own, which it trains
+2012.04221, algorithm 1. The global model is FedAvg's. In addition each client keeps a model of its own, which it trains
 on its loss plus lambda / 2 ||v_k - w||^2 with w the global model that it received; that one it uses itself.
 """
 
@@ -17,6 +17,7 @@ from fedmef_dist.clients.plan import LocalClient, LocalWork, RoundPlan
 from fedmef_dist.data.batches import Batch
 from fedmef_dist.methods.fedavg import Dense
 from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sums.exact_sum import is_summable
 
 _PERSONAL = "personal"
 
@@ -50,11 +51,12 @@ class PersonalTraining(LocalWork):
             loss(batch).backward()
             pull = space.values[:last] - self.values[:last]
             space.values[:last].sub_(space.gradient.add_(pull, alpha=self.strength), alpha=rate)
-        self.own.copy_(space.values)
+        if is_summable(space.values):  # a model of its own that diverges is not kept: no checkpoint could hold it
+            self.own.copy_(space.values)
 
 
 class Ditto(Dense[DittoSettings]):
-    """FedAvg beside personal models; ``evaluation.per_client`` tests each client with its own."""
+    """FedAvg in addition to personal models; ``evaluation.per_client`` tests each client with its own."""
 
     Settings: ClassVar[type[DittoSettings]] = DittoSettings
 

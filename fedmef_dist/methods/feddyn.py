@@ -2,7 +2,7 @@
 
 Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama: "Federated Learning Based on Dynamic Regularization", ICLR
 2021, arXiv 2111.04263, algorithm 1. Each client adds a linear and a quadratic term to its loss, so that the minima of
-all clients' losses agree with that of the sum; nothing travels beside the model.
+all clients' losses agree with that of the sum; nothing travels in addition to the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,7 +71,7 @@ class FedDyn(Dense[FedDynSettings]):
         return RoundPlan(round, values, RegularisedSteps(self.space, values, self.settings.alpha))
 
     def aggregate(self, plan: RoundPlan, received: Received) -> tuple[Tensor, Tensor | None]:
-        """H falls by alpha times the mean move times |P| / m; the state is the average less h / alpha."""
+        """The memory h falls by alpha |P| / m times the mean move; the state is the average less h / alpha."""
         alpha, last = self.settings.alpha, self.space.n_parameters
         moved = received.average[:last] - plan.values[:last]
         self.memory = self.memory - moved * (alpha * received.clients / self.context.clients)

@@ -72,7 +72,7 @@ class Scaffold(Dense[ScaffoldSettings]):
         return (KeptTensor(_CONTROL, self.space.n_parameters),)
 
     def plan(self, round: int, values: Tensor) -> RoundPlan:
-        """C goes down, the changes of c_k come up."""
+        """The server sends c down, and collects the changes of c_k."""
         over = parameters(self.space)
         down, up = Broadcast(_CONTROL, over, self.control), whole(_CHANGE, over)
         work = ControlledSteps(self.space, values)

@@ -71,8 +71,8 @@ def test_a_guests_own_keys_are_validated_and_its_name_is_kept_as_written(load):
 
 
 def test_an_unknown_key_of_a_guest_gets_the_nearest_of_its_own(load):
-    with pytest.raises(UserError, match=r"unknown key method\.growht") as caught:
-        load(f"method: {{name: '{NAME}', growht: 2}}")
+    with pytest.raises(UserError, match=r"unknown key method\.bosst") as caught:
+        load(f"method: {{name: '{NAME}', bosst: 2}}")
     assert caught.value.mend == "did you mean method.boost?"
     with pytest.raises(UserError, match=r"unknown key method\.candidates") as caught:
         load(f"method: {{name: '{NAME}', candidates: 2}}")
