@@ -3,7 +3,6 @@
 import difflib
 import os
 import reprlib
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, Field, ValidationError
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.notices import tell
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.base.strict_yaml import parse_yaml
 from fedmef_dist.clients.cohort import FederationSettings
@@ -142,7 +142,7 @@ def _settle_method(tree: dict[str, Any], given: list[tuple[list[str], Any]]) -> 
     for key in dropped:
         del section[key]
     if dropped and detect(os.environ).rank == 0:
-        print(f"note: method {names[-1]} has no {', '.join(map(str, dropped))}; left out", file=sys.stderr)
+        tell(f"note: method {names[-1]} has no {', '.join(map(str, dropped))}; left out")
 
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -12,12 +12,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.text import printable
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.transport import PeerLostError, mpi_world
@@ -114,9 +115,11 @@ class _Voice:
             self.say_always(f"{text}; {watch.without_store()}")
 
     def say_always(self, text: str) -> None:
-        """Show a line whoever spoke before."""
-        sys.stderr.write(f"{text}\n")  # one write, or lines of several ranks mix
-        sys.stderr.flush()
+        """Show a line, or a traceback's, whoever spoke before."""
+        shown = printable(text, keep="\n")
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"{shown}\n")  # one write, or lines of several ranks mix
+            sys.stderr.flush()
 
     def wait_for_server(self) -> None:
         """Give rank 0 the first word: wrong input is most often wrong on every rank."""

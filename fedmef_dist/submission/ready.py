@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-from fedmef_dist.submission.script import Job, batch_script, common_functions
+from fedmef_dist.submission.script import Job, batch_script, common_functions, source
 
+_PLACE = "submit from the folder that holds slurm/"
 _SETUP = (
-    "# Submit from the folder that holds slurm/: Slurm runs a copy of this script from elsewhere.",
-    "# shellcheck source=slurm/common.sh",
-    'source "$SLURM_SUBMIT_DIR/slurm/common.sh"',
+    f"# {_PLACE.capitalize()}: Slurm runs a copy of this script from elsewhere.",
+    *source("$SLURM_SUBMIT_DIR/slurm/common.sh", _PLACE, "slurm/common.sh"),
 )
 _OPTIONS = "Options before the script win over those below; account, partition: SBATCH_ACCOUNT, SBATCH_PARTITION."
 _JOB = Job(ntasks_per_node=4, cpus_per_task=2)
