@@ -4,11 +4,8 @@ from dataclasses import replace
 
 from fedmef_dist.submission.script import Job, batch_script, common_functions, source
 
-_PLACE = "submit from the folder that holds slurm/"
-_SETUP = (
-    f"# {_PLACE.capitalize()}: Slurm runs a copy of this script from elsewhere.",
-    *source("$SLURM_SUBMIT_DIR/slurm/common.sh", _PLACE, "slurm/common.sh"),
-)
+# Slurm runs a copy of the script from elsewhere.
+_SETUP = source("$SLURM_SUBMIT_DIR/slurm/common.sh", "submit from the folder that holds slurm/", "slurm/common.sh")
 _OPTIONS = "Options before the script win over those below; account, partition: SBATCH_ACCOUNT, SBATCH_PARTITION."
 _JOB = Job(ntasks_per_node=4, cpus_per_task=2)
 
@@ -45,7 +42,14 @@ def ready_scripts() -> dict[str, str]:
     }
     return {"common.sh": common_functions()} | {
         f"{name}.sbatch": batch_script(
-            job, (f"{what}.", f"Usage: sbatch [option ...] slurm/{name}.sbatch {arguments}", _OPTIONS), _SETUP, command
+            job,
+            (
+                f"{what}.",
+                f"In the folder that holds slurm/: sbatch [option ...] slurm/{name}.sbatch {arguments}",
+                _OPTIONS,
+            ),
+            _SETUP,
+            command,
         )
         for name, (job, what, arguments, command) in scripts.items()
     }
