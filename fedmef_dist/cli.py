@@ -138,7 +138,7 @@ def sweep(
 
     loaded = load_sweep(grid, overrides or [])
     if show:
-        show_cells(loaded)
+        raise typer.Exit(show_cells(loaded))
     elif cell is not None:
         run_cell(loaded, cell)
     else:

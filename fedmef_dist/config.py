@@ -1,6 +1,8 @@
 """One run's configuration: composed from the settings that stand next to the code they configure."""
 
+import copy
 import difflib
+import functools
 import os
 import reprlib
 from collections.abc import Iterator, Sequence
@@ -67,12 +69,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: the file cannot be read, or a key or value in it or in an override does not fit.
     """
-    tree = _read(Path(path))
-    given = [_parse_override(text) for text in overrides]
-    _settle_method(tree, given)
-    for keys, value in given:
-        _assign(tree, keys, value)
-    return parse_config(tree, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+    config, left_out = ConfigFile(Path(path)).with_overrides(overrides)
+    if left_out and detect(os.environ).rank == 0:
+        tell(f"note: method {config.method.name} has no {', '.join(left_out)}; left out")
+    return config
+
+
+class ConfigFile:
+    """A YAML file that is read once, for any number of configurations made from it.
+
+    Raises UserError where the file cannot be read or is no mapping.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._tree = path, _read(path)
+
+    def with_overrides(self, overrides: Sequence[str]) -> tuple[Config, list[str]]:
+        """The configuration with ``section.key=value`` overrides, the last one of a key winning.
+
+        Also gives the file's keys that were left out because an override names a method without them. Raises UserError.
+        """
+        tree = copy.deepcopy(self._tree)
+        given = [_parse_override(text) for text in overrides]
+        left_out = _settle_method(tree, given)
+        for keys, value in given:
+            _assign(tree, keys, copy.deepcopy(value))
+        where = f"{self.path} with {' '.join(overrides)}" if overrides else str(self.path)
+        return parse_config(tree, where), left_out
 
 
 def parse_config(tree: dict[str, Any], where: str) -> Config:
@@ -119,6 +142,7 @@ def _read(path: Path) -> dict[str, Any]:
     return read_tree(text, str(path))
 
 
+@functools.lru_cache(maxsize=4096)
 def _parse_override(text: str) -> tuple[list[str], Any]:
     keys, equals, value = text.partition("=")
     if not equals or not all(keys.split(".")):
@@ -126,23 +150,22 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     return keys.split("."), parse_yaml(value, f"{text!r} on the command line")
 
 
-def _settle_method(tree: dict[str, Any], given: list[tuple[list[str], Any]]) -> None:
+def _settle_method(tree: dict[str, Any], given: list[tuple[list[str], Any]]) -> list[str]:
     """Names the default method where the file names none.
 
-    Where the command line names another one, drops the file's keys that it does not have, with a notice.
+    Where the command line names another one, drops the file's keys that it does not have, and returns them.
     """
     section = tree.setdefault("method", {})
     if not isinstance(section, dict):
-        return
+        return []
     old = section.setdefault("name", FedMefSettings().name)
     names = [value for keys, value in given if keys == ["method", "name"]]
     if not names or names[-1] == old or names[-1] not in list(SETTINGS):
-        return
+        return []
     dropped = [key for key in section if key not in SETTINGS[names[-1]].model_fields]
     for key in dropped:
         del section[key]
-    if dropped and detect(os.environ).rank == 0:
-        tell(f"note: method {names[-1]} has no {', '.join(map(str, dropped))}; left out")
+    return [str(key) for key in dropped]
 
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:

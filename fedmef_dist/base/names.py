@@ -6,6 +6,18 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.text import printable
 
 
+def home_expanded(text: str) -> Path:
+    """The path with ``~`` as the user's home. Raises UserError where that is not known."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"the home directory in {text} is not known",
+            where="the environment",
+            mend="write the path out, or set HOME",
+        ) from None
+
+
 def plain_path(path: Path, where: str) -> Path:
     """The path itself. Raises UserError, which names ``where`` it came from, if it holds control characters."""
     if printable(str(path)) != str(path):

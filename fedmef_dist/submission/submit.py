@@ -87,10 +87,13 @@ def _one_run(config: Config, job: Job, run_dir: Path, max_restarts: int) -> Subm
 
 def _array(path: Path, overrides: Sequence[str], config: Config, job: Job, grid: Path, max_restarts: int) -> Submission:
     sweep = load_sweep(grid, overrides)
-    if sweep.config.resolve() != path.resolve():
+    if sweep.config.path.resolve() != path.resolve():
         raise UserError(
-            f"the grid varies {sweep.config}, not {path}", where=str(grid), mend="give the configuration that it names"
+            f"the grid varies {sweep.config.path}, not {path}",
+            where=str(grid),
+            mend="give the configuration that it names",
         )
+    sweep.check()
     runs = plain_path(sweep.cells[0].run_dir.parent.resolve(), "runs")
     folder = runs / "slurm"
     array = replace(job, name=config.name, output=log_file(folder, "%A_%a.log"), array=len(sweep.cells))

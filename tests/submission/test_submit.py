@@ -89,7 +89,7 @@ def test_an_array_has_a_job_for_each_cell_and_keeps_grid_and_configuration(confi
     kept = load_sweep(folder / "grid.yaml")
     assert [cell.run_dir.name for cell in kept.cells] == ["seed-1_density-0.5", "seed-2_density-0.5"]
     assert {cell.run_dir.parent for cell in kept.cells} == {tmp_path / "sweep"}
-    assert load_config(kept.config, kept.cells[1].overrides) == load_config(
+    assert kept.config.with_overrides(kept.cells[1].overrides)[0] == load_config(
         config, ["federation.rounds=4", "name=seed-2_density-0.5", "seed=2", "method.density=0.5"]
     )
 
@@ -117,7 +117,8 @@ def test_what_sbatch_refuses_is_said_with_its_reason(config, sbatch, tmp_path):
 
 
 def test_a_sweep_folder_that_cannot_be_written_is_refused(config, grid, sbatch, tmp_path):
-    (tmp_path / "sweep").write_text("")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "slurm").write_text("")
     with pytest.raises(UserError, match=r"the batch script cannot be written: .*\nwhere: .*sweep/slurm\nmend: "):
         submit(config, [], Job(), grid=grid)
 
@@ -177,3 +178,13 @@ def test_a_ready_script_started_elsewhere_says_from_where_to_start_it(tmp_path):
     done = subprocess.run(["bash", script, "x"], capture_output=True, text=True, env=environment)
     assert done.returncode == 2
     assert done.stderr == (f"{tmp_path}/slurm/common.sh cannot be read: submit from the folder that holds slurm/\n")
+
+
+def test_every_cell_of_an_array_is_checked_before_anything_is_submitted(config, grid, sbatch, tmp_path):
+    sbatch("touch $0.called")
+    tree = yaml.safe_load(grid.read_text())
+    grid.write_text(yaml.safe_dump(tree | {"grid": {"federation.clients_per_round": [5, 21]}}))
+    with pytest.raises(UserError, match="cell 1: federation: clients_per_round is 21"):
+        submit(config, [], Job(), grid=grid)
+    assert not (tmp_path / "bin" / "sbatch.called").exists()
+    assert not (tmp_path / "sweep").exists()
