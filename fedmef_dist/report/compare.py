@@ -7,6 +7,7 @@ from textwrap import fill
 
 from fedmef_dist.base.atomic import write_text
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.text import printable
 from fedmef_dist.report.groups import group_runs
 from fedmef_dist.report.plots import save_plots
 from fedmef_dist.report.rendering import markdown, terminal
@@ -52,4 +53,4 @@ def compare(run_dirs: Sequence[Path], out: Path | None = None, target: float | N
         console.print(*terminal(table, width), sep="\n")
         console.print(fill(table.note, min(width, _WIDTH_OF_A_NOTE)) + "\n", highlight=False)
     for file in ("compare.md", "compare.csv", *(plot.name for plot in plots)):
-        console.print(str(directory / file), highlight=False, soft_wrap=True)
+        console.print(printable(str(directory / file)), highlight=False, soft_wrap=True)

@@ -57,7 +57,7 @@ class BarTracker:
             TextColumn("round"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[newest]}"),
+            TextColumn("{task.fields[newest]}", markup=False),
             TimeRemainingColumn(),
             console=Console(file=stream),
         )

@@ -15,6 +15,7 @@ import torch
 
 from fedmef_dist import __version__
 from fedmef_dist.base.notices import tell
+from fedmef_dist.base.text import printable
 from fedmef_dist.cluster.group import Group
 
 _LOG = logging.getLogger("fedmef_dist")
@@ -50,6 +51,14 @@ def rank_log(run_dir: Path, group: Group) -> Iterator[None]:
             handler.close()
 
 
+class _Plain(logging.Formatter):
+    """Lines that a terminal only shows."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, or several with a traceback."""
+        return printable(super().format(record), keep="\n\t")
+
+
 class _RankFile(logging.FileHandler):
     """Gives up at the first event that cannot be written."""
 
@@ -66,7 +75,7 @@ def _open(path: Path) -> logging.Handler:
     except OSError as error:
         _tell(path, error)
         return logging.NullHandler()
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(_Plain(_FORMAT))
     return handler
 
 
