@@ -9,6 +9,7 @@ import typer
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.names import plain_path
+from fedmef_dist.base.streams import open_standard_streams
 
 _INTERRUPTED = 130
 # Typer shows mistakes on the command line in a box of many lines and does not export their class.
@@ -193,6 +194,7 @@ def scale(
 
 def main() -> None:
     """Entry point; wrong input ends with exit status 2 and its message."""
+    open_standard_streams()
     # A lost connection is explained in one line of our own; torch would add a C++ stack for each attempt to use it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
