@@ -1,8 +1,8 @@
 """Shapes of the data sets' samples, for what can be told of a run without its files."""
 
-from pathlib import Path
 from typing import NamedTuple
 
+from fedmef_dist.base.names import home_expanded
 from fedmef_dist.data.images import class_names
 from fedmef_dist.data.sources import DataSettings, load_dataset
 
@@ -45,7 +45,7 @@ def shape_of(settings: DataSettings) -> Shape:
             return Shape((synthetic.channels, synthetic.image_size, synthetic.image_size), synthetic.classes)
         case "folder":
             folder = settings.folder
-            classes = class_names(Path(settings.root).expanduser() / folder.path / folder.train)
+            classes = class_names(home_expanded(settings.root) / folder.path / folder.train)
             return Shape((3, folder.image_size, folder.image_size), len(classes))
         case "shakespeare" | "tinystories":
             dataset = load_dataset(settings, seed=0)

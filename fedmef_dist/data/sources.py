@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from fedmef_dist.base.names import home_expanded
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.data.cache import Source, load_cached
 from fedmef_dist.data.cifar import cifar10, cifar100
@@ -58,7 +59,7 @@ def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
     Raises:
         UserError: a file is missing, damaged, or cannot be downloaded.
     """
-    root = Path(settings.root).expanduser()
+    root = home_expanded(settings.root)
     match settings.dataset:
         case "digits":
             return load_digits(digits_path())

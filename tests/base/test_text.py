@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.base.names import plain_path
+from fedmef_dist.base.names import home_expanded, plain_path
 from fedmef_dist.base.notices import tell
 from fedmef_dist.base.text import printable
 
@@ -51,3 +51,16 @@ def test_a_path_with_control_characters_is_refused(path):
 
 def test_any_other_path_is_taken():
     assert plain_path(Path("a b/größe 'x' $HOME %j"), "--run-dir") == Path("a b/größe 'x' $HOME %j")
+
+
+def test_a_home_that_nobody_knows_is_named(monkeypatch):
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setenv("HOME", "/home/x")
+    assert home_expanded("~/data") == Path("/home/x/data")
+    monkeypatch.delenv("HOME")
+    assert home_expanded("data") == Path("data")
+    with pytest.raises(UserError, match=r"^the home directory in ~/data is not known\nwhere: .*\nmend: "):
+        home_expanded("~/data")
