@@ -10,8 +10,8 @@ import typer
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.names import plain_path
 from fedmef_dist.base.streams import open_standard_streams
+from fedmef_dist.cluster.ending import INTERRUPTED
 
-_INTERRUPTED = 130
 # Typer shows mistakes on the command line in a box of many lines and does not export their class.
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -193,7 +193,10 @@ def scale(
 
 
 def main() -> None:
-    """Entry point; wrong input ends with exit status 2 and its message."""
+    """The command that the arguments ask for; wrong input ends with exit status 2 and its message.
+
+    Leaves by SystemExit; `__main__` ends the process.
+    """
     open_standard_streams()
     # A lost connection is explained in one line of our own; torch would add a C++ stack for each attempt to use it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -205,7 +208,7 @@ def main() -> None:
         # Without arguments the help has been shown, and the message is empty.
         message = f"{error.format_message()}\nwhere: command line\nmend: see --help" if error.format_message() else ""
     except typer.Abort:
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     if message:
         print(message, file=sys.stderr)
     sys.exit(2)

@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from fedmef_dist import __version__
 from fedmef_dist.base.atomic import write_json
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.notices import tell
+from fedmef_dist.cluster.ending import give_up_output
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.failure import ends_together
 from fedmef_dist.cluster.group import STOPPED_EARLY, Group, open_group
@@ -48,8 +49,10 @@ def run_command(path: Path, overrides: list[str], run_dir: Path | None, resume: 
         with open_group(environment, config.runtime) as group, ends_together(group):
             summary = simulate(config, group, run_dir or Path("runs") / config.name, resume, interruption)
             if group.rank == 0:
-                with suppress(OSError):  # a closed pipe: the files have it all
+                try:
                     print(_closing_line(summary), flush=True)
+                except OSError:  # a closed pipe: the files have it all
+                    give_up_output()
 
 
 def run(config: Config, run_dir: str | Path | None = None, resume: Resume = "auto") -> Summary:
@@ -108,6 +111,7 @@ def _play(simulation: Simulation, run_dir: Path, checkpoint: Checkpoint | None) 
     if rank == 0:
         _write_summary(run_dir, summary)
     simulation.group.barrier()
+    simulation.grace.interruption.over = True
     return summary
 
 
@@ -127,6 +131,7 @@ def _stop_early(simulation: Simulation) -> None:
     """All ranks leave together: the first to go would make the launcher end one that is still writing."""
     config, done = simulation.config, simulation.round
     simulation.group.barrier()
+    simulation.grace.interruption.over = True
     if simulation.group.rank == 0:
         rounds = config.federation.rounds
         tell(f"stopped by a signal after {done} of {rounds} rounds; the same command goes on from there")

@@ -17,8 +17,10 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.names import home_expanded, plain_path
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.base.text import printable
+from fedmef_dist.cluster.ending import INTERRUPTED
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import STOPPED_EARLY
+from fedmef_dist.cluster.interruption import listening
 from fedmef_dist.cluster.local_ranks import run_ranks
 from fedmef_dist.config import ConfigFile, read_tree
 from fedmef_dist.runs.checkpoint import CheckpointStore
@@ -163,8 +165,9 @@ def run_sweep(sweep: Sweep, overrides: Sequence[str], ranks: int) -> int:
     """Run the unfinished cells one after another, each on so many ranks of this machine; returns the exit status.
 
     A cell that fails does not stop the others: 0 if all are finished, 2 if those that failed were all wrong input, else
-    1; 75 if a signal stopped a cell early, which stops the sweep. Raises UserError under a launcher of several ranks,
-    and before the first cell starts where one of them cannot.
+    1. A signal stops the sweep behind the cell that runs, which it stops too: 75, or 130 after a second INT; 0 if that
+    was the last one and has finished all the same. Raises UserError under a launcher of several ranks, and
+    before the first cell starts where one of them cannot.
     """
     if detect(os.environ).world_size > 1:
         raise UserError(
@@ -173,13 +176,21 @@ def run_sweep(sweep: Sweep, overrides: Sequence[str], ranks: int) -> int:
             mend="add --cell NUMBER, or leave the launcher out and give --ranks",
         )
     sweep.check()
-    statuses = []
-    for cell in sweep.cells:
-        print(f"cell {cell.number}: {cell.run_dir}", flush=True)
-        arguments = ["sweep", str(sweep.path), *overrides, "--cell", str(cell.number)]
-        statuses.append(run_ranks(arguments, ranks))
-        if statuses[-1] == STOPPED_EARLY:
-            return STOPPED_EARLY
+    with listening(ends_process=True) as interruption:
+        statuses: list[int] = []
+        for cell in sweep.cells:
+            if interruption.asked_at is not None:
+                return STOPPED_EARLY
+            print(f"cell {cell.number}: {cell.run_dir}", flush=True)
+            arguments = ["sweep", str(sweep.path), *overrides, "--cell", str(cell.number)]
+            statuses.append(run_ranks(arguments, ranks))
+            if statuses[-1] in (STOPPED_EARLY, INTERRUPTED):
+                return statuses[-1]
+        return _closing(sweep, statuses)
+
+
+def _closing(sweep: Sweep, statuses: Sequence[int]) -> int:
+    """Say which cells failed; the exit status of the sweep."""
     failed = [(cell, status) for cell, status in zip(sweep.cells, statuses, strict=True) if status]
     for cell, status in failed:
         print(f"cell {cell.number} failed with exit status {status}: {cell.run_dir}", file=sys.stderr)

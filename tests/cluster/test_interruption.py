@@ -24,14 +24,6 @@ from fedmef_dist.runs.snapshot import restore
 SINGLE = Environment("single", 0, 1, 0, 1, None, None)
 
 
-@pytest.fixture(autouse=True)
-def _handlers_as_before():
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 # --- listening
 
 
@@ -88,12 +80,19 @@ def test_outside_the_main_thread_nothing_is_changed():
     assert found == [(None, signal.getsignal(signal.SIGUSR1))]
 
 
-@pytest.mark.parametrize(("status", "kept"), [(75, signal.SIG_IGN), (0, signal.SIG_DFL)])
-def test_nothing_changes_the_status_of_a_process_that_has_stopped_early(status, kept):
+@pytest.mark.parametrize("status", [75, 0, 2])
+def test_nothing_changes_the_status_of_a_process_that_ends_with_the_body(status):
     signal.signal(signal.SIGUSR2, signal.SIG_DFL)
     with pytest.raises(SystemExit), listening(ends_process=True):
         raise SystemExit(status)
-    assert signal.getsignal(signal.SIGUSR2) is kept
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
+
+
+def test_a_second_interrupt_does_not_undo_a_run_that_is_over():
+    with listening() as interruption:
+        interruption.over = True
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_signal_is_noticed_while_the_main_thread_is_busy_outside_python():

@@ -1,5 +1,6 @@
 import json
 import re
+import signal
 
 import pytest
 
@@ -138,7 +139,14 @@ def test_several_ranks_run_one_cell_only(write, monkeypatch):
 
 @pytest.mark.parametrize(
     ("statuses", "expected", "started"),
-    [([0, 0, 0], 0, 3), ([2, 0, 2], 2, 3), ([2, 1, 0], 1, 3), ([0, 137, 0], 1, 3), ([1, 75], 75, 2)],
+    [
+        ([0, 0, 0], 0, 3),
+        ([2, 0, 2], 2, 3),
+        ([2, 1, 0], 1, 3),
+        ([0, 137, 0], 1, 3),
+        ([1, 75], 75, 2),
+        ([0, 130], 130, 2),
+    ],
 )
 def test_one_cells_failure_does_not_stop_the_rest(write, monkeypatch, capsys, statuses, expected, started):
     calls = []
@@ -149,7 +157,7 @@ def test_one_cells_failure_does_not_stop_the_rest(write, monkeypatch, capsys, st
     assert run_sweep(load_sweep(path, ["seed=9"]), ["seed=9"], 1) == expected
     assert calls == [["sweep", str(path), "seed=9", "--cell", str(number)] for number in range(started)]
     shown = capsys.readouterr().err.splitlines()
-    if expected != 75:
+    if expected < 75:
         assert [line.split(" failed")[0] for line in shown] == [f"cell {i}" for i, s in enumerate(statuses) if s]
 
 
@@ -217,6 +225,21 @@ def test_a_grid_beyond_reason_is_refused_at_once(write):
 def test_a_folder_of_runs_with_control_characters_is_refused(write):
     with pytest.raises(UserError, match="a path must not hold line breaks"):
         load_sweep(write("{seed: [0]}", runs='"a\\nb"'))
+
+
+@pytest.mark.parametrize(("cell", "expected"), [(0, 75), (2, 0)])
+def test_a_signal_that_comes_as_a_cell_ends_stops_the_sweep_behind_it(write, monkeypatch, cell, expected):
+    started = []
+
+    def run_ranks(arguments, ranks):
+        started.append(int(arguments[-1]))
+        if started[-1] == cell:
+            signal.raise_signal(signal.SIGUSR2)
+        return 0
+
+    monkeypatch.setattr(module, "run_ranks", run_ranks)
+    assert run_sweep(load_sweep(write("{seed: [0, 1, 2]}")), [], 1) == expected
+    assert started == list(range(cell + 1))
 
 
 @pytest.mark.cluster
