@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import IO
 
+from fedmef_dist.cluster.ending import SIGNALS
 from fedmef_dist.cluster.group import STOPPED_EARLY
 
 # A rank that fails ends its peers within this time by itself.
 _PATIENCE_SECONDS = 30.0
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def run_ranks(arguments: Sequence[str], ranks: int, output: IO[bytes] | None = None) -> int:
@@ -64,7 +64,9 @@ def _forwarding(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[set[
         for process in processes:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    # What is ignored here, as HUP under nohup, is ignored by the ranks too.
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, forward) for number in heard}
     try:
         yield handed_on
     finally:

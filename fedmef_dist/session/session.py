@@ -65,7 +65,7 @@ def run(config: Config, run_dir: str | Path | None = None, resume: Resume = "aut
 
     Raises:
         UserError: something in the configuration, the data or the run directory is wrong.
-        SystemExit: USR1, USR2, TERM or INT stopped the run early, with status 75 and a checkpoint.
+        SystemExit: USR1, USR2, TERM, INT or HUP stopped the run early, with status 75 and a checkpoint.
     """
     with listening() as interruption, open_group(detect(os.environ), config.runtime) as group:
         return simulate(config, group, Path(run_dir or Path("runs") / config.name), resume, interruption)
