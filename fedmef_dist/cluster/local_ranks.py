@@ -1,6 +1,7 @@
 """Ranks as processes on this machine, without a launcher: for sweeps and scaling studies."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from typing import IO
 
 from fedmef_dist.cluster.ending import SIGNALS
 from fedmef_dist.cluster.group import STOPPED_EARLY
+from fedmef_dist.cluster.rendezvous import STORE_KEY
 
 # A rank that fails ends its peers within this time by itself.
 _PATIENCE_SECONDS = 30.0
@@ -49,7 +51,7 @@ def _environments(ranks: int) -> list[dict[str, str]]:
         return [base]
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, STORE_KEY: secrets.token_hex(16)}
     size = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     return [base | meeting | size | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 

@@ -89,6 +89,9 @@ def test_each_rank_has_its_place_and_all_meet_on_loopback(monkeypatch):
     assert first["MASTER_ADDR"] == second["MASTER_ADDR"] == "127.0.0.1"
     assert first["MASTER_PORT"] == second["MASTER_PORT"]
     assert first["OMP_NUM_THREADS"] == "2"
+    assert (
+        first["FEDMEF_STORE_KEY"] == second["FEDMEF_STORE_KEY"] != local_ranks._environments(2)[0]["FEDMEF_STORE_KEY"]
+    )
     assert "RANK" not in local_ranks._environments(1)[0]
 
 

@@ -123,6 +123,25 @@ def test_an_attempt_finds_nothing_of_the_one_before_in_torchruns_store(monkeypat
     assert not open_store(environment, timedelta(seconds=5)).check(["failure/claimed"])
 
 
+@pytest.mark.parametrize("name", ["FEDMEF_STORE_KEY", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"])
+def test_who_does_not_know_what_the_ranks_were_given_finds_none_of_their_keys(monkeypatch, name):
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setenv(name, "secret")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    rank = open_store(Environment("torchrun", 0, 2, 0, 2, "127.0.0.1", port), timedelta(seconds=5))
+    rank.set("watch/deadline", "1.0")
+    monkeypatch.setenv(name, "guess")
+    stranger = open_store(Environment("torchrun", 1, 2, 1, 2, "127.0.0.1", port), timedelta(seconds=5))
+    stranger.set("watch/deadline", "0.0")
+    assert stranger.add("failure/claimed", 1) == 1  # answered, unlike `set`, when it is done
+    assert rank.get("watch/deadline") == b"1.0"
+    assert not rank.check(["failure/claimed"])
+    bare = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
+    assert not bare.check(["watch/deadline"])
+    assert "secret" not in rendezvous._prefix({name: "secret"})
+
+
 def test_a_port_that_is_taken_is_the_users_error(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
