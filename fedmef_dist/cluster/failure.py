@@ -23,10 +23,11 @@ from fedmef_dist.cluster.ending import FAULT, INTERRUPTED, await_at_exit
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.transport import PeerLostError, mpi_world
+from fedmef_dist.cluster.watch import CLAIMED, SHOWN
 
 USER_ERROR = 2
 
-_CLAIMED, _SHOWN, _ARRIVED = "failure/claimed", "failure/shown", "failure/arrived"
+_ARRIVED = "failure/arrived"
 _PATIENCE_SECONDS = 5.0
 # A roll call takes three seconds; a store that does not answer within this time is stuck.
 _STORE_SECONDS = 6.0
@@ -155,10 +156,10 @@ class _Voice:
 
     def _claim(self, store: dist.Store) -> bool:
         mine = str(self._environment.rank)
-        return bool(store.compare_set(_CLAIMED, "", mine) == mine.encode())
+        return bool(store.compare_set(CLAIMED, "", mine) == mine.encode())
 
     def _mark_shown(self, store: dist.Store) -> bool:
-        store.set(_SHOWN, "1")
+        store.set(SHOWN, "1")
         return True
 
     def _arrive(self, store: dist.Store) -> bool:
@@ -168,7 +169,7 @@ class _Voice:
         return store.add(_ARRIVED, 0) >= self._environment.world_size
 
     def _shown(self) -> bool:
-        return self._ask(lambda store: store.check([_SHOWN]), default=False)
+        return self._ask(lambda store: store.check([SHOWN]), default=False)
 
     def _ask(self, question: Callable[[dist.Store], T], default: T) -> T:
         """The store's answer; the default where it went down with rank 0 or is stuck with it."""

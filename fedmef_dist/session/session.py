@@ -47,6 +47,7 @@ def run_command(path: Path, overrides: list[str], run_dir: Path | None, resume: 
     with listening(ends_process=True) as interruption, ends_together(environment):
         config = load_config(path, overrides)
         with open_group(environment, config.runtime) as group, ends_together(group):
+            group.watch.ends_process = True
             summary = simulate(config, group, run_dir or Path("runs") / config.name, resume, interruption)
             if group.rank == 0:
                 try:
