@@ -63,23 +63,18 @@ class Guard:
         self._closing.set()
 
     def _look(self) -> None:
-        store, neighbour, since_lost = Silence(), Silence(), Silence()
+        silences = Silence(), Silence(), Silence()
         while not self._closing.wait(_CHECK_SECONDS):
-            signs = self._signs()
-            silent = {
-                "lost": since_lost.look(signs.lost) if signs.lost is not None else 0.0,
-                "store": store.look(signs.looks),
-                "neighbour": neighbour.look(signs.beat) if signs.beat is not None else 0.0,
-            }
-            cause = _cause(silent, signs.lost is not None)
+            cause = _cause(self._signs(), *silences)
             if cause is not None:
                 self._end(cause)
                 return
 
 
-def _cause(silent: dict[str, float], lost: bool) -> Cause | None:
-    if lost:
-        return "lost" if silent["lost"] > _FAREWELL_SECONDS else None
-    if silent["store"] > HUNG_SECONDS:
-        return "store"
-    return "neighbour" if silent["neighbour"] > HUNG_SECONDS else None
+def _cause(signs: Signs, store: Silence, neighbour: Silence, lost: Silence) -> Cause | None:
+    unanswered = store.look(signs.looks)
+    if signs.lost is not None:
+        return "lost" if lost.look(signs.lost) > _FAREWELL_SECONDS else None
+    if unanswered > HUNG_SECONDS / 4:  # a store that does not answer has no news of the neighbour either
+        return "store" if unanswered > HUNG_SECONDS else None
+    return "neighbour" if signs.beat is not None and neighbour.look(signs.beat) > HUNG_SECONDS else None

@@ -179,6 +179,10 @@ class Watch:
 
     def _end(self, cause: Cause) -> None:
         """Says who has hung, unless another rank does, and ends the process; called by the guard, in its thread."""
+        if self.ends_process:  # also where the store does not answer this question any more
+            farewell = threading.Timer(HUNG_SECONDS, os._exit, (FAULT,))
+            farewell.daemon = True
+            farewell.start()
         try:
             text = self._who_has_hung(cause)
         except dist.DistError:
