@@ -1,5 +1,6 @@
 """The command line. Heavy imports wait until a command needs them."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import typer
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.names import plain_path
+from fedmef_dist.base.notices import tell
 from fedmef_dist.base.streams import open_standard_streams
-from fedmef_dist.cluster.ending import INTERRUPTED
+from fedmef_dist.cluster.ending import FAULT, INTERRUPTED, give_up_output
 
 # Typer shows mistakes on the command line in a box of many lines and does not export their class.
 _UsageError: Any = typer.BadParameter.__base__
@@ -207,6 +209,14 @@ def main() -> None:
     except _UsageError as error:
         # Without arguments the help has been shown, and the message is empty.
         message = f"{error.format_message()}\nwhere: command line\nmend: see --help" if error.format_message() else ""
+    except OSError as error:
+        # Of what a command reads and writes it says itself what is wrong; what is left is its output.
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EPIPE):
+            raise
+        give_up_output()
+        if error.errno != errno.EPIPE:
+            tell(f"what was printed is not complete: {error.strerror}")
+        sys.exit(FAULT)
     except typer.Abort:
         sys.exit(INTERRUPTED)
     if message:

@@ -10,6 +10,8 @@ import socket
 import struct
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -114,11 +116,21 @@ def _mpi_store(environment: Environment, timeout: timedelta) -> dist.Store:
         text = f"{store.port} {prefix} {host}".encode()
         address[: len(text)] = np.frombuffer(text, np.uint8)
         world.Bcast(address)
+        _unname_shared_memory(world)
         return dist.PrefixStore(prefix, store)
     world.Bcast(address)
+    _unname_shared_memory(world)
     port, prefix, host = address.tobytes().rstrip(b"\0").decode().split(" ", 2)
     store = dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
     return dist.PrefixStore(prefix, store)
+
+
+def _unname_shared_memory(world: Any) -> None:
+    """Takes the names of MPICH's shared memory away once every rank has it, so that no dead rank leaves it behind."""
+    world.Barrier()
+    lines = Path("/proc/self/maps").read_text(errors="replace").splitlines() if Path("/proc/self/maps").exists() else []
+    for path in {line.rpartition(" ")[2] for line in lines if "/dev/shm/mpich_shm_" in line}:
+        Path(path).unlink(missing_ok=True)
 
 
 def meeting_host(environment: Environment) -> str:

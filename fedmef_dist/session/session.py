@@ -14,6 +14,7 @@ import torch
 from fedmef_dist import __version__
 from fedmef_dist.base.atomic import write_json
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.names import plain_path
 from fedmef_dist.base.notices import tell
 from fedmef_dist.cluster.ending import give_up_output
 from fedmef_dist.cluster.environment import detect
@@ -79,6 +80,7 @@ def simulate(
 
     Raises UserError, or SystemExit with status 75 where a signal stopped it early.
     """
+    plain_path(run_dir, "the run directory")
     simulation = Simulation(config, group, run_dir, interruption)
     checkpoint = _agree_on_start(simulation, run_dir, resume)
     if checkpoint is not None:

@@ -95,7 +95,8 @@ def _tell(path: Path, error: BaseException | None) -> None:
 def _describe(group: Group) -> str:
     place = group.environment
     return (
-        f"rank {place.rank} of {place.world_size} on {socket.gethostname()}, {group.device}, "
+        # By its pid MPICH's mpirun names a rank that died.
+        f"rank {place.rank} of {place.world_size} on {socket.gethostname()}, pid {os.getpid()}, {group.device}, "
         f"{torch.get_num_threads()} threads, started by {place.launcher}, fedmef_dist {__version__}, "
         f"torch {torch.__version__}, Python {platform.python_version()}"
     )

@@ -166,3 +166,30 @@ def test_the_users_interface_is_not_overwritten(monkeypatch):
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     prepare_gloo(place(), "head")
     assert rendezvous.os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
+
+
+SHARED = """
+import os
+from datetime import timedelta
+from pathlib import Path
+from fedmef_dist.cluster.environment import detect
+from fedmef_dist.cluster.rendezvous import open_store
+
+environment = detect(os.environ)
+store = open_store(environment, timedelta(seconds=30))
+mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/mpich_shm_" in line]
+store.set(f"named {environment.rank}", str([line for line in mapped if not line.endswith("(deleted)")]))
+store.wait(["named 0", "named 1"])
+print(store.get(f"named {environment.rank}").decode() + f" {bool(mapped)}", flush=True)
+store.set(f"left {environment.rank}", "")
+if environment.rank == 0:
+    store.wait(["left 0", "left 1"])
+"""
+
+
+@pytest.mark.cluster
+def test_a_rank_of_mpich_that_dies_leaves_no_shared_memory_behind(launch, tmp_path):
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    done = launch("mpirun", 2, script)
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["[] True"] * 2), done.stderr
