@@ -1,5 +1,6 @@
 """The command line. Heavy imports wait until a command needs them."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.cluster.ending import INTERRUPTED
+from fedmef_dist.base.names import plain_path
+from fedmef_dist.base.notices import tell
+from fedmef_dist.base.streams import open_standard_streams
+from fedmef_dist.cluster.ending import FAULT, INTERRUPTED, give_up_output
 
 _ALLOW_PLUGINS = "import and run the code that the run directory names, such as a model of your own"
 # Typer shows mistakes on the command line in a box of many lines and does not export their class.
@@ -20,6 +24,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated learning with sparse training, simulated on torch.distributed.",
 )
+
+
+def _plain(path: Path | None) -> Path | None:
+    return None if path is None else plain_path(path, "command line")
+
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with the configuration")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="changes to it")]
 
@@ -28,7 +38,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=val
 def run(
     config: ConfigPath,
     overrides: Overrides = None,
-    run_dir: Annotated[Path | None, typer.Option(help="default: runs/<name>")] = None,
+    run_dir: Annotated[Path | None, typer.Option(callback=_plain, help="default: runs/<name>")] = None,
     resume: Annotated[str, typer.Option(help="auto, never or must continue from a checkpoint")] = "auto",
 ) -> None:
     """Run one simulation: alone, or as each rank under torchrun, mpirun or srun."""
@@ -49,7 +59,9 @@ def plan(
     config: ConfigPath,
     overrides: Overrides = None,
     ranks: Annotated[int, typer.Option(min=1, help="ranks that would share the clients")] = 1,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="also draw the partition")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=_plain, metavar="FILE.png", help="also draw the partition")
+    ] = None,
 ) -> None:
     """Show what a run would be like: who holds what, what a round moves and computes, how ranks share it."""
     from fedmef_dist.commands.plan import plan_command
@@ -62,7 +74,9 @@ def memory(
     config: ConfigPath,
     overrides: Overrides = None,
     json: Annotated[bool, typer.Option("--json", help="print a list of objects for programs")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="also draw the parts as stacked bars")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=_plain, metavar="FILE.png", help="also draw the parts as stacked bars")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="timed steps of each method")] = 3,
 ) -> None:
     """Measure one training step under several methods: bytes held for backward, allocator peak, modelled bytes."""
@@ -86,7 +100,7 @@ def data(
 @app.command()
 def compare(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR ...", help="directories of runs")],
-    out: Annotated[Path | None, typer.Option(help="where tables and plots go")] = None,
+    out: Annotated[Path | None, typer.Option(callback=_plain, help="where tables and plots go")] = None,
     target: Annotated[
         float | None,
         typer.Option(metavar="ACCURACY", help="a share such as 0.75; default: 95 % of the best, rounded down"),
@@ -140,7 +154,7 @@ def schema(
 @app.command()
 def export(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="directory of a run")],
-    out: Annotated[Path, typer.Option(help="safetensors file to write")],
+    out: Annotated[Path, typer.Option(callback=_plain, help="safetensors file to write")],
     allow_plugins: Annotated[bool, typer.Option("--allow-plugins", help=_ALLOW_PLUGINS)] = False,
 ) -> None:
     """Write the trained sparse model as safetensors with the plain names of its model."""
@@ -162,7 +176,7 @@ def sweep(
 
     loaded = load_sweep(grid, overrides or [])
     if show:
-        show_cells(loaded)
+        raise typer.Exit(show_cells(loaded))
     elif cell is not None:
         run_cell(loaded, cell)
     else:
@@ -180,7 +194,7 @@ def submit(
     cpus_per_task: Annotated[int, typer.Option(help="threads of a rank")] = 1,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of a node; ranks take them by local number")] = 0,
     time: Annotated[str, typer.Option(help="limit; two minutes before it the run saves and requeues")] = "4:00:00",
-    run_dir: Annotated[Path | None, typer.Option(help="default: runs/<name>")] = None,
+    run_dir: Annotated[Path | None, typer.Option(callback=_plain, help="default: runs/<name>")] = None,
     array: Annotated[Path | None, typer.Option(metavar="GRID", help="a job for each cell of this grid file")] = None,
     max_restarts: Annotated[int, typer.Option(min=0, help="requeues after a signal, at most")] = 20,
     dry_run: Annotated[bool, typer.Option(help="print the batch script; write and submit nothing")] = False,
@@ -207,7 +221,7 @@ def scale(
     clients: Annotated[str, typer.Option(help="sizes of the population; none: only the configuration's")] = "",
     repeats: Annotated[int, typer.Option(min=1, help="runs of each point, which take turns")] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="measured rounds of a run, behind one to warm up")] = 5,
-    out: Annotated[Path | None, typer.Option(help="default: runs/<name>-scaling")] = None,
+    out: Annotated[Path | None, typer.Option(callback=_plain, help="default: runs/<name>-scaling")] = None,
 ) -> None:
     """Measure strong and weak scaling, fit a cost model, predict larger clusters; on this machine or an allocation."""
     from fedmef_dist.scaling.scale import scale as run_study
@@ -220,6 +234,7 @@ def main() -> None:
 
     Leaves by SystemExit; `__main__` ends the process.
     """
+    open_standard_streams()
     # A lost connection is explained in one line of our own; torch would add a C++ stack for each attempt to use it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
@@ -229,6 +244,14 @@ def main() -> None:
     except _UsageError as error:
         # Without arguments the help has been shown, and the message is empty.
         message = f"{error.format_message()}\nwhere: command line\nmend: see --help" if error.format_message() else ""
+    except OSError as error:
+        # Of what a command reads and writes it says itself what is wrong; what is left is its output.
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EPIPE):
+            raise
+        give_up_output()
+        if error.errno != errno.EPIPE:
+            tell(f"what was printed is not complete: {error.strerror}")
+        sys.exit(FAULT)
     except typer.Abort:
         sys.exit(INTERRUPTED)
     if message:

@@ -1,8 +1,9 @@
 """One run's configuration: composed from the settings that stand next to the code they configure."""
 
+import copy
 import difflib
+import functools
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError, create_model
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.explanation import explain, known_keys
 from fedmef_dist.base.guests import GuestSettings, Kind, find, nearest
+from fedmef_dist.base.notices import tell
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.base.strict_yaml import parse_yaml
 from fedmef_dist.clients.cohort import FederationSettings
@@ -79,19 +81,43 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UserError: the file cannot be read, a key or value in it or in an override does not fit, or a guest cannot be
             had.
     """
-    tree = _read(Path(path))
-    apply_overrides(tree, overrides)
-    config = parse_config(tree, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+    config, left_out = ConfigFile(Path(path)).with_overrides(overrides)
+    if left_out and detect(os.environ).rank == 0:
+        tell(f"note: method {config.method.name} has no {', '.join(left_out)}; left out")
     _find_guests(config)
     return config
 
 
-def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Changes a tree of plain values by ``section.key=value``, the last one of a key winning. Raises UserError."""
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Changes a tree of plain values by ``section.key=value``, the last one of a key winning.
+
+    Returns the keys that were left out because an override names a method without them. Raises UserError.
+    """
     given = [_parse_override(text) for text in overrides]
-    _settle_method(tree, given)
+    left_out = _settle_method(tree, given)
     for keys, value in given:
-        _assign(tree, keys, value)
+        _assign(tree, keys, copy.deepcopy(value))
+    return left_out
+
+
+class ConfigFile:
+    """A YAML file that is read once, for any number of configurations made from it.
+
+    Raises UserError where the file cannot be read or is no mapping.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._tree = path, _read(path)
+
+    def with_overrides(self, overrides: Sequence[str]) -> tuple[Config, list[str]]:
+        """The configuration with ``section.key=value`` overrides, the last one of a key winning.
+
+        Also gives the file's keys that were left out because an override names a method without them. Raises UserError.
+        """
+        tree = copy.deepcopy(self._tree)
+        left_out = apply_overrides(tree, overrides)
+        where = f"{self.path} with {' '.join(overrides)}" if overrides else str(self.path)
+        return parse_config(tree, where), left_out
 
 
 def parse_config(tree: dict[str, Any], where: str) -> Config:
@@ -187,6 +213,7 @@ def _read(path: Path) -> dict[str, Any]:
     return read_tree(text, str(path))
 
 
+@functools.lru_cache(maxsize=4096)
 def _parse_override(text: str) -> tuple[list[str], Any]:
     keys, equals, value = text.partition("=")
     if not equals or not all(keys.split(".")):
@@ -194,25 +221,24 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     return keys.split("."), parse_yaml(value, f"{text!r} on the command line")
 
 
-def _settle_method(tree: dict[str, Any], given: list[tuple[list[str], Any]]) -> None:
+def _settle_method(tree: dict[str, Any], given: list[tuple[list[str], Any]]) -> list[str]:
     """Names the default method where the file names none.
 
-    Where the command line names another one, drops the file's keys that it does not have, with a notice. Raises
+    Where the command line names another one, drops the file's keys that it does not have, and returns them. Raises
     UserError where that is a guest that cannot be had.
     """
     section = tree.setdefault("method", {})
     if not isinstance(section, dict):
-        return
+        return []
     old = section.setdefault("name", FedMefSettings().name)
     names = [value for keys, value in given if keys == ["method", "name"]]
     if not names or names[-1] == old or not (isinstance(names[-1], str) and is_known(names[-1])):
-        return
+        return []
     known = {"name", *settings_of(names[-1]).model_fields}
     dropped = [key for key in section if key not in known]
     for key in dropped:
         del section[key]
-    if dropped and detect(os.environ).rank == 0:
-        print(f"note: method {names[-1]} has no {', '.join(map(str, dropped))}; left out", file=sys.stderr)
+    return [str(key) for key in dropped]
 
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:

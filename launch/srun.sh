@@ -22,4 +22,7 @@ if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
 fi
 read -r -a srun <<<"${SRUN:-srun}"
 
+# The keys of the ranks' store begin with a word that a stranger at its port does not know.
+FEDMEF_STORE_KEY=$(od -An -N16 -tx1 /dev/urandom | tr -d ' ')
+export FEDMEF_STORE_KEY
 exec "${srun[@]}" "${options[@]}" "${PYTHON:-python}" -m fedmef_dist "$@"

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import yaml
@@ -109,6 +110,54 @@ def test_key_of_another_method_says_so(refusal):
 
 def test_several_problems_are_counted(refusal):
     assert refusal("seed: -1\nname: 3\nfederation: {rounds: 0}")[0].endswith(" (and 2 more keys)")
+
+
+# --- numbers beyond reason
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("runtime.threads", 100_000),
+        ("runtime.timeout", 1e300),
+        ("federation.clients_per_round", 10**19),
+        ("federation.rounds", 10**19),
+        ("federation.local_epochs", 10**9),
+        ("federation.batch_size", 10**19),
+        ("federation.day_rounds", 10**19),
+        ("federation.oversample", 1e300),
+        ("federation.deadline", 1e300),
+        ("optimizer.lr", 1e300),
+        ("optimizer.weight_decay", 1e300),
+        ("optimizer.prox_mu", 1e300),
+        ("model.width", 1e9),
+        ("model.hidden", 10**9),
+        ("model.gpt.depth", 10**9),
+        ("model.gpt.width", 10**9),
+        ("model.gpt.heads", 10**9),
+        ("evaluation.every", 10**19),
+        ("evaluation.batch_size", 10**19),
+        ("evaluation.per_client", 10**19),
+        ("data.partition.exponent", 1.001),
+        ("data.partition.exponent", 1e300),
+    ],
+)
+def test_numbers_beyond_reason_are_refused_by_their_range(refusal, key, value):
+    what, _, mend = refusal("", f"{key}={value}")
+    assert re.match(rf"{key}: Input should be (less|greater) than or equal to [0-9.]+, got ", what)
+    assert mend == f"mend: correct {key}"
+
+
+@pytest.mark.parametrize("value", ["010", "[010]", "-007"])
+def test_a_number_with_a_leading_zero_is_refused_in_an_override_too(refusal, value):
+    assert "begins with a zero, which some take for octal" in refusal("", f"seed={value}")[0]
+    assert "begins with a zero" in refusal(f"seed: {value}")[0]
+
+
+def test_minutes_and_seconds_are_no_number(refusal):
+    assert refusal("", "federation.rounds=1:30")[0] == (
+        "federation.rounds: Input should be a valid integer, got '1:30'"
+    )
 
 
 # --- values

@@ -70,5 +70,5 @@ def test_every_data_set_has_a_configuration():
 @files(GRIDS)
 def test_every_cell_of_a_grid_has_a_configuration(path):
     sweep = load_sweep(path)
-    assert sweep.config.resolve() in [file.resolve() for file in FILES]
+    assert sweep.config.path.resolve() in [file.resolve() for file in FILES]
     assert [sweep.state(cell)[1] > 0 for cell in sweep.cells] == [True] * len(sweep.cells)

@@ -1,5 +1,7 @@
 """The one exception that means: the user's input is wrong."""
 
+from fedmef_dist.base.text import printable
+
 
 class UserError(Exception):
     """Something that the user gave is wrong; the command ends with exit status 2, without a traceback.
@@ -15,6 +17,7 @@ class UserError(Exception):
         self.what, self.where, self.mend = what, where, mend
 
     def __str__(self) -> str:
-        """One to three lines, as they are shown."""
+        """One to three lines, as they are shown; control characters, which the input may hold, are written out."""
         named = (("where", self.where), ("mend", self.mend))
-        return "\n".join([self.what, *(f"{name}: {text}" for name, text in named if text)])
+        lines = [self.what, *(f"{name}: {text}" for name, text in named if text)]
+        return "\n".join(map(printable, lines))

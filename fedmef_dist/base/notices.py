@@ -3,8 +3,13 @@
 import sys
 from contextlib import suppress
 
+from fedmef_dist.base.text import printable
+
 
 def tell(text: str) -> None:
-    """Show a line at once. Where standard error itself cannot be written, nothing is left to tell it to."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    """Show a line at once, with control characters written out.
+
+    Where standard error itself cannot be written or is closed, nothing is left to tell it to.
+    """
+    with suppress(OSError, ValueError):
+        print(printable(text), file=sys.stderr, flush=True)

@@ -22,7 +22,10 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as YAML 1.2 has it, no key stands twice, and every value is what it looks like.
+    """YAML in which no key stands twice and every value is what it looks like.
+
+    Numbers are those of YAML 1.2: 1e-3 is one and 1:30 is text. One that begins with a needless 0 is refused: YAML 1.1
+    reads 010 as 8, YAML 1.2 as 10.
 
     Aliases and tags are refused: each key of a configuration occurs once, and nested aliases can stand for a tree
     larger than any memory.
@@ -49,8 +52,28 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$"),
-    list("-+0123456789."),
-)
+def _refuse_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> None:
+    raise yaml.MarkedYAMLError(
+        problem=f"{node.value} begins with a zero, which some take for octal", problem_mark=node.start_mark
+    )
+
+
+def _resolve_numbers_as_in_yaml_1_2() -> None:
+    """Puts other patterns in the place of PyYAML's, which are those of YAML 1.1."""
+    integer, number, refused = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "!leading-zero"
+    _Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (integer, number)]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    patterns = {
+        refused: r"[-+]?0[0-9_]+(\.[0-9_]*)?([eE][-+]?[0-9]+)?",
+        integer: r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)",
+        number: r"[-+]?(([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+)"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    }
+    for tag, pattern in patterns.items():
+        _Loader.add_implicit_resolver(tag, re.compile(f"(?:{pattern})\\Z"), list("-+0123456789."))
+    _Loader.add_constructor(refused, _refuse_number)
+
+
+_resolve_numbers_as_in_yaml_1_2()

@@ -19,12 +19,12 @@ class FederationSettings(Settings):
 
     clients: int = Field(default=100, ge=1, le=2**31, description="clients of the population")
     clients_per_round: int = Field(
-        default=10, ge=1, description="clients whose updates a round waits for, drawn without replacement"
+        default=10, ge=1, le=2**31, description="clients whose updates a round waits for, drawn without replacement"
     )
-    rounds: int = Field(default=500, ge=1, description="rounds of the run")
-    local_epochs: int = Field(default=5, ge=1, description="passes of a client over its samples in a round")
+    rounds: int = Field(default=500, ge=1, le=10**7, description="rounds of the run")
+    local_epochs: int = Field(default=5, ge=1, le=10**5, description="passes of a client over its samples in a round")
     batch_size: int = Field(
-        default=64, ge=1, description="samples of a local step; the last batch of a pass may be smaller"
+        default=64, ge=1, le=2**20, description="samples of a local step; the last batch of a pass may be smaller"
     )
     weighting: Literal["samples", "uniform"] = Field(
         default="samples", description="how much an update counts: as many times as its client has samples, or once"
@@ -32,9 +32,11 @@ class FederationSettings(Settings):
     availability: float = Field(
         default=1.0, gt=0, le=1, description="share of a day in which a client can be asked, each at its own hours"
     )
-    day_rounds: int = Field(default=24, ge=1, description="rounds in a day, over which availability comes and goes")
+    day_rounds: int = Field(
+        default=24, ge=1, le=10**7, description="rounds in a day, over which availability comes and goes"
+    )
     oversample: float = Field(
-        default=1.0, ge=1, description="ask so many times clients_per_round; the first to finish are taken"
+        default=1.0, ge=1, le=1000, description="ask so many times clients_per_round; the first to finish are taken"
     )
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="probability that a client that was asked drops out of the round"
@@ -43,7 +45,7 @@ class FederationSettings(Settings):
         default=0.0, ge=0, le=5, description="deviation of the logarithm of a device's speed, drawn once per client"
     )
     deadline: float | None = Field(
-        default=None, gt=0, description="a client that takes longer than so many times the median is dropped"
+        default=None, gt=0, le=10**6, description="a client that takes longer than so many times the median is dropped"
     )
     client_state: ClientState = Field(
         default="none", description="what stays with a client from round to round; for few clients"

@@ -15,10 +15,12 @@ class OptimizerSettings(Settings):
     """Section ``optimizer``: the clients' SGD and its learning rate over rounds."""
 
     name: Literal["sgd"] = Field("sgd", description="local optimiser")
-    lr: float = Field(0.01, gt=0, description="base learning rate, eta_0")
+    lr: float = Field(0.01, gt=0, le=1000, description="base learning rate, eta_0")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum within a client's round; starts at 0")
-    weight_decay: float = Field(0.0, ge=0, description="L2 coefficient on all parameters")
-    prox_mu: float = Field(0.0, ge=0, description="FedProx's pull towards the round's global model (arXiv 1812.06127)")
+    weight_decay: float = Field(0.0, ge=0, le=1000, description="L2 coefficient on all parameters")
+    prox_mu: float = Field(
+        0.0, ge=0, le=10**6, description="FedProx's pull towards the round's global model (arXiv 1812.06127)"
+    )
     schedule: Literal["exponential", "cosine", "constant"] = Field(
         "exponential", description="learning rate over rounds"
     )

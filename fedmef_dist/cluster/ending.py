@@ -15,8 +15,8 @@ from typing import NoReturn
 
 from fedmef_dist.base.notices import tell
 
-# What asks a run to stop.
-SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+# What asks a run to stop; HUP comes when the terminal or the connection that a run was started from is closed.
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FAULT, INTERRUPTED = 1, 130
 # Launchers kill 30 s after they ask to stop.
 _PATIENCE_SECONDS = 20.0

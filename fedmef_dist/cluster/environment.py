@@ -117,8 +117,24 @@ def _srun(environ: Mapping[str, str]) -> Environment:
         _number(environ, "SLURM_STEP_NUM_TASKS", "srun"),
         _number(environ, "SLURM_LOCALID", "srun"),
         tasks[node],
-        expand_hosts(nodelist)[0],
+        _srun_host(environ, node, nodelist),
         _srun_port(environ),
+    )
+
+
+def _srun_host(environ: Mapping[str, str], node: int, nodelist: str) -> str:
+    """The node of rank 0: the first of the list, unless somebody placed the tasks by hand."""
+    hosts = expand_hosts(nodelist)
+    by_hand = environ.get("SLURM_DISTRIBUTION", "").startswith("arbitrary")
+    elsewhere = node != 0 and environ.get("SLURM_PROCID") == "0"
+    if len(hosts) == 1 or not (by_hand or elsewhere):
+        return hosts[0]
+    if environ.get("MASTER_ADDR"):
+        return environ["MASTER_ADDR"]
+    raise UserError(
+        "the tasks are placed by hand, so that task 0 may be on any node",
+        where="srun --distribution=arbitrary, or SLURM_HOSTFILE",
+        mend="export MASTER_ADDR with the name of task 0's node, the first line of the host file",
     )
 
 

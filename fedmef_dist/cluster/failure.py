@@ -12,20 +12,22 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.text import printable
 from fedmef_dist.cluster.ending import FAULT, INTERRUPTED, await_at_exit
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.transport import PeerLostError, mpi_world
+from fedmef_dist.cluster.watch import CLAIMED, SHOWN
 
 USER_ERROR = 2
 
-_CLAIMED, _SHOWN, _ARRIVED = "failure/claimed", "failure/shown", "failure/arrived"
+_ARRIVED = "failure/arrived"
 _PATIENCE_SECONDS = 5.0
 # A roll call takes three seconds; a store that does not answer within this time is stuck.
 _STORE_SECONDS = 6.0
@@ -115,9 +117,11 @@ class _Voice:
             self.say_always(f"{text}; {watch.without_store()}")
 
     def say_always(self, text: str) -> None:
-        """Show a line whoever spoke before."""
-        sys.stderr.write(f"{text}\n")  # one write, or lines of several ranks mix
-        sys.stderr.flush()
+        """Show a line, or a traceback's, whoever spoke before."""
+        shown = printable(text, keep="\n")
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"{shown}\n")  # one write, or lines of several ranks mix
+            sys.stderr.flush()
 
     def wait_for_server(self) -> None:
         """Give rank 0 the first word: wrong input is most often wrong on every rank."""
@@ -152,10 +156,10 @@ class _Voice:
 
     def _claim(self, store: dist.Store) -> bool:
         mine = str(self._environment.rank)
-        return bool(store.compare_set(_CLAIMED, "", mine) == mine.encode())
+        return bool(store.compare_set(CLAIMED, "", mine) == mine.encode())
 
     def _mark_shown(self, store: dist.Store) -> bool:
-        store.set(_SHOWN, "1")
+        store.set(SHOWN, "1")
         return True
 
     def _arrive(self, store: dist.Store) -> bool:
@@ -165,7 +169,7 @@ class _Voice:
         return store.add(_ARRIVED, 0) >= self._environment.world_size
 
     def _shown(self) -> bool:
-        return self._ask(lambda store: store.check([_SHOWN]), default=False)
+        return self._ask(lambda store: store.check([SHOWN]), default=False)
 
     def _ask(self, question: Callable[[dist.Store], T], default: T) -> T:
         """The store's answer; the default where it went down with rank 0 or is stuck with it."""

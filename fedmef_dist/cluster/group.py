@@ -1,6 +1,7 @@
 """All ranks of a run as one object with the few collectives that the simulation needs."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,6 +23,8 @@ from fedmef_dist.cluster.watch import Watch
 STOPPED_EARLY = 75
 
 _MEETING_SECONDS = 300.0
+# No machine has so many cores; asked for far more, OpenMP crashes the process.
+MOST_THREADS = 1024
 
 
 class RuntimeSettings(Settings):
@@ -34,10 +37,15 @@ class RuntimeSettings(Settings):
         "auto", description="auto: nccl where every rank has a CUDA device of its own, else gloo; mpi: mpi4py's buffers"
     )
     threads: int | None = Field(
-        None, ge=1, description="threads a rank; null: SLURM_CPUS_PER_TASK, else OMP_NUM_THREADS, else 1"
+        None,
+        ge=1,
+        le=MOST_THREADS,
+        description="threads a rank; null: SLURM_CPUS_PER_TASK, else OMP_NUM_THREADS, else 1",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="type of the layers' arithmetic; weights stay fp32")
-    timeout: float = Field(1800.0, gt=0, description="seconds after which a collective gives up on a silent rank")
+    timeout: float = Field(
+        1800.0, gt=0, le=10**7, description="seconds after which a collective gives up on a silent rank"
+    )
 
 
 class Group:
@@ -142,13 +150,13 @@ def open_group(
 def choose_threads(settings: RuntimeSettings, environ: Mapping[str, str]) -> int:
     """Threads of this rank: the setting, else SLURM_CPUS_PER_TASK, else OMP_NUM_THREADS, else 1.
 
-    Raises UserError where the variable is not a positive number.
+    Raises UserError where the variable is not a number from 1 to 1,024.
     """
     if settings.threads is not None:
         return settings.threads
     name = "SLURM_CPUS_PER_TASK" if "SLURM_CPUS_PER_TASK" in environ else "OMP_NUM_THREADS"
     text = environ.get(name, "1").split(",")[0]  # OpenMP allows one number for each nesting level
-    if not text.strip().isdigit() or int(text) == 0:
+    if not re.fullmatch(r" *0*[1-9][0-9]{0,3} *", text) or int(text) > MOST_THREADS:
         raise UserError(
             f"{name}={text!r} is not a number of threads",
             where="the environment",

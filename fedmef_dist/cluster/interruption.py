@@ -49,7 +49,7 @@ class Interruption:
 
 @contextmanager
 def listening(ends_process: bool = False) -> Iterator[Interruption]:
-    """Lets USR1, USR2, TERM and INT set a flag while the body runs; handlers that were there are called too.
+    """Lets USR1, USR2, TERM, INT and HUP set a flag while the body runs; handlers that were there are called too.
 
     A signal that was ignored stays so, and outside the main thread, where Python delivers no signals, all do nothing.
     A second INT raises KeyboardInterrupt.

@@ -1,6 +1,7 @@
 """Ranks as processes on this machine, without a launcher: for sweeps and scaling studies."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -11,11 +12,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import IO
 
+from fedmef_dist.cluster.ending import SIGNALS
 from fedmef_dist.cluster.group import STOPPED_EARLY
+from fedmef_dist.cluster.rendezvous import STORE_KEY
 
 # A rank that fails ends its peers within this time by itself.
 _PATIENCE_SECONDS = 30.0
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def run_ranks(arguments: Sequence[str], ranks: int, output: IO[bytes] | None = None) -> int:
@@ -49,7 +51,7 @@ def _environments(ranks: int) -> list[dict[str, str]]:
         return [base]
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, STORE_KEY: secrets.token_hex(16)}
     size = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     return [base | meeting | size | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
@@ -64,7 +66,9 @@ def _forwarding(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[set[
         for process in processes:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    # What is ignored here, as HUP under nohup, is ignored by the ranks too.
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, forward) for number in heard}
     try:
         yield handed_on
     finally:

@@ -2,11 +2,16 @@
 
 import errno
 import fcntl
+import hashlib
 import ipaddress
 import os
+import secrets
 import socket
 import struct
+from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -20,6 +25,8 @@ _SIOCGIFADDR = 0x8915
 _OUTSIDE = "198.51.100.1"  # a documentation address: routed like the rest of the world, nothing is sent to it
 _ADDRESS_BYTES = 256
 _WAITING_RANKS = 4096
+# A random word that all ranks are given and nobody else; scripts and `local_ranks` export it.
+STORE_KEY = "FEDMEF_STORE_KEY"
 
 
 def open_store(environment: Environment, timeout: timedelta) -> dist.Store:
@@ -37,8 +44,7 @@ def open_store(environment: Environment, timeout: timedelta) -> dist.Store:
             store = _serve(environment, host, port, timeout)
         else:
             store = dist.TCPStore(host, port, environment.world_size, is_master=False, timeout=timeout)
-        # torchrun's store outlives the ranks: what an attempt before a restart left there must not be taken for new.
-        return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        return dist.PrefixStore(_prefix(os.environ), store)
     except (dist.DistError, OSError) as error:
         raise UserError(
             f"the ranks could not meet at {host}:{port}",
@@ -48,6 +54,18 @@ def open_store(environment: Environment, timeout: timedelta) -> dist.Store:
                 "firewall is in between"
             ),
         ) from error
+
+
+def _prefix(environ: Mapping[str, str]) -> str:
+    """What comes before every key: a stranger who finds the port does not know it.
+
+    It has FEDMEF_STORE_KEY in it, a random word that the scripts of this project hand to all ranks, and torchrun's run
+    id, which is random under ``--standalone``. Torchrun's store outlives the ranks: what an attempt before a restart
+    left there must not be taken for new.
+    """
+    names = (STORE_KEY, "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+    words = "\n".join(environ.get(name, "") for name in names)
+    return f"fedmef_dist {hashlib.sha256(words.encode(errors='surrogateescape')).hexdigest()}"
 
 
 def _serve(environment: Environment, host: str, port: int, timeout: timedelta) -> dist.TCPStore:
@@ -88,18 +106,31 @@ def _listen(address: str, port: int) -> socket.socket:
 
 def _mpi_store(environment: Environment, timeout: timedelta) -> dist.Store:
     world = mpi_world(environment)
+    # The address of the store, and the prefix of its keys.
     address = np.zeros(_ADDRESS_BYTES, np.uint8)
     if environment.rank == 0:
         host = _own_host(environment)
         # Port 0 lets the kernel choose, so that no other process can take the port before the store listens.
         store = _serve(environment, host, 0, timeout)
-        text = f"{store.port} {host}".encode()
+        prefix = secrets.token_hex(16)
+        text = f"{store.port} {prefix} {host}".encode()
         address[: len(text)] = np.frombuffer(text, np.uint8)
         world.Bcast(address)
-        return store
+        _unname_shared_memory(world)
+        return dist.PrefixStore(prefix, store)
     world.Bcast(address)
-    port, _, host = address.tobytes().rstrip(b"\0").decode().partition(" ")
-    return dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
+    _unname_shared_memory(world)
+    port, prefix, host = address.tobytes().rstrip(b"\0").decode().split(" ", 2)
+    store = dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
+    return dist.PrefixStore(prefix, store)
+
+
+def _unname_shared_memory(world: Any) -> None:
+    """Takes the names of MPICH's shared memory away once every rank has it, so that no dead rank leaves it behind."""
+    world.Barrier()
+    lines = Path("/proc/self/maps").read_text(errors="replace").splitlines() if Path("/proc/self/maps").exists() else []
+    for path in {line.rpartition(" ")[2] for line in lines if "/dev/shm/mpich_shm_" in line}:
+        Path(path).unlink(missing_ok=True)
 
 
 def meeting_host(environment: Environment) -> str:

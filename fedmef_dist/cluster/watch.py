@@ -4,15 +4,19 @@ A thread of every rank looks into the store a few times a second. The main threa
 store lives in rank 0's process (under torchrun in torchrun's) and may be as dead or as stuck as any rank.
 """
 
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable
+from math import isfinite
 
 import torch.distributed as dist
 
-from fedmef_dist.cluster.ending import await_at_exit
+from fedmef_dist.base.notices import tell
+from fedmef_dist.cluster.ending import FAULT, await_at_exit
 from fedmef_dist.cluster.environment import Environment
+from fedmef_dist.cluster.guard import HUNG_SECONDS, Cause, Guard, Signs
 
 _LOOK_SECONDS = 0.25
 _PUBLISH_SECONDS = 0.1
@@ -20,7 +24,12 @@ _ANSWER_SECONDS = 3.0
 # A rank that loads or saves much may hold Python's lock for a while; launchers kill 30 s after they ask to stop.
 _SILENCE_SECONDS = 15.0
 _SHOWN = 8
+_BEAT_SECONDS = 2.0
 _DEADLINE, _CALL = "watch/deadline", "watch/call"
+_OVER = "over"  # the last beat of a rank that has left
+_SILENT = "no answer from "
+# Who may speak about a failure, and whether that was done.
+CLAIMED, SHOWN = "failure/claimed", "failure/shown"
 
 
 class Watch:
@@ -31,6 +40,7 @@ class Watch:
         deadline: Unix time by which the run has to stop, once any rank has asked for it.
         own_deadline: asked a few times a second for this rank's wish; the earliest of all ranks counts.
         lost: why the run cannot go on, found by the thread while the main thread was busy.
+        ends_process: whether the process may be ended where another rank has hung and the main thread waits for it.
     """
 
     def __init__(self, environment: Environment, store: dist.Store | None = None) -> None:
@@ -38,12 +48,17 @@ class Watch:
         self.deadline: float | None = None
         self.own_deadline: Callable[[], float | None] = lambda: None
         self.lost: str | None = None
+        self.ends_process = False
         self._environment, self._store = environment, store
         self._host = socket.gethostname()
         self._server = ""
         self._published = ""
         self._called_at: float | None = None
-        self._looked_at = -float("inf")
+        self._looked_at = self._beat_at = -float("inf")
+        self._looks, self._neighbour = 0, (environment.rank + 1) % environment.world_size
+        self._beat: str | None = ""
+        self._warned: set[str] = set()
+        self._guard = Guard(lambda: Signs(self._looks, self._beat, self.lost), self._end)
         self._closing, self._moved = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
 
@@ -64,9 +79,11 @@ class Watch:
                 self._store.set(_DEADLINE, "")
                 self._store.set(_CALL, "")
             self._thread.start()
+            self._guard.start()
 
     def close(self) -> None:
         """Stops looking; does not wait for a store that is stuck."""
+        self._guard.close()
         self._closing.set()
         self._moved.set()
         if self._thread.is_alive():
@@ -88,17 +105,21 @@ class Watch:
         while time.monotonic() < deadline and not store.check([_here(rank) for rank in ranks]):
             time.sleep(0.05)
         silent = [rank for rank in ranks if not store.check([_here(rank)])]
-        places = {rank: _read_place(store, rank) for rank in ranks}
+        places = self._places()
         late = [rank for rank in ranks if places[rank][2] != "waiting"]
         if silent:
-            return "no answer from " + _names(silent, places)
+            return _SILENT + _names(silent, places)
         return "not arrived: " + _names(late, places) if late else "every rank answers"
+
+    def _places(self) -> dict[int, tuple[str, str, str]]:
+        assert self._store is not None
+        return {rank: _read_place(self._store, rank) for rank in range(self._environment.world_size)}
 
     def without_store(self) -> str:
         """What to say where the store is gone, and its owner with it."""
         if self._environment.launcher == "torchrun":
             return "torchrun's store is gone"
-        return "no answer from " + _names([0], {0: _split_place(self._server)}) + " (it keeps the ranks' store)"
+        return _SILENT + _names([0], {0: _split_place(self._server)}) + " (it keeps the ranks' store)"
 
     def _look(self) -> None:
         store = self._store
@@ -107,9 +128,12 @@ class Watch:
             while not self._closing.is_set():
                 self._moved.clear()
                 self._publish(store)
+                self._beat_if_due(store)
                 self._look_if_due(store)
+                self._looks += 1
                 self._closing.wait(_PUBLISH_SECONDS)
                 self._moved.wait(_LOOK_SECONDS - _PUBLISH_SECONDS)
+            store.set(_beat(self._environment.rank), _OVER)
         except dist.DistError as error:
             # At the end of a run rank 0 may just be the first to leave; nobody reads this any more then.
             self.lost = f"the ranks' store is gone: {str(error).splitlines()[0]}"
@@ -118,19 +142,69 @@ class Watch:
         if time.monotonic() - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = time.monotonic()
-        deadline, call, server = (text.decode() for text in store.multi_get([_DEADLINE, _CALL, _place(0)]))
-        self._server = server
-        own = self.own_deadline()
-        if own is not None and (not deadline or own < float(deadline)):
-            deadline = repr(own)
-            store.set(_DEADLINE, deadline)
-        self.deadline = float(deadline) if deadline else None
-        if deadline or call:
+        found, call, self._server = (_text(value) for value in store.multi_get([_DEADLINE, _CALL, _place(0)]))
+        deadline, own = self._time(found), self.own_deadline()
+        if own is not None and (deadline is None or own < deadline):
+            deadline = own
+            store.set(_DEADLINE, repr(own))
+        self.deadline = deadline
+        if deadline is not None or call:
             self._answer_once(store)
         if call:
             self.lost = "another rank has lost its peers"
         elif self._called_at is not None and time.monotonic() - self._called_at > _SILENCE_SECONDS:
             self._look_for_silent(store)
+
+    def _time(self, text: str) -> float | None:
+        """A Unix time that a rank wrote; what no rank writes, a stranger at the port did, and it is ignored."""
+        try:
+            time_ = float(text) if text else None
+        except ValueError:
+            time_ = float("nan")
+        if time_ is None or isfinite(time_):
+            return time_
+        if text not in self._warned:
+            self._warned.add(text)
+            tell(f"a wrong value in the ranks' store is ignored: {_DEADLINE} is {text[:40]!r}; who else has its port?")
+        return None
+
+    def _beat_if_due(self, store: dist.Store) -> None:
+        if time.monotonic() - self._beat_at < _BEAT_SECONDS:
+            return
+        self._beat_at = time.monotonic()
+        store.set(_beat(self._environment.rank), repr(self._beat_at))
+        key = _beat(self._neighbour)
+        beat = _text(store.get(key)) if store.check([key]) else ""
+        self._beat = None if beat == _OVER else beat
+
+    def _end(self, cause: Cause) -> None:
+        """Says who has hung, unless another rank does, and ends the process; called by the guard, in its thread."""
+        if self.ends_process:  # also where the store does not answer this question any more
+            farewell = threading.Timer(HUNG_SECONDS, os._exit, (FAULT,))
+            farewell.daemon = True
+            farewell.start()
+        try:
+            text = self._who_has_hung(cause)
+        except dist.DistError:
+            text = self.without_store()
+        if text:
+            rank, size = self._environment.rank, self._environment.world_size
+            where = f"rank {rank} of {size} on {self._host}: stopped in {self.place}"
+            tell(f"{where}, no sign of life for {HUNG_SECONDS:g} s: {text}")
+        else:
+            time.sleep(2 * _ANSWER_SECONDS)  # an early exit would end the rank that speaks
+        if self.ends_process and not self._closing.is_set():
+            os._exit(FAULT)
+
+    def _who_has_hung(self, cause: Cause) -> str:
+        """What this rank has to say; empty where another one speaks."""
+        rank, store = self._environment.rank, self._store
+        assert store is not None
+        if cause == "neighbour" and store.compare_set(CLAIMED, "", str(rank)) == str(rank).encode():
+            silent = self.roll_call()
+            return silent if silent.startswith(_SILENT) else _SILENT + _names([self._neighbour], self._places())
+        speaks = cause == "store" and rank in (0, 1, self._environment.local_world_size)
+        return self.without_store() if speaks else ""
 
     def _publish(self, store: dist.Store) -> None:
         state = f"{self._host}\n{self.place}\n{'waiting' if self.waiting else 'busy'}"
@@ -153,6 +227,10 @@ class Watch:
             self.lost = f"a rank gave no sign of life for {_SILENCE_SECONDS:g} s"
 
 
+def _beat(rank: int) -> str:
+    return f"watch/beat/{rank}"
+
+
 def _here(rank: int) -> str:
     return f"watch/here/{rank}"
 
@@ -162,11 +240,17 @@ def _place(rank: int) -> str:
 
 
 def _read_place(store: dist.Store, rank: int) -> tuple[str, str, str]:
-    return _split_place(store.get(_place(rank)).decode() if store.check([_place(rank)]) else "")
+    return _split_place(_text(store.get(_place(rank))) if store.check([_place(rank)]) else "")
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="replace")
 
 
 def _split_place(text: str) -> tuple[str, str, str]:
-    host, place, state = text.split("\n") if text else ("an unknown host", "start-up", "busy")
+    parts = text.split("\n")
+    # Anything else no rank has written.
+    host, place, state = parts if len(parts) == 3 else ("an unknown host", "start-up", "busy")
     return host, place, state
 
 

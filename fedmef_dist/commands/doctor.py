@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from fedmef_dist.base.text import printable
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.failure import ends_together
 from fedmef_dist.cluster.group import Group, RuntimeSettings, open_group
@@ -97,24 +99,25 @@ def _shared_memory() -> int | None:
 def _show_symptoms(found: Sequence[Symptom]) -> None:
     console = Console(highlight=False)
     for symptom in found:
-        console.print(f"\n[bold]{symptom.what}[/bold]\n  {symptom.cure}", soft_wrap=True)
+        shown = Text.assemble("\n", (printable(symptom.what), "bold"), f"\n  {printable(symptom.cure)}")
+        console.print(shown, soft_wrap=True)
 
 
 def _show(group: Group, rows: Sequence[RankFacts], all_reduce: str) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
     place = group.environment
-    meeting = f", meeting at {place.host}:{place.port}" if place.host else ""
+    meeting = f", meeting at {printable(place.host)}:{place.port}" if place.host else ""
     console.print(f"launcher    {place.launcher}, {place.world_size} rank{'s' * (place.world_size > 1)}{meeting}")
     console.print(f"backend     {group.backend if place.world_size > 1 else 'none needed for one rank'}")
     console.print(f"all-reduce  {all_reduce}\n")
     ranks = Table(*(name.replace("_", " ") for name in RankFacts._fields), box=None, pad_edge=False)
     for row in rows:
-        ranks.add_row(*row)
+        ranks.add_row(*map(printable, row))
     console.print(ranks)
     console.print()
     for finding in findings():
-        state = finding.found or f"[yellow]missing[/yellow]: {finding.remedy}"
-        console.print(f"{finding.name:<14}{state}", soft_wrap=True)
+        state = (printable(finding.found),) if finding.found else (("missing", "yellow"), f": {finding.remedy}")
+        console.print(Text.assemble(f"{finding.name:<14}", *state), soft_wrap=True)
 
 
 def findings() -> Iterator[Finding]:
@@ -122,8 +125,8 @@ def findings() -> Iterator[Finding]:
     cuda = f"{torch.cuda.device_count()} devices" if torch.cuda.is_available() else None
     yield Finding("torch", f"{torch.__version__}, {os.cpu_count()} processors", "pip install fedmef_dist")
     yield Finding("CUDA", cuda, "runs use the CPU; for GPUs install a torch wheel built for CUDA")
-    yield Finding("MPI library", mpi_library(), "load your site's MPI module, or pip install 'fedmef_dist\\[mpich]'")
-    yield Finding("mpirun", _mpirun(), "load your site's MPI module, or pip install 'fedmef_dist\\[mpich]'")
+    yield Finding("MPI library", mpi_library(), "load your site's MPI module, or pip install 'fedmef_dist[mpich]'")
+    yield Finding("mpirun", _mpirun(), "load your site's MPI module, or pip install 'fedmef_dist[mpich]'")
     yield Finding("Slurm", shutil.which("srun"), "only needed on a cluster; on Debian: apt install slurm-wlm munge")
     yield Finding("wandb", _version("wandb"), "pip install wandb")
     sklearn = _version("scikit-learn")

@@ -126,10 +126,11 @@ def _fingerprint(source: Source) -> str:
 def _places(source: Source, root: Path) -> list[Path]:
     suffix = hashlib.sha256(repr(source.options).encode()).hexdigest()[:8] if source.options else ""
     name = "-".join(filter(None, [source.name, suffix]))
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - raises without a home
     own = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
     beside = [root / ".fedmef_dist" / name] if root.is_dir() else []
-    return [*beside, home / "fedmef_dist" / own / name]
+    # A user without a home has no such place.
+    return beside if home.startswith("~") else [*beside, Path(home) / "fedmef_dist" / own / name]
 
 
 def _build(source: Source, place: Path, fingerprint: str, verify: bool) -> Dataset:

@@ -33,7 +33,9 @@ class PartitionSettings(Settings):
     sigma: float = Field(
         default=0.5, ge=0, le=5, description="lognormal and lazy_dirichlet: deviation of the logarithm of a size"
     )
-    exponent: float = Field(default=2.0, gt=1, description="power_law: a size x has a density of x to the minus this")
+    exponent: float = Field(
+        default=2.0, ge=1.1, le=100, description="power_law: a size x has a density of x to the minus this"
+    )
     client_samples: int = Field(
         default=100, ge=1, le=10_000_000, description="lazy_dirichlet: mean samples of a client"
     )

@@ -1,8 +1,8 @@
 """Shapes of the data sets' samples, for what can be told of a run without its files."""
 
-from pathlib import Path
 from typing import NamedTuple
 
+from fedmef_dist.base.names import home_expanded
 from fedmef_dist.data.images import class_names
 from fedmef_dist.data.resize import resized_shape
 from fedmef_dist.data.sources import DataSettings, load_dataset
@@ -58,7 +58,7 @@ def _stored_shape(settings: DataSettings) -> Shape:
             folder = settings.folder
             if folder.channels == "auto":
                 return _loaded_shape(settings)
-            classes = class_names(Path(settings.root).expanduser() / folder.path / folder.train, Walk())
+            classes = class_names(home_expanded(settings.root) / folder.path / folder.train, Walk())
             return Shape((folder.channels, folder.image_size, folder.image_size), len(classes))
         case "arrays" | "parquet" | "shakespeare" | "tinystories":
             return _loaded_shape(settings)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from fedmef_dist.base.guests import GuestName, Kind, Options, is_guest, unknown_name
+from fedmef_dist.base.names import home_expanded
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.data.arrays import ArraySettings, array_source, holds_tokens, load_tokens
@@ -108,7 +109,7 @@ def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
         UserError: a file is missing, damaged, or cannot be downloaded, the samples cannot be resized, the training
             images of a class, or all, are one constant; a guest cannot be had, or fails.
     """
-    root, side = Path(settings.root).expanduser(), settings.resize
+    root, side = home_expanded(settings.root), settings.resize
     if settings.is_guest:
         guest = load_guest(settings.dataset, settings.options, root)
         guest = guest if side is None else resized(guest, side)

@@ -23,10 +23,12 @@ _LARGEST_EXPONENT = 700.0  # what a float64 can still show
 class EvaluationSettings(Settings):
     """Section ``evaluation``: when and how the global model is tested."""
 
-    every: int = Field(10, ge=1, description="rounds between two evaluations; the last round is always evaluated")
-    batch_size: int = Field(512, ge=1, description="samples of one forward pass")
+    every: int = Field(
+        10, ge=1, le=10**7, description="rounds between two evaluations; the last round is always evaluated"
+    )
+    batch_size: int = Field(512, ge=1, le=2**20, description="samples of one forward pass")
     per_client: int = Field(
-        0, ge=0, description="clients whose own data are tested too, the same ones every time; 0: none"
+        0, ge=0, le=2**31, description="clients whose own data are tested too, the same ones every time; 0: none"
     )
     client_groups: Literal["none", "label", "size"] = Field(
         "none", description="groups of these clients: by commonest label, or quarters by number of samples"

@@ -15,9 +15,9 @@ _EMBEDDING, _OUTPUT = 0.5, 0.02  # standard deviations at the start
 class GPTSettings(Settings):
     """Section ``model.gpt``; the context is that of the data set, ``data.text.context``."""
 
-    depth: int = Field(default=2, ge=1, description="blocks")
-    width: int = Field(default=128, ge=1, description="features of a token")
-    heads: int = Field(default=4, ge=1, description="attention heads of a block; divide the width")
+    depth: int = Field(default=2, ge=1, le=1000, description="blocks")
+    width: int = Field(default=128, ge=1, le=2**16, description="features of a token")
+    heads: int = Field(default=4, ge=1, le=2**10, description="attention heads of a block; divide the width")
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> "GPTSettings":

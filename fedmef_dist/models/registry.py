@@ -1,6 +1,8 @@
 """Models by name: our own small networks, a GPT, any torchvision classifier, and those of guests."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -40,8 +42,10 @@ class ModelSettings(Settings):
     stem: Literal["cifar", "imagenet"] = Field(
         "cifar", description="cifar: the stem of a torchvision model keeps the resolution of small images"
     )
-    width: float = Field(1.0, gt=0, description="factor on the number of filters; not every torchvision model has it")
-    hidden: int = Field(512, ge=0, description="neurons of cnn's hidden layer; 0 leaves it out")
+    width: float = Field(
+        1.0, gt=0, le=32, description="factor on the number of filters; not every torchvision model has it"
+    )
+    hidden: int = Field(512, ge=0, le=2**16, description="neurons of cnn's hidden layer; 0 leaves it out")
     gpt: GPTSettings = Field(default_factory=GPTSettings, description="size of model gpt")
     norm: Literal["auto", "nsconv", "batch", "group", "layer", "none"] = Field(
         "auto",
@@ -108,11 +112,12 @@ def stock_model(settings: ModelSettings, *, classes: int, shape: tuple[int, ...]
     one of our own networks, or a guest. Leaves the global generator as it was. Arguments and errors: see
     :func:`build_model`.
     """
-    with torch.random.fork_rng(devices=[]):
+    if not settings.is_guest:
+        _check_kind(settings, shape)
+    with torch.random.fork_rng(devices=[]), _room_for(settings):
         torch.manual_seed(torch_seed(seed, "model"))
         if settings.is_guest:
             return build_guest(settings.name, settings.options, settings.width, classes, shape)
-        _check_kind(settings, shape)
         if settings.name == "gpt":
             return build_gpt(settings.gpt, classes, context=shape[0])
         channels, image_size, _ = shape
@@ -123,6 +128,21 @@ def stock_model(settings: ModelSettings, *, classes: int, shape: tuple[int, ...]
         model = _own(settings, classes, channels, image_size)
         small.initialise(model)
         return model
+
+
+@contextmanager
+def _room_for(settings: ModelSettings) -> Iterator[None]:
+    """Torch has no class of its own for memory that the system refuses; the message names the amount."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise UserError(
+            "the model does not fit into this machine's memory",
+            where=f"model.name={settings.name}",
+            mend="lower model.width, model.hidden or model.gpt",
+        ) from error
 
 
 def _check_kind(settings: ModelSettings, shape: tuple[int, ...]) -> None:

@@ -7,6 +7,7 @@ from textwrap import fill
 
 from fedmef_dist.base.atomic import write_text
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.text import printable
 from fedmef_dist.report.difference_plot import save_differences
 from fedmef_dist.report.difference_tables import difference_tables, differences_as_csv
 from fedmef_dist.report.differences import differences_from
@@ -66,4 +67,4 @@ def _show(shown: Sequence[Table], files: Sequence[Path]) -> None:
         console.print(*terminal(table, width), sep="\n")
         console.print(fill(table.note, min(width, _WIDTH_OF_A_NOTE)) + "\n", highlight=False)
     for file in files:
-        console.print(str(file), highlight=False, soft_wrap=True)
+        console.print(printable(str(file)), highlight=False, soft_wrap=True)

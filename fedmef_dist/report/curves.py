@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedmef_dist.report.adjustments import STEPS, around_adjustments
-from fedmef_dist.report.figures import add_legend, draw_line, look, new_figure, save_figure
+from fedmef_dist.report.figures import add_legend, draw_line, legend_label, look, new_figure, save_figure
 from fedmef_dist.report.groups import Group
 from fedmef_dist.report.runs import Run
 
@@ -106,7 +106,9 @@ def save_around_adjustments(groups: Sequence[Group], directory: Path) -> list[Pa
     for (number, label, around), offset in zip(drawn, offsets, strict=True):
         means = [100 * (one.mean or 0.0) for one in around.accuracies]
         deviations = [100 * (one.deviation or 0.0) for one in around.accuracies]
-        axes.errorbar(places + offset, means, deviations, capsize=2, elinewidth=0.8, label=label, **look(number))
+        axes.errorbar(
+            places + offset, means, deviations, capsize=2, elinewidth=0.8, label=legend_label(label), **look(number)
+        )
     axes.set_xticks(places, [step.replace(" ", "\n") for step in STEPS.values()], fontsize=8)
     axes.set(ylabel="Test accuracy (%)")
     axes.grid(alpha=0.3, lw=0.5, axis="y")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedmef_dist.report.rendering import plot_text
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -61,9 +63,14 @@ def draw_line(
     """The line of group ``number`` through float64 arrays of one length, with a band of ± ``deviation`` around it."""
     # Each group starts its markers elsewhere: those of lines that lie close do not cover each other.
     every = max(1, len(x) // _MOST_MARKERS)
-    axes.plot(x, mean, label=label, markevery=(number % every, every), **look(number))
+    axes.plot(x, mean, label=legend_label(label), markevery=(number % every, every), **look(number))
     if deviation is not None:
         axes.fill_between(x, mean - deviation, mean + deviation, color=look(number)["color"], alpha=0.15, lw=0)
+
+
+def legend_label(label: str) -> str:
+    """The label, which matplotlib would leave out of a legend if it began with an underscore."""
+    return f" {label}" if label.startswith("_") else label
 
 
 def add_legend(figure: "Figure", axes: "Axes") -> None:
@@ -83,5 +90,5 @@ def add_legend(figure: "Figure", axes: "Axes") -> None:
 
 
 def folded(label: str, width: int) -> str:
-    """A label on as many lines as it takes at ``width`` characters a line."""
-    return "\n".join(wrap(label, width))
+    """A label, as it is and without formulas, on as many lines as it takes at ``width`` characters a line."""
+    return plot_text("\n".join(wrap(label, width)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedmef_dist.base.text import printable
 from fedmef_dist.report.labels import labels
 from fedmef_dist.report.runs import Run
 
@@ -37,7 +38,7 @@ class Group:
     @property
     def method(self) -> str:
         """The name of the method that all of them ran."""
-        return str(self.runs[0].config["method"]["name"])
+        return printable(str(self.runs[0].config["method"]["name"]))
 
     def spread(self, quantity: Callable[[Run], float | None]) -> Spread:
         """The spread over the seeds of what ``quantity`` finds in a run."""

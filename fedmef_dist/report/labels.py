@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fedmef_dist.base.text import printable
 from fedmef_dist.report.runs import Run
 
 # At the end of a name a seed may stand as a mere number; between other parts only with its name.
@@ -21,7 +22,11 @@ _SEED_AT_END = re.compile(r"[-_=/.]*(seed|s)?[-_=]*\d+$")
 
 
 def labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A label for each group of runs that differ only in the seed; no two are the same."""
+    """A label for each group of runs that differ only in the seed; no two are the same, none has control characters."""
+    return [printable(label) for label in _labels(groups)]
+
+
+def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     directories = [_without_seed([run.path.resolve().name for run in runs]) for runs in groups]
     values = _differences([dict(_flat(runs[0].experiment)) for runs in groups])
     if _unique(directories) and not (_unique(values) and _longest(values) < _longest(directories)):

@@ -1,8 +1,11 @@
-"""A table of text as Markdown and on a terminal."""
+"""A table of text as Markdown and on a terminal; text from outside that stays text in Markdown, CSV and plots."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from fedmef_dist.base.text import printable
 
 if TYPE_CHECKING:
     import rich.table
@@ -24,9 +27,47 @@ class Table:
 def markdown(table: Table) -> str:
     """The table in Markdown under its title, numbers to the right, with its note below."""
     rule = [":---", *("---:" for _ in table.header[1:])]
-    rows = (table.header, rule, *table.rows)
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    rows = ([*map(markdown_text, table.header)], rule, *([*map(markdown_text, row)] for row in table.rows))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([f"## {table.title}", "", *lines, "", table.note, ""])
+
+
+# An underscore inside a word means nothing in Markdown.
+_MARKDOWN = re.compile(r"[\\|`*\[\]~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+def markdown_text(text: str) -> str:
+    """The text as Markdown shows it letter by letter, in a cell of a table too; no HTML, link or formula."""
+    for character, entity in _HTML.items():
+        text = text.replace(character, entity)
+    return _MARKDOWN.sub(r"\\\g<0>", printable(text))
+
+
+def markdown_code(text: str) -> str:
+    """The text as code within a line of Markdown, whatever backticks it has."""
+    text = printable(text)
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def csv_cell(value: object) -> object:
+    """A cell for the csv module: text that a spreadsheet would take for a formula gets a quote in front.
+
+    Numbers stay what they are; None is an empty cell.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        text = printable(value)
+        return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+    return value
+
+
+def plot_text(text: str) -> str:
+    """The text as matplotlib shows it letter by letter, without formulas."""
+    return printable(text, keep="\n").replace("$", r"\$")
 
 
 def terminal(table: Table, width: int) -> list["rich.table.Table"]:
@@ -63,7 +104,7 @@ def _shown(rows: _Rows, title: str | None) -> "rich.table.Table":
     for position, name in enumerate(rows[0]):
         shown.add_column(name, justify="right" if position else "left", overflow="fold")
     for row in rows[1:]:
-        shown.add_row(*row)
+        shown.add_row(*map(printable, row))
     return shown
 
 

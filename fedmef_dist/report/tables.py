@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fedmef_dist.report.adjustments import STEPS, Around, around_adjustments
 from fedmef_dist.report.groups import Group, Spread
 from fedmef_dist.report.quantities import LATE_EVALUATIONS, QUANTITIES, accuracy_late, bytes_per_client_round
-from fedmef_dist.report.rendering import Table
+from fedmef_dist.report.rendering import Table, csv_cell
 from fedmef_dist.report.targets import Target, reached
 from fedmef_dist.report.units import DASH, duration, percent, ratio, scaled, scaled_spread
 
@@ -159,5 +159,5 @@ def comma_separated(groups: Sequence[Group], target: Target | None) -> str:
         numbers = [number for one in spreads for number in (one.mean, one.deviation)]
         told = [target.accuracy, found.seeds] if target is not None and found is not None else [None, None]
         cells = [group.label, group.method, len(group.runs), *told, *numbers]
-        writer.writerow(["" if cell is None else cell for cell in cells])
+        writer.writerow(map(csv_cell, cells))
     return out.getvalue()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedmef_dist.base.atomic import write_json
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.text import printable
 from fedmef_dist.cluster.ending import INTERRUPTED
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import STOPPED_EARLY
@@ -106,5 +107,10 @@ def _give_up(status: int, point: Point, log: Path) -> None:
     if status in (STOPPED_EARLY, INTERRUPTED):
         raise SystemExit(status)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
-    print(f"the run {point.name} ended with exit status {status}; {log} ends with:", *lines, sep="\n", file=sys.stderr)
+    print(
+        f"the run {point.name} ended with exit status {status}; {log} ends with:",
+        *map(printable, lines),
+        sep="\n",
+        file=sys.stderr,
+    )
     raise SystemExit(2 if status == 2 else 1)

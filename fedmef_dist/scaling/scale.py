@@ -17,6 +17,7 @@ from fedmef_dist.cluster.group import STOPPED_EARLY
 from fedmef_dist.cluster.interruption import Interruption, listening
 from fedmef_dist.cluster.symptoms import processor_name
 from fedmef_dist.config import load_config
+from fedmef_dist.report.rendering import markdown_code
 from fedmef_dist.scaling.cost_model import fit
 from fedmef_dist.scaling.measurement import Results, read_measurement
 from fedmef_dist.scaling.plots import save_plots
@@ -100,5 +101,5 @@ def _head(path: Path, overrides: Sequence[str], place: Place) -> str:
     return (
         f"{datetime.date.today().isoformat()}, {where}, {processor_name()}, {os.cpu_count()} processors a node; "
         f"fedmef_dist {__version__}, torch {torch.__version__}, Python {platform.python_version()}.\n\n"
-        f"Configuration: `{' '.join([path.name, *overrides])}`."
+        f"Configuration: {markdown_code(' '.join([path.name, *overrides]))}."
     )

@@ -16,6 +16,7 @@ from fedmef_dist import __version__
 from fedmef_dist.base.atomic import write_json
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.guests import lent
+from fedmef_dist.base.names import plain_path
 from fedmef_dist.base.notices import tell
 from fedmef_dist.cluster.ending import give_up_output
 from fedmef_dist.cluster.environment import detect
@@ -55,6 +56,7 @@ def run_command(path: Path, overrides: list[str], run_dir: Path | None, resume: 
     with listening(ends_process=True) as interruption, ends_together(environment):
         config = load_config(path, overrides)
         with open_group(environment, config.runtime) as group, ends_together(group):
+            group.watch.ends_process = True
             summary = simulate(config, group, run_dir or Path("runs") / config.name, resume, interruption)
             if group.rank == 0:
                 try:
@@ -93,7 +95,7 @@ def run(
 
     Raises:
         UserError: something in the configuration, the data or the run directory is wrong.
-        SystemExit: USR1, USR2, TERM or INT stopped the run early, with status 75 and a checkpoint.
+        SystemExit: USR1, USR2, TERM, INT or HUP stopped the run early, with status 75 and a checkpoint.
     """
     with listening() as interruption, open_group(detect(os.environ), config.runtime) as group:
         loan = Loan(method, share_weights(model, group), dataset, trackers, callbacks)
@@ -109,6 +111,7 @@ def simulate(
 
     Raises UserError, or SystemExit with status 75 where a signal stopped it early.
     """
+    plain_path(run_dir, "the run directory")
     timeline = Timeline(run_dir if config.tracking.timeline else None, group.rank)
     callbacks = Callbacks(config.callbacks, group, run_dir, to_tree(config))
     simulation = Simulation(config, group, interruption, timeline, callbacks)

@@ -5,23 +5,29 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.names import home_expanded, plain_path
 from fedmef_dist.base.settings import Settings
+from fedmef_dist.base.text import printable
 from fedmef_dist.cluster.ending import INTERRUPTED
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import STOPPED_EARLY
 from fedmef_dist.cluster.interruption import listening
 from fedmef_dist.cluster.local_ranks import run_ranks
-from fedmef_dist.config import load_config, read_tree
+from fedmef_dist.config import ConfigFile, read_tree
 from fedmef_dist.runs.checkpoint import CheckpointStore
+from fedmef_dist.runs.directory import round_to_resume
 
 Value = bool | int | float | str | None
+_MOST_CELLS = 1_000_000
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -49,8 +55,25 @@ class Sweep:
     """The runs that a grid file asks for."""
 
     path: Path
-    config: Path
+    config: ConfigFile
     cells: tuple[Cell, ...]
+
+    def check(self) -> None:
+        """Raises UserError where the configuration of a cell is wrong, or its directory holds another one's run."""
+        wrong = [(cell, error) for cell in self.cells if (error := self._problem(cell)) is not None]
+        if wrong:
+            cell, error = wrong[0]
+            more = f" (and {len(wrong) - 1} more of {len(self.cells)} cells)" if len(wrong) > 1 else ""
+            raise UserError(f"cell {cell.number}: {error.what}{more}", where=error.where, mend=error.mend)
+
+    def _problem(self, cell: Cell) -> UserError | None:
+        try:
+            done, wanted = self.state(cell)
+            if done < wanted:
+                round_to_resume(cell.run_dir, self.config.with_overrides(cell.overrides)[0], "auto")
+        except UserError as error:
+            return error
+        return None
 
     def state(self, cell: Cell) -> tuple[int, int]:
         """Rounds that the cell's run has done, as its checkpoints and its summary say, and rounds that it is to do.
@@ -59,7 +82,7 @@ class Sweep:
 
         Raises UserError where the configuration is wrong.
         """
-        config = load_config(self.config, cell.overrides)
+        config, _ = self.config.with_overrides(cell.overrides)
         wanted = config.federation.rounds
         if (cell.run_dir / "summary.json").is_file():
             done, is_stopped = _read_summary(cell.run_dir)
@@ -84,21 +107,25 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """The cells of a grid file in the order of their numbers; ``overrides`` apply to each of them.
 
     Raises:
-        UserError: the file cannot be read or is no grid, or two cells would share a run directory.
+        UserError: the file cannot be read or is no grid, has too many cells, or two that would share a run directory;
+            the configuration that it names cannot be read.
     """
     settings = _read(path)
+    amount = prod(map(len, settings.grid.values()))
+    if amount == 0:
+        raise _wrong(path, "a key of the grid has no values", "give each key a list such as [0.1, 0.2]")
+    if amount > _MOST_CELLS:
+        raise _wrong(path, f"the grid has {amount:,} cells", f"divide it: {_MOST_CELLS:,} are the most")
+    runs = plain_path(home_expanded(settings.runs), f"runs in {path}")
     keys = list(settings.grid)
     cells = tuple(
-        _cell(number, settings, keys, values, overrides)
+        _cell(number, runs, keys, values, overrides)
         for number, values in enumerate(itertools.product(*settings.grid.values()))
     )
-    if not cells:
-        raise _wrong(path, "a key of the grid has no values", "give each key a list such as [0.1, 0.2]")
-    names = [cell.run_dir.name for cell in cells]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise _wrong(path, f"two cells have the run directory {twice}", "give each value once")
-    return Sweep(path, path.parent / Path(settings.config).expanduser(), cells)
+    name, times = Counter(cell.run_dir.name for cell in cells).most_common(1)[0]
+    if times > 1:
+        raise _wrong(path, f"two cells have the run directory {name}", "give each value once")
+    return Sweep(path, ConfigFile(path.parent / home_expanded(settings.config)), cells)
 
 
 def _read(path: Path) -> SweepSettings:
@@ -121,14 +148,12 @@ def _wrong(path: Path, what: str, mend: str) -> UserError:
     return UserError(what, where=str(path), mend=mend)
 
 
-def _cell(
-    number: int, settings: SweepSettings, keys: list[str], values: Sequence[Value], overrides: Sequence[str]
-) -> Cell:
+def _cell(number: int, runs: Path, keys: list[str], values: Sequence[Value], overrides: Sequence[str]) -> Cell:
     shown = _short_names(keys)
     words = (f"{shown[key]}-{_word(value)}" for key, value in zip(keys, values, strict=True))
     name = _UNSAFE.sub("-", "_".join(words))
     changes = [f"{key}={json.dumps(value)}" for key, value in zip(keys, values, strict=True)]
-    return Cell(number, Path(settings.runs).expanduser() / name, (f"name={name}", *overrides, *changes))
+    return Cell(number, runs / name, (f"name={name}", *overrides, *changes))
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -146,7 +171,8 @@ def run_sweep(sweep: Sweep, overrides: Sequence[str], ranks: int) -> int:
 
     A cell that fails does not stop the others: 0 if all are finished, 2 if those that failed were all wrong input, else
     1. A signal stops the sweep behind the cell that runs, which it stops too: 75, or 130 after a second INT; 0 if that
-    was the last one and has finished all the same. Raises UserError under a launcher of several ranks.
+    was the last one and has finished all the same. Raises UserError under a launcher of several ranks, and
+    before the first cell starts where one of them cannot.
     """
     if detect(os.environ).world_size > 1:
         raise UserError(
@@ -154,6 +180,7 @@ def run_sweep(sweep: Sweep, overrides: Sequence[str], ranks: int) -> int:
             where="command line",
             mend="add --cell NUMBER, or leave the launcher out and give --ranks",
         )
+    sweep.check()
     with listening(ends_process=True) as interruption:
         statuses: list[int] = []
         for cell in sweep.cells:
@@ -189,14 +216,22 @@ def run_cell(sweep: Sweep, number: int) -> None:
     cell = sweep.cells[number]
     done, wanted = sweep.state(cell)
     if done < wanted:
-        run_command(sweep.config, list(cell.overrides), cell.run_dir, "auto")
+        run_command(sweep.config.path, list(cell.overrides), cell.run_dir, "auto")
     elif detect(os.environ).rank == 0:
         print(f"finished before: {cell.run_dir}")
 
 
-def show_cells(sweep: Sweep) -> None:
-    """Print a line for each cell: its number, its run directory and how far it is."""
+def show_cells(sweep: Sweep) -> int:
+    """Print a line for each cell: its number, its run directory and how far it is, or what is wrong with it.
+
+    Returns the exit status: 0, or 2 where a cell is wrong.
+    """
+    status = 0
     for cell in sweep.cells:
-        done, wanted = sweep.state(cell)
-        state = "finished" if done == wanted else f"{done} of {wanted} rounds" if done else "not started"
+        try:
+            done, wanted = sweep.state(cell)
+            state = "finished" if done == wanted else f"{done} of {wanted} rounds" if done else "not started"
+        except UserError as error:
+            status, state = 2, f"wrong: {printable(error.what)}"
         print(f"{cell.number:>4}  {cell.run_dir}  {state}")
+    return status

@@ -8,6 +8,9 @@ set -euo pipefail
 PYTHON=${PYTHON:-python}
 MAX_RESTARTS=${MAX_RESTARTS:-20}
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+# The ranks' store is open to whoever reaches its port; its keys begin with this word, which only the ranks are given.
+FEDMEF_STORE_KEY=$(od -An -N16 -tx1 /dev/urandom | tr -d ' ')
+export FEDMEF_STORE_KEY
 export FEDMEF_BATCH_SCRIPT=$0 # rank 0 keeps a copy in the run directory
 
 # ranks COMMAND [ARGUMENT ...]: python -m fedmef_dist as one task a rank; every rank ends when one fails.

@@ -2,13 +2,10 @@
 
 from dataclasses import replace
 
-from fedmef_dist.submission.script import Job, batch_script, common_functions
+from fedmef_dist.submission.script import Job, batch_script, common_functions, source
 
-_SETUP = (
-    "# Submit from the folder that holds slurm/: Slurm runs a copy of this script from elsewhere.",
-    "# shellcheck source=slurm/common.sh",
-    'source "$SLURM_SUBMIT_DIR/slurm/common.sh"',
-)
+# Slurm runs a copy of the script from elsewhere.
+_SETUP = source("$SLURM_SUBMIT_DIR/slurm/common.sh", "submit from the folder that holds slurm/", "slurm/common.sh")
 _OPTIONS = "Options before the script win over those below; account, partition: SBATCH_ACCOUNT, SBATCH_PARTITION."
 _JOB = Job(ntasks_per_node=4, cpus_per_task=2)
 
@@ -45,7 +42,14 @@ def ready_scripts() -> dict[str, str]:
     }
     return {"common.sh": common_functions()} | {
         f"{name}.sbatch": batch_script(
-            job, (f"{what}.", f"Usage: sbatch [option ...] slurm/{name}.sbatch {arguments}", _OPTIONS), _SETUP, command
+            job,
+            (
+                f"{what}.",
+                f"In the folder that holds slurm/: sbatch [option ...] slurm/{name}.sbatch {arguments}",
+                _OPTIONS,
+            ),
+            _SETUP,
+            command,
         )
         for name, (job, what, arguments, command) in scripts.items()
     }

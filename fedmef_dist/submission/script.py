@@ -5,11 +5,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 
 from fedmef_dist.base.errors import UserError
 
 # Slurm's forms: minutes, [hours:]minutes:seconds, days-hours[:minutes[:seconds]].
-_TIME = re.compile(r"\d+|(\d+:)?\d+:\d+|\d+-\d+(:\d+){0,2}")
+_TIME = re.compile(r"[0-9]+|([0-9]+:)?[0-9]+:[0-9]+|[0-9]+-[0-9]+(:[0-9]+){0,2}")
 # Seconds before the time limit at which the ranks are told: a round and a checkpoint should fit.
 _WARNING = 120
 
@@ -63,6 +64,35 @@ def _check(condition: bool, option: str, value: object, mend: str) -> None:
 
 def _value(value: object) -> str:
     return "" if value == "" else f"={shlex.quote(str(value))}"
+
+
+def log_file(folder: Path, pattern: str) -> str:
+    """The file in ``folder`` that Slurm writes a job's output to; of its path only ``pattern`` is Slurm's to fill in.
+
+    Raises UserError where the folder's path has a backslash, behind which Slurm fills in nothing.
+    """
+    if "\\" in str(folder):
+        raise UserError("Slurm takes no path with a backslash", where=str(folder), mend="choose another path")
+    return f"{str(folder).replace('%', '%%')}/{pattern}"
+
+
+def source(common: str, mend: str, checked: str = "/dev/null") -> tuple[str, ...]:
+    """Lines of shell that bring in common.sh, or end the job where it is missing.
+
+    Args:
+        common: its path as a word of shell.
+        mend: what to do where it is missing, in words without quotes.
+        checked: the file that shellcheck reads in its place.
+    """
+    return (
+        f"common={common}",
+        "[[ -r $common ]] || {",
+        f"    printf '%s cannot be read: {mend}\\n' \"$common\" >&2",
+        "    exit 2",
+        "}",
+        f"# shellcheck source={checked}",
+        'source "$common"',
+    )
 
 
 def batch_script(job: Job, comments: Sequence[str], setup: Sequence[str], command: str) -> str:

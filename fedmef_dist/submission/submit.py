@@ -12,10 +12,12 @@ import yaml
 
 from fedmef_dist.base.atomic import write_text
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.names import plain_path
+from fedmef_dist.base.text import printable
 from fedmef_dist.config import Config, load_config, read_tree, to_tree
 from fedmef_dist.runs.directory import claim, round_to_resume
 from fedmef_dist.session.sweep import load_sweep
-from fedmef_dist.submission.script import Job, batch_script, common_functions
+from fedmef_dist.submission.script import Job, batch_script, common_functions, log_file, source
 
 _NAMES = {"script": "job.sbatch", "common": "common.sh", "config": "config.yaml", "grid": "grid.yaml"}
 
@@ -61,7 +63,7 @@ def submit(
     """
     config = load_config(path, overrides)
     if grid is None:
-        run_dir = (run_dir or Path("runs") / config.name).resolve()
+        run_dir = plain_path((run_dir or Path("runs") / config.name).resolve(), "--run-dir")
         submission = _one_run(config, job, run_dir, max_restarts)
     else:
         submission = _array(path, overrides, config, job, grid, max_restarts)
@@ -77,7 +79,7 @@ def submit(
 
 def _one_run(config: Config, job: Job, run_dir: Path, max_restarts: int) -> Submission:
     folder = run_dir / "slurm"
-    job = replace(job, name=config.name, output=str(folder / "%j.log"))
+    job = replace(job, name=config.name, output=log_file(folder, "%j.log"))
     # The resolved configuration: what is edited while the job waits does not change it.
     command = shlex.join(["finish", "ranks", "run", str(run_dir / "config.yaml"), "--run-dir", str(run_dir)])
     return Submission(folder, _files(folder, job, max_restarts, command))
@@ -85,13 +87,16 @@ def _one_run(config: Config, job: Job, run_dir: Path, max_restarts: int) -> Subm
 
 def _array(path: Path, overrides: Sequence[str], config: Config, job: Job, grid: Path, max_restarts: int) -> Submission:
     sweep = load_sweep(grid, overrides)
-    if sweep.config.resolve() != path.resolve():
+    if sweep.config.path.resolve() != path.resolve():
         raise UserError(
-            f"the grid varies {sweep.config}, not {path}", where=str(grid), mend="give the configuration that it names"
+            f"the grid varies {sweep.config.path}, not {path}",
+            where=str(grid),
+            mend="give the configuration that it names",
         )
-    runs = sweep.cells[0].run_dir.parent.resolve()
+    sweep.check()
+    runs = plain_path(sweep.cells[0].run_dir.parent.resolve(), "runs")
     folder = runs / "slurm"
-    array = replace(job, name=config.name, output=str(folder / "%A_%a.log"), array=len(sweep.cells))
+    array = replace(job, name=config.name, output=log_file(folder, "%A_%a.log"), array=len(sweep.cells))
     command = f'{shlex.join(["finish", "ranks", "sweep", str(folder / _NAMES["grid"])])} --cell "$SLURM_ARRAY_TASK_ID"'
     kept = read_tree(grid.read_text(encoding="utf-8"), str(grid)) | {"config": _NAMES["config"], "runs": str(runs)}
     trees = {_NAMES["config"]: to_tree(config), _NAMES["grid"]: kept}
@@ -100,14 +105,14 @@ def _array(path: Path, overrides: Sequence[str], config: Config, job: Job, grid:
 
 
 def _files(folder: Path, job: Job, max_restarts: int, command: str) -> dict[str, str]:
-    common = shlex.quote(str(folder / _NAMES["common"]))
+    python = plain_path(Path(sys.executable), "the interpreter")
     setup = (
-        f"PYTHON=${{PYTHON:-{shlex.quote(sys.executable)}}}",
+        f"PYTHON=${{PYTHON:-{shlex.quote(str(python))}}}",
         f"MAX_RESTARTS={max_restarts}",
-        "# shellcheck source=/dev/null",
-        f"source {common}",
+        *source(shlex.quote(str(folder / _NAMES["common"])), "submit the run again"),
     )
-    comments = (f"Written by fedmef-dist submit; to send it again: sbatch {folder / _NAMES['script']}",)
+    # No path in a comment: nothing that a path may hold ends a quoted word, but a line break would end a comment.
+    comments = ("Written by fedmef-dist submit; sbatch with the path of this file sends it again.",)
     return {
         _NAMES["script"]: batch_script(job, comments, setup, command),
         _NAMES["common"]: common_functions(),
@@ -128,4 +133,4 @@ def _call(sbatch: str, script: Path) -> None:
     if done.returncode:
         reason = " ".join(done.stderr.split())[:300]
         raise UserError(f"sbatch refuses the script: {reason}", where=str(script), mend="change the options of submit")
-    print(f"{done.stdout.strip()}, script {script}")
+    print(f"{printable(done.stdout.strip())}, script {script}")

@@ -47,7 +47,7 @@ class BarTracker(Tracker):
             TextColumn("round"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[newest]}"),
+            TextColumn("{task.fields[newest]}", markup=False),
             TimeRemainingColumn(),
             console=Console(file=stream),
         )

@@ -16,6 +16,7 @@ import torch
 
 from fedmef_dist import __version__
 from fedmef_dist.base.notices import tell
+from fedmef_dist.base.text import printable
 from fedmef_dist.cluster.group import Group
 
 _LOG = logging.getLogger("fedmef_dist")
@@ -51,6 +52,14 @@ def rank_log(run_dir: Path, group: Group) -> Iterator[None]:
             handler.close()
 
 
+class _Plain(logging.Formatter):
+    """Lines that a terminal only shows."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, or several with a traceback."""
+        return printable(super().format(record), keep="\n\t")
+
+
 class _RankFile(logging.FileHandler):
     """Gives up at the first event that cannot be written."""
 
@@ -75,7 +84,7 @@ def _open(path: Path) -> logging.Handler:
     except OSError as error:
         _tell(path, error)
         return logging.NullHandler()
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(_Plain(_FORMAT))
     return handler
 
 
@@ -86,7 +95,8 @@ def _tell(path: Path, error: BaseException | None) -> None:
 def _describe(group: Group) -> str:
     place = group.environment
     return (
-        f"rank {place.rank} of {place.world_size} on {socket.gethostname()}, {group.device}, "
+        # By its pid MPICH's mpirun names a rank that died.
+        f"rank {place.rank} of {place.world_size} on {socket.gethostname()}, pid {os.getpid()}, {group.device}, "
         f"{torch.get_num_threads()} threads, started by {place.launcher}, fedmef_dist {__version__}, "
         f"torch {torch.__version__}, Python {platform.python_version()}"
     )

@@ -1,9 +1,12 @@
 """Weights & Biases on a thread of its own: neither its start-up nor its server ever holds the run up."""
 
+import logging
+import os
 import queue
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +60,8 @@ class WandbTracker(Tracker):
 
     def _work(self) -> None:
         try:
-            self._run = self._start()
+            with _places_of_its_own(self._run_dir / "wandb"):
+                self._run = self._start()
             while (message := self._messages.get())[0] != "close":
                 self._send(*message)
             self._run.finish()
@@ -123,6 +127,26 @@ _PRIVATE: dict[str, Any] = {
     "x_disable_machine_info": True,
     "x_save_requirements": False,
 }
+
+
+@contextmanager
+def _places_of_its_own(directory: Path) -> Iterator[None]:
+    """W&B finds a home where the user has none, and its log, which may be on a full disk, says nothing of that.
+
+    Logging would print a traceback for each line that cannot be written.
+    """
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111 - Path.expanduser raises where there is none
+        os.environ.setdefault("WANDB_CACHE_DIR", str(directory / "cache"))
+        os.environ.setdefault("WANDB_CONFIG_DIR", str(directory / "config"))
+        os.environ.setdefault("WANDB_DATA_DIR", str(directory / "data"))
+        os.environ.setdefault("HOME", str(directory))
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = before
+        for handler in logging.getLogger("wandb").handlers:
+            handler.handleError = lambda record: None  # type: ignore[method-assign]
 
 
 def _first_line(error: Exception) -> str:

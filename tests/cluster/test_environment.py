@@ -120,6 +120,27 @@ def test_a_node_beyond_the_step_is_refused():
         detect({**STEP, "SLURM_NODEID": "2"})
 
 
+BY_HAND = "task 0 may be on any node\n.*\nmend: export MASTER_ADDR"
+
+
+def test_tasks_that_are_placed_by_hand_have_to_be_told_where_rank_0_is():
+    arbitrary = {**STEP, "SLURM_DISTRIBUTION": "arbitrary"}
+    with pytest.raises(UserError, match=BY_HAND):
+        detect(arbitrary)
+    assert detect({**arbitrary, "MASTER_ADDR": "n2"}).host == "n2"
+
+
+def test_rank_0_on_another_node_than_the_first_is_noticed_however_it_came_there():
+    with pytest.raises(UserError, match=BY_HAND):
+        detect({**STEP, "SLURM_PROCID": "0"})
+
+
+def test_elsewhere_the_first_node_is_that_of_rank_0_whatever_other_tools_have_exported():
+    assert detect({**STEP, "MASTER_ADDR": "elsewhere"}).host == "n1"
+    one = {"SLURM_STEP_NODELIST": "n1", "SLURM_NODEID": "0", "SLURM_STEP_TASKS_PER_NODE": "3"}
+    assert detect({**STEP, **one, "SLURM_DISTRIBUTION": "arbitrary"}).host == "n1"
+
+
 def test_ports_of_steps_differ_and_stay_below_the_ephemeral_range():
     ports = {
         detect({**STEP, "SLURM_JOB_ID": str(j), "SLURM_STEP_ID": str(s)}).port for j in range(20) for s in range(9)

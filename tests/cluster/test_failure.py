@@ -11,7 +11,7 @@ from fedmef_dist.cluster.failure import ends_together
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.transport import PeerLostError
 
-WRONG = "no such file: mnist\nin data.root\nset data.download=true"
+WRONG = UserError("no such file: mnist", where="data.root", mend="set data.download=true")
 
 SCRIPT = """
 import os, signal, sys, time
@@ -24,16 +24,16 @@ from fedmef_dist.base.errors import UserError
 environment = detect(os.environ)
 with ends_together(environment):
     if sys.argv[1] == "before":
-        raise UserError("wrong input\\nhere")
+        raise UserError("wrong input", where="here")
     settings = RuntimeSettings(backend=sys.argv[2], timeout=float(sys.argv[3]))
     with open_group(environment, settings) as group, ends_together(group):
         word = torch.zeros(3)
         group.all_reduce(word)
         match sys.argv[1], group.rank:
             case "everywhere", _:
-                raise UserError("wrong input\\nhere")
+                raise UserError("wrong input", where="here")
             case "input of 1", 1:
-                raise UserError("wrong input\\nhere")
+                raise UserError("wrong input", where="here")
             case "fault of 1", 1:
                 raise ValueError("broken")
             case "kill 1", 1:
@@ -73,7 +73,7 @@ def _restore_sigterm():
 
 def test_a_failing_rank_keeps_its_status_and_its_silence_when_the_launcher_ends_it(capsys, monkeypatch):
     monkeypatch.setattr(failure._Voice, "wait_for_server", lambda voice: signal.raise_signal(signal.SIGTERM))
-    assert end(rank(1, dist.HashStore()), UserError(WRONG)) == 2
+    assert end(rank(1, dist.HashStore()), WRONG) == 2
     assert capsys.readouterr().err == ""
 
 
@@ -84,7 +84,7 @@ def impatient(monkeypatch):
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(UserError(WRONG), 2), (ValueError("oops"), 1), (PeerLostError("gone"), 1), (KeyboardInterrupt(), 130)],
+    [(WRONG, 2), (ValueError("oops"), 1), (PeerLostError("gone"), 1), (KeyboardInterrupt(), 130)],
 )
 def test_every_kind_of_error_has_its_status(error, status):
     assert end(rank(0), error) == status
@@ -103,8 +103,8 @@ def test_a_body_that_succeeds_is_left_alone(capsys):
 
 
 def test_wrong_input_is_shown_as_it_is(capsys):
-    end(rank(0), UserError(WRONG))
-    assert capsys.readouterr().err == WRONG + "\n"
+    end(rank(0), WRONG)
+    assert capsys.readouterr().err == f"{WRONG}\n"
 
 
 def test_a_fault_is_shown_with_its_traceback_behind_rank_and_host(capsys, monkeypatch):
@@ -123,9 +123,9 @@ def test_the_loss_of_a_peer_takes_one_line(capsys):
 
 def test_one_rank_speaks_for_all_that_share_its_store(capsys, impatient):
     store = dist.HashStore()
-    assert end(rank(0, store), UserError(WRONG)) == 2
-    assert end(rank(1, store), UserError(WRONG)) == 2
-    assert capsys.readouterr().err == WRONG + "\n"
+    assert end(rank(0, store), WRONG) == 2
+    assert end(rank(1, store), WRONG) == 2
+    assert capsys.readouterr().err == f"{WRONG}\n"
 
 
 def test_the_second_fault_is_only_mentioned(capsys):
@@ -139,8 +139,8 @@ def test_the_second_fault_is_only_mentioned(capsys):
 
 def test_wrong_input_of_another_rank_alone_is_shown_after_a_while(capsys, impatient):
     start = time.monotonic()
-    end(rank(1, dist.HashStore()), UserError(WRONG))
-    assert capsys.readouterr().err == WRONG + "\n"
+    end(rank(1, dist.HashStore()), WRONG)
+    assert capsys.readouterr().err == f"{WRONG}\n"
     assert time.monotonic() - start >= 0.1
 
 
@@ -195,7 +195,7 @@ def test_without_the_store_the_first_ranks_left_speak(capsys, monkeypatch, store
 )
 def test_wrong_input_is_shown_once_and_ends_all_ranks(launch, script, launcher, when):
     done = launch(launcher, 2, script, when, "auto", 30)
-    assert done.stderr.count("wrong input\nhere\n") == 1, done.stderr
+    assert done.stderr.count("wrong input\nwhere: here\n") == 1, done.stderr
     assert 'fails.py", line' not in done.stderr  # no traceback of ours
     # torchrun has its own status and says that of its ranks.
     assert done.returncode == 2 if launcher == "mpirun" else "exitcode  : 2" in done.stderr

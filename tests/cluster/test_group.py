@@ -107,7 +107,7 @@ def test_threads_come_from_the_setting_then_slurm_then_openmp(setting, environ, 
     assert choose_threads(RuntimeSettings(threads=setting), environ) == expected
 
 
-@pytest.mark.parametrize("text", ["many", "0", "", "-1"])
+@pytest.mark.parametrize("text", ["many", "0", "", "-1", "1025", "100000", "²"])
 def test_a_wrong_number_of_threads_is_refused(text):
     with pytest.raises(UserError, match="OMP_NUM_THREADS"):
         choose_threads(RuntimeSettings(), {"OMP_NUM_THREADS": text})
@@ -146,7 +146,9 @@ def test_cuda_that_is_not_there_is_refused(monkeypatch):
         choose_backend(PAIR, RuntimeSettings(backend="nccl"), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("wrong", [{"threads": 0}, {"timeout": 0.0}, {"device": "tpu"}, {"backend": "ucc"}])
+@pytest.mark.parametrize(
+    "wrong", [{"threads": 0}, {"threads": 1025}, {"timeout": 0.0}, {"device": "tpu"}, {"backend": "ucc"}]
+)
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         RuntimeSettings(**wrong)

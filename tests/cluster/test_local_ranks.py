@@ -33,7 +33,7 @@ def test_ranks_that_hang_after_a_failure_are_ended(monkeypatch):
     assert time.monotonic() - start < 10
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])
 def test_signals_reach_every_rank_and_handlers_come_back(number, tmp_path):
     code = f"""
 import pathlib, signal, sys, time
@@ -89,4 +89,30 @@ def test_each_rank_has_its_place_and_all_meet_on_loopback(monkeypatch):
     assert first["MASTER_ADDR"] == second["MASTER_ADDR"] == "127.0.0.1"
     assert first["MASTER_PORT"] == second["MASTER_PORT"]
     assert first["OMP_NUM_THREADS"] == "2"
+    assert (
+        first["FEDMEF_STORE_KEY"] == second["FEDMEF_STORE_KEY"] != local_ranks._environments(2)[0]["FEDMEF_STORE_KEY"]
+    )
     assert "RANK" not in local_ranks._environments(1)[0]
+
+
+def test_under_nohup_the_ranks_go_on_when_the_terminal_is_closed(tmp_path):
+    def send():
+        while not (tmp_path / "up").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGHUP)
+        (tmp_path / "go").touch()
+
+    code = f"""
+import os, pathlib, signal, time
+folder = pathlib.Path({str(tmp_path)!r})
+(folder / "up").touch()
+while not (folder / "go").exists():
+    time.sleep(0.02)
+time.sleep(0.2)
+exit(0 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else 3)
+"""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert wait_for([python(code)]) == 0
+    sender.join()

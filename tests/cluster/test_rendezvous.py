@@ -123,6 +123,25 @@ def test_an_attempt_finds_nothing_of_the_one_before_in_torchruns_store(monkeypat
     assert not open_store(environment, timedelta(seconds=5)).check(["failure/claimed"])
 
 
+@pytest.mark.parametrize("name", ["FEDMEF_STORE_KEY", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"])
+def test_who_does_not_know_what_the_ranks_were_given_finds_none_of_their_keys(monkeypatch, name):
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setenv(name, "secret")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    rank = open_store(Environment("torchrun", 0, 2, 0, 2, "127.0.0.1", port), timedelta(seconds=5))
+    rank.set("watch/deadline", "1.0")
+    monkeypatch.setenv(name, "guess")
+    stranger = open_store(Environment("torchrun", 1, 2, 1, 2, "127.0.0.1", port), timedelta(seconds=5))
+    stranger.set("watch/deadline", "0.0")
+    assert stranger.add("failure/claimed", 1) == 1  # answered, unlike `set`, when it is done
+    assert rank.get("watch/deadline") == b"1.0"
+    assert not rank.check(["failure/claimed"])
+    bare = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
+    assert not bare.check(["watch/deadline"])
+    assert "secret" not in rendezvous._prefix({name: "secret"})
+
+
 def test_a_port_that_is_taken_is_the_users_error(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -147,3 +166,30 @@ def test_the_users_interface_is_not_overwritten(monkeypatch):
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     prepare_gloo(place(), "head")
     assert rendezvous.os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
+
+
+SHARED = """
+import os
+from datetime import timedelta
+from pathlib import Path
+from fedmef_dist.cluster.environment import detect
+from fedmef_dist.cluster.rendezvous import open_store
+
+environment = detect(os.environ)
+store = open_store(environment, timedelta(seconds=30))
+mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/mpich_shm_" in line]
+store.set(f"named {environment.rank}", str([line for line in mapped if not line.endswith("(deleted)")]))
+store.wait(["named 0", "named 1"])
+print(store.get(f"named {environment.rank}").decode() + f" {bool(mapped)}", flush=True)
+store.set(f"left {environment.rank}", "")
+if environment.rank == 0:
+    store.wait(["left 0", "left 1"])
+"""
+
+
+@pytest.mark.cluster
+def test_a_rank_of_mpich_that_dies_leaves_no_shared_memory_behind(launch, tmp_path):
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    done = launch("mpirun", 2, script)
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["[] True"] * 2), done.stderr

@@ -3,6 +3,7 @@ import time
 import pytest
 import torch.distributed as dist
 
+from fedmef_dist.cluster import guard
 from fedmef_dist.cluster import watch as module
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.watch import Watch
@@ -131,3 +132,75 @@ def test_a_single_process_has_nobody_to_watch():
     watch.close()
     assert watch.deadline is None
     assert watch.roll_call() == "no other rank can be asked"
+
+
+# --- ranks that have hung
+
+
+@pytest.fixture
+def hasty(watches, monkeypatch):
+    """The watches, for which hung is who is silent for half a second; and what they would end with."""
+    monkeypatch.setattr(module, "_BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(guard, "HUNG_SECONDS", 0.5)
+    monkeypatch.setattr(guard, "_CHECK_SECONDS", 0.02)
+    statuses = []
+    monkeypatch.setattr(module.os, "_exit", statuses.append)
+    return watches, statuses
+
+
+def test_a_rank_that_has_stopped_is_named_once_by_the_one_before_it(hasty, capsys):
+    watches, statuses = hasty
+    for watch in watches:
+        watch.ends_process = True
+        watch.place = "round 3"
+    start(*watches)
+    watches[2].place = "round 3, client 9"
+    until(lambda: watches[1]._beat and "client 9" in watches[2]._published)
+    watches[2].close()
+    watches[2]._store.set("watch/beat/2", "7.0")  # not "over": its last beat
+    until(lambda: statuses)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "rank 1 of 3 on n1: stopped in round 3, no sign of life for 20 s: "
+        "no answer from rank 2 on n2, last seen in round 3, client 9"
+    )
+    assert statuses[0] == 1
+
+
+def test_a_program_of_ones_own_is_not_ended(hasty, capsys):
+    watches, statuses = hasty
+    start(*watches[:2])
+    until(lambda: "no answer from rank 2" in capsys.readouterr().err)
+    assert statuses == []
+
+
+def test_who_has_left_or_works_long_in_one_place_has_not_hung(hasty, capsys):
+    watches, statuses = hasty
+    start(*watches)
+    until(lambda: watches[1]._beat)
+    watches[2].close()
+    until(lambda: watches[1]._beat is None)
+    time.sleep(0.8)
+    assert (capsys.readouterr().err, statuses) == ("", [])
+
+
+# --- strangers
+
+
+@pytest.mark.parametrize("value", ["soon", "nan", "inf", b"\xff\xfe", "\x1b[2J", "1" * 10_000 + "x"])
+def test_a_wrong_value_in_the_store_is_ignored_and_said_once(watches, capsys, value):
+    start(watches[0])
+    until(lambda: watches[0]._looks)
+    for key in ("watch/deadline", "watch/place/0", "watch/place/1", "watch/beat/1"):
+        watches[0]._store.set(key, value)
+    seen = watches[0]._looks
+    until(lambda: watches[0]._looks > seen + 5)
+    assert watches[0].deadline is None
+    assert watches[0]._thread.is_alive()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("a wrong value in the ranks' store is ignored: watch/deadline is ")
+    assert "\x1b" not in line
+    assert len(line) < 250
+    watches[0].own_deadline = lambda: 500.0
+    until(lambda: watches[0].deadline == 500.0)
+    assert "rank 1 on an unknown host" in watches[0].roll_call()

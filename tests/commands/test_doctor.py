@@ -1,5 +1,6 @@
 import pytest
 
+from fedmef_dist.cluster.symptoms import Symptom
 from fedmef_dist.commands import doctor as module
 from fedmef_dist.commands.doctor import Finding, doctor, findings, mpi_library
 
@@ -43,6 +44,18 @@ def test_extras_keep_their_brackets(capsys, monkeypatch):
     monkeypatch.setattr(module, "mpi_library", lambda: None)
     doctor()
     assert "pip install 'fedmef_dist[mpich]'" in capsys.readouterr().out
+
+
+def test_what_the_machine_says_of_itself_is_shown_and_not_obeyed(capsys, monkeypatch):
+    monkeypatch.setattr(module, "processor_name", lambda: "a [bold red]chip[/] \x1b[2J")
+    monkeypatch.setattr(module, "findings", lambda: [Finding("Slurm", "/opt/[x]/srun\x07", "")])
+    monkeypatch.setattr(module, "symptoms", lambda *facts: [Symptom("host [/] is \x1b[1m", "see [link]")])
+    monkeypatch.setenv("COLUMNS", "200")
+    doctor()
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    for text in ("a [bold red]chip[/] \\x1b[2J", "/opt/[x]/srun\\x07", "host [/] is \\x1b[1m", "see [link]"):
+        assert text in shown
 
 
 def test_symptoms_stand_at_the_end_with_their_cures(capsys, monkeypatch):

@@ -387,3 +387,14 @@ def test_processes_that_come_at_once_get_the_same(tmp_path, reader, monkeypatch,
     assert sum(decoded for decoded, _ in found) == 1 or not locks
     assert len(entries(tmp_path)) == 1
     assert names(entries(tmp_path)[0].parent) == [".lock", entries(tmp_path)[0].name]
+
+
+def test_without_a_home_there_is_only_the_place_beside_the_files(monkeypatch, tmp_path):
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    source = Source("x", (), list)
+    assert cache._places(source, tmp_path) == [tmp_path / ".fedmef_dist" / "x"]

@@ -146,3 +146,9 @@ def test_torchvision_imports_and_is_imported_once():
     torchvision = import_torchvision()
     assert import_torchvision() is torchvision
     assert "resnet18" in torchvision.models.list_models(module=torchvision.models)
+
+
+def test_a_model_larger_than_the_memory_is_refused(monkeypatch):
+    monkeypatch.setattr("fedmef_dist.models.small.cnn", lambda *sizes: torch.empty(2**50))
+    with pytest.raises(UserError, match=r"does not fit into this machine's memory\nwhere: model.name=cnn\nmend: lower"):
+        build("cnn")

@@ -149,3 +149,23 @@ def test_a_hung_rank_hits_the_timeout_and_is_named(config, launchers, tmp_path):
     assert line.startswith("rank 0 of 2 on ")
     assert "Timed out" in line
     assert f"; no answer from rank 1 on {os.uname().nodename}, last seen in round " in line
+
+
+def test_a_stopped_rank_is_named_within_half_a_minute_also_where_it_keeps_the_store(
+    config, launchers, undisturbed, tmp_path
+):
+    run_dir = tmp_path / "run"
+    with started(command(launchers["mpirun"], 2, config, run_dir)) as process:
+        wait_for(saved(run_dir, 1), process)
+        os.kill(rank_processes(process.pid)[0], signal.SIGSTOP)
+        stopped = time.monotonic()
+        _, err = process.communicate(timeout=60)
+    assert time.monotonic() - stopped < 30
+    assert process.returncode != 0
+    (line,) = [line for line in err.splitlines() if "no sign of life for 20 s" in line]
+    assert line.startswith("rank 1 of 2 on ")
+    assert f": no answer from rank 0 on {os.uname().nodename}, last seen in round " in line
+    with started(command(launchers["single"], 1, config, run_dir)) as process:
+        _, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert digest(run_dir) == undisturbed

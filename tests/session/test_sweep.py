@@ -4,8 +4,11 @@ import signal
 
 import pytest
 
+from fedmef_dist import config
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.strict_yaml import parse_yaml
 from fedmef_dist.cli import app
+from fedmef_dist.runs.directory import claim
 from fedmef_dist.session import sweep as module
 from fedmef_dist.session.sweep import load_sweep, run_cell, run_sweep, show_cells
 
@@ -158,6 +161,72 @@ def test_one_cells_failure_does_not_stop_the_rest(write, monkeypatch, capsys, st
         assert [line.split(" failed")[0] for line in shown] == [f"cell {i}" for i, s in enumerate(statuses) if s]
 
 
+@pytest.mark.parametrize(
+    ("grid", "what"),
+    [
+        ("{federation.clients_per_round: [2, 21, 22]}", "cell 1: federation: clients_per_round is 21"),
+        ("{seed: [0, x]}", "cell 1: seed: Input should be a valid integer, got 'x'"),
+        ("{optimizer.rate: [0.1]}", "cell 0: unknown key optimizer.rate"),
+        ("{method.name: [fedavg, none]}", "cell 1: method"),
+    ],
+)
+def test_every_cell_is_checked_before_the_first_one_starts(write, monkeypatch, grid, what):
+    monkeypatch.setattr(module, "run_ranks", lambda *arguments: pytest.fail("started"))
+    with pytest.raises(UserError) as caught:
+        run_sweep(load_sweep(write(grid)), [], 1)
+    assert caught.value.what.startswith(what)
+    assert caught.value.what.endswith("(and 1 more of 3 cells)") == ("22" in grid)
+    assert caught.value.where.startswith(str(write(grid).parent / "config.yaml"))
+    assert caught.value.mend
+
+
+def test_another_configurations_run_in_a_cells_directory_is_found_before_the_first_one_starts(write, monkeypatch):
+    monkeypatch.setattr(module, "run_ranks", lambda *arguments: pytest.fail("started"))
+    sweep = load_sweep(write("{seed: [0, 1]}"))
+    claim(sweep.cells[1].run_dir, sweep.config.with_overrides(["optimizer.lr=0.5"])[0])
+    with pytest.raises(UserError, match=r"^cell 1: the directory holds another configuration's run; different: opt"):
+        run_sweep(sweep, [], 1)
+
+
+def test_the_list_goes_on_behind_a_wrong_cell(write, capsys):
+    sweep = load_sweep(write('{federation.clients_per_round: [2, 21, 3], "seed": [0, "a\\e[2J"]}'))
+    assert show_cells(sweep) == 2
+    lines = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["0", "1", "2", "3", "4", "5"]
+    assert [line[2].partition(":")[0] for line in lines] == [
+        *["not started", "wrong"],
+        *["wrong"] * 2,
+        *["not started", "wrong"],
+    ]
+    assert lines[2][2].startswith("wrong: federation: clients_per_round is 21 but there are only 20 clients")
+    assert not any("\x1b" in part for line in lines for part in line)
+
+
+def test_a_list_without_a_wrong_cell_ends_with_zero(write):
+    assert show_cells(load_sweep(write("{seed: [0, 1]}"))) == 0
+
+
+def test_the_base_file_is_read_once_however_many_cells_there_are(write, monkeypatch, capsys):
+    sweep = load_sweep(write(f"{{seed: {list(range(200))}, optimizer.lr: [0.1, 0.2]}}"))
+    sweep.config.path.unlink()
+    parsed = []
+    monkeypatch.setattr(config, "parse_yaml", lambda text, where: parsed.append(text) or parse_yaml(text, where))
+    show_cells(sweep)
+    assert capsys.readouterr().out.count("not started") == 400
+    assert len(parsed) <= 400 + 200 + 2  # each override once: names, seeds, rates
+
+
+def test_a_grid_beyond_reason_is_refused_at_once(write):
+    values = list(range(1001))
+    with pytest.raises(UserError, match=r"the grid has 1,002,001 cells\n.*\nmend: divide it: 1,000,000 are the most"):
+        load_sweep(write(f"{{seed: {values}, federation.rounds: {values}}}"))
+
+
+def test_a_folder_of_runs_with_control_characters_is_refused(write):
+    with pytest.raises(UserError, match="a path must not hold line breaks"):
+        load_sweep(write("{seed: [0]}", runs='"a\\nb"'))
+
+
 @pytest.mark.parametrize(("cell", "expected"), [(0, 75), (2, 0)])
 def test_a_signal_that_comes_as_a_cell_ends_stops_the_sweep_behind_it(write, monkeypatch, cell, expected):
     started = []
@@ -175,12 +244,12 @@ def test_a_signal_that_comes_as_a_cell_ends_stops_the_sweep_behind_it(write, mon
 
 @pytest.mark.cluster
 def test_a_sweep_runs_its_cells_and_a_second_one_finds_them_finished(write, capfd):
-    path = write("{federation.clients_per_round: [2, 21]}")
+    path = write("{federation.clients: [20, 200]}")
     with pytest.raises(SystemExit) as left:
         app(["sweep", str(path), "--ranks", "2"], standalone_mode=True)
     assert left.value.code == 2
     shown = capfd.readouterr()
-    assert "there are only 20 clients" in shown.err
+    assert "200 clients with at least 10 samples each need" in shown.err
     assert "cell 1 failed with exit status 2" in shown.err
     assert "1 of 2 cells are finished" in shown.out
     run_dir = load_sweep(path).cells[0].run_dir

@@ -1,6 +1,7 @@
 """The functions of common.sh, with programs in the place of Slurm's that write down how they were called."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,12 @@ def test_a_warning_after_the_end_of_mpirun_changes_nothing(shell, tmp_path):
     (tmp_path / "fakempi").chmod(0o700)
     process = shell("mpi_ranks run x\nkill -USR2 $$\nexit 0", SLURM_NTASKS="2", MPIRUN=f"{tmp_path}/fakempi")
     assert finished(process) == (0, "", "")
+
+
+def test_each_job_has_a_random_word_for_the_keys_of_its_store(shell):
+    first, second = (finished(shell("printenv FEDMEF_STORE_KEY"))[1] for _ in range(2))
+    assert re.fullmatch("[0-9a-f]{32}\n", first)
+    assert first != second
 
 
 def test_the_batch_script_is_named_for_the_run_to_keep(shell, tmp_path):

@@ -1,5 +1,7 @@
 import stat
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -48,7 +50,8 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(config, tmp_path, capsys
     shown = capsys.readouterr().out
     run_dir = tmp_path / "run"
     assert f"\nfinish ranks run {run_dir}/config.yaml --run-dir {run_dir}\n" in shown
-    assert f"\nsource {run_dir}/slurm/common.sh\n" in shown
+    assert f"\ncommon={run_dir}/slurm/common.sh\n" in shown
+    assert '\nsource "$common"\n' in shown
     assert f"PYTHON=${{PYTHON:-{sys.executable}}}" in shown
     assert "#SBATCH --job-name=small" in shown
     assert f"#SBATCH --output={run_dir}/slurm/%j.log" in shown
@@ -63,7 +66,7 @@ def test_the_run_directory_holds_script_functions_and_resolved_configuration(con
     assert (run_dir / "slurm" / "common.sh").read_text() == common_functions()
     script = (run_dir / "slurm" / "job.sbatch").read_text()
     assert "\nMAX_RESTARTS=5\n" in script
-    assert f"\nsource '{run_dir}/slurm/common.sh'\n" in script
+    assert f"\ncommon='{run_dir}/slurm/common.sh'\n" in script
     assert f"finish ranks run '{run_dir}/config.yaml' --run-dir '{run_dir}'\n" in script
 
 
@@ -86,7 +89,7 @@ def test_an_array_has_a_job_for_each_cell_and_keeps_grid_and_configuration(confi
     kept = load_sweep(folder / "grid.yaml")
     assert [cell.run_dir.name for cell in kept.cells] == ["seed-1_density-0.5", "seed-2_density-0.5"]
     assert {cell.run_dir.parent for cell in kept.cells} == {tmp_path / "sweep"}
-    assert load_config(kept.config, kept.cells[1].overrides) == load_config(
+    assert kept.config.with_overrides(kept.cells[1].overrides)[0] == load_config(
         config, ["federation.rounds=4", "name=seed-2_density-0.5", "seed=2", "method.density=0.5"]
     )
 
@@ -114,6 +117,74 @@ def test_what_sbatch_refuses_is_said_with_its_reason(config, sbatch, tmp_path):
 
 
 def test_a_sweep_folder_that_cannot_be_written_is_refused(config, grid, sbatch, tmp_path):
-    (tmp_path / "sweep").write_text("")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "slurm").write_text("")
     with pytest.raises(UserError, match=r"the batch script cannot be written: .*\nwhere: .*sweep/slurm\nmend: "):
         submit(config, [], Job(), grid=grid)
+
+
+@pytest.mark.parametrize("name", ["a\ntouch pwned", "a\rb", "\x1b[2J"])
+def test_a_path_that_would_write_into_the_script_is_refused(config, grid, tmp_path, name):
+    with pytest.raises(UserError, match="a path must not hold line breaks"):
+        submit(config, [], Job(), run_dir=tmp_path / name, dry_run=True)
+    tree = yaml.safe_load(grid.read_text())
+    grid.write_text(yaml.safe_dump(tree | {"runs": str(tmp_path / name)}))
+    with pytest.raises(UserError, match="a path must not hold line breaks"):
+        submit(config, [], Job(), grid=grid, dry_run=True)
+
+
+def test_a_working_directory_that_would_write_into_the_script_is_refused(config, tmp_path, monkeypatch):
+    (tmp_path / "a\ntouch pwned").mkdir()
+    monkeypatch.chdir(tmp_path / "a\ntouch pwned")
+    with pytest.raises(UserError, match="a path must not hold line breaks"):
+        submit(config, [], Job(), dry_run=True)
+
+
+def test_slurm_fills_nothing_into_the_path_of_the_log(config, grid, tmp_path, capsys):
+    submit(config, [], Job(), run_dir=tmp_path / "50%a", dry_run=True)
+    assert f"#SBATCH --output={tmp_path}/50%%a/slurm/%j.log\n" in capsys.readouterr().out
+    tree = yaml.safe_load(grid.read_text())
+    grid.write_text(yaml.safe_dump(tree | {"runs": str(tmp_path / "%x")}))
+    submit(config, [], Job(), grid=grid, dry_run=True)
+    assert f"#SBATCH --output={tmp_path}/%%x/slurm/%A_%a.log\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="Slurm takes no path with a backslash"):
+        submit(config, [], Job(), run_dir=tmp_path / "a\\b", dry_run=True)
+
+
+def test_whatever_a_path_holds_stays_one_word_and_out_of_the_comments(config, tmp_path, sbatch):
+    run_dir = tmp_path / 'it\'s "$(touch pwned)" `touch pwned` # ;&|*'
+    submit(config, [], Job(), run_dir=run_dir)
+    script = run_dir / "slurm" / "job.sbatch"
+    comments = [line for line in script.read_text().splitlines() if line.startswith("# ")]
+    assert not [line for line in comments if str(tmp_path) in line]
+    (run_dir / "slurm" / "common.sh").write_text('finish() { printf "%s\\n" "$@"; }\n')
+    done = subprocess.run(["bash", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == ["ranks", "run", f"{run_dir}/config.yaml", "--run-dir", str(run_dir)]
+    assert done.stderr == ""
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_job_without_its_functions_says_so(config, tmp_path, sbatch):
+    submit(config, [], Job(), run_dir=tmp_path / "run")
+    (tmp_path / "run" / "slurm" / "common.sh").unlink()
+    done = subprocess.run(["bash", tmp_path / "run" / "slurm" / "job.sbatch"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"{tmp_path}/run/slurm/common.sh cannot be read: submit the run again\n"
+
+
+def test_a_ready_script_started_elsewhere_says_from_where_to_start_it(tmp_path):
+    script = Path(__file__).parents[2] / "slurm" / "single_node.sbatch"
+    environment = {"PATH": "/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    done = subprocess.run(["bash", script, "x"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr == (f"{tmp_path}/slurm/common.sh cannot be read: submit from the folder that holds slurm/\n")
+
+
+def test_every_cell_of_an_array_is_checked_before_anything_is_submitted(config, grid, sbatch, tmp_path):
+    sbatch("touch $0.called")
+    tree = yaml.safe_load(grid.read_text())
+    grid.write_text(yaml.safe_dump(tree | {"grid": {"federation.clients_per_round": [5, 21]}}))
+    with pytest.raises(UserError, match="cell 1: federation: clients_per_round is 21"):
+        submit(config, [], Job(), grid=grid)
+    assert not (tmp_path / "bin" / "sbatch.called").exists()
+    assert not (tmp_path / "sweep").exists()

@@ -122,3 +122,48 @@ def test_disabled_has_no_id_and_no_directory(tmp_path):
 def test_settings_that_wandb_would_refuse_are_refused_before_the_run(wrong):
     with pytest.raises(ValidationError):
         WandbSettings(**wrong)
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+    """The log of W&B's own fills the disk; Python's logging would show a traceback a line."""
+    (tmp_path / "sitecustomize.py").write_text(FULL_DISK)
+    result = run("offline", tmp_path / "run", PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    assert "Traceback" not in result.stderr
+    assert "Logging error" not in result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["logged"] < 5
+
+
+FULL_DISK = """
+import logging
+
+def emit(handler, record):
+    try:
+        raise OSError(28, "No space left on device")
+    except OSError:
+        handler.handleError(record)
+
+logging.FileHandler.emit = emit
+"""
+
+
+def test_a_user_without_a_home_has_an_offline_run_all_the_same(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(NOBODY)
+    (tmp_path / "run").mkdir()
+    variables = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CACHE_HOME")}
+    result = subprocess.run(
+        [sys.executable, "-c", RUN, "offline", str(tmp_path / "run"), "{}"],
+        env=variables | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert result.stderr == ""
+    assert b"0.875" in content(tmp_path / "run")
+
+
+NOBODY = """
+import pwd
+
+def getpwuid(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+pwd.getpwuid = getpwuid
+"""

@@ -1,0 +1,80 @@
+"""Notices that a rank or the store has hung, while this rank's main thread waits for it inside a collective.
+
+A rank that trains long is not hung: its watch's thread goes on to beat. Each rank looks after the next one, so that
+beside every rank that has hung, or a whole node of them, somebody notices.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+# A stopped process, a swapped-out or frozen node; Python's lock is never held so long.
+HUNG_SECONDS = 20.0
+# Time for the main thread to leave by itself, and to say why.
+_FAREWELL_SECONDS = 20.0
+_CHECK_SECONDS = 0.5
+Cause = Literal["store", "neighbour", "lost"]
+
+
+class Signs(NamedTuple):
+    """What changes while all is well, as this rank sees it.
+
+    ``looks``: how often the store has answered. ``beat``: of the next rank; None once it has left. ``lost``: why the
+    run cannot go on, if it cannot.
+    """
+
+    looks: int
+    beat: str | None
+    lost: str | None
+
+
+class Silence:
+    """For how long something has stayed the same, without the time in which this process itself did not run."""
+
+    def __init__(self) -> None:
+        self._seen: object = object()
+        self._seconds, self._looked_at = 0.0, time.monotonic()
+
+    def look(self, seen: object) -> float:
+        """Seconds since the value last changed."""
+        now = time.monotonic()
+        # Looks come twice a second: where more has passed, this process was stopped too, or had no processor.
+        passed, self._looked_at = min(now - self._looked_at, 2 * _CHECK_SECONDS), now
+        self._seconds = self._seconds + passed if seen == self._seen else 0.0
+        self._seen = seen
+        return self._seconds
+
+
+class Guard:
+    """A thread that asks for the signs twice a second and calls ``end`` once, with what has hung."""
+
+    def __init__(self, signs: Callable[[], Signs], end: Callable[[Cause], None]) -> None:
+        self._signs, self._end = signs, end
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="guard", daemon=True)
+
+    def start(self) -> None:
+        """Begins to look."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops looking."""
+        self._closing.set()
+
+    def _look(self) -> None:
+        silences = Silence(), Silence(), Silence()
+        while not self._closing.wait(_CHECK_SECONDS):
+            cause = _cause(self._signs(), *silences)
+            if cause is not None:
+                self._end(cause)
+                return
+
+
+def _cause(signs: Signs, store: Silence, neighbour: Silence, lost: Silence) -> Cause | None:
+    unanswered = store.look(signs.looks)
+    if signs.lost is not None:
+        return "lost" if lost.look(signs.lost) > _FAREWELL_SECONDS else None
+    if unanswered > HUNG_SECONDS / 4:  # a store that does not answer has no news of the neighbour either
+        return "store" if unanswered > HUNG_SECONDS else None
+    return "neighbour" if signs.beat is not None and neighbour.look(signs.beat) > HUNG_SECONDS else None
