@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is wrong."""
+"""Exceptions with a meaning of their own: the user's input is wrong, or a run's files are gone."""
 
 
 class UserError(Exception):
@@ -18,3 +18,10 @@ class UserError(Exception):
         """One to three lines, as they are shown."""
         named = (("where", self.where), ("mend", self.mend))
         return "\n".join([self.what, *(f"{name}: {text}" for name, text in named if text)])
+
+
+class FilesLostError(Exception):
+    """Somebody removed or replaced files that this process was writing; the command ends with exit status 1.
+
+    It is no OSError: a full disk passes, this does not.
+    """

@@ -13,10 +13,11 @@ from pydantic import Field, ValidationError
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.settings import Settings
+from fedmef_dist.base.trees import read_tree
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import STOPPED_EARLY
 from fedmef_dist.cluster.local_ranks import run_ranks
-from fedmef_dist.config import load_config, read_tree
+from fedmef_dist.config import load_config
 from fedmef_dist.runs.checkpoint import CheckpointStore
 
 Value = bool | int | float | str | None
