@@ -116,19 +116,23 @@ def check_head(lines: Sequence[bytes], head: Head, where: Path, holder: str) -> 
 
 
 def lines_until(path: Path, last_round: int, state: Mapping[str, str]) -> list[bytes]:
-    """The lines of rounds 1 to ``last_round``, as the checkpoint of that round knows them.
+    """The lines of rounds 1 to ``last_round`` in the file ``path``; see :func:`kept_lines`."""
+    return kept_lines(read_lines(path.parent)[0], path, last_round, state)
+
+
+def kept_lines(lines: Sequence[bytes], path: Path, last_round: int, state: Mapping[str, str]) -> list[bytes]:
+    """Those of the file's lines that are of rounds 1 to ``last_round``, as the checkpoint of that round knows them.
 
     Those that the disk had not taken by then come from the checkpoint, whose tracker state ``state`` is.
 
     Raises:
         UserError: a line is torn, foreign, changed, missing or stands twice; its number is in it.
     """
-    lines, _ = read_lines(path.parent)
+    kept = list(lines[:last_round])
     waiting, _ = split(state.get(_WAITING, "").encode())
     written = last_round - len(waiting)
-    if written <= len(lines) < last_round:
-        lines += waiting[len(lines) - written :]
-    kept = lines[:last_round]
+    if written <= len(kept) < last_round:
+        kept += waiting[len(kept) - written :]
     parse_rounds(kept, path)
     check_head(kept, head_in(state) or Head(last_round, head_of(kept).digest), path, "the checkpoint")
     return kept
