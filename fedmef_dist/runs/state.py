@@ -72,7 +72,7 @@ def _look(path: Path) -> Seen | UserError:
 
 def _is_doubtful(seen: Seen | UserError) -> bool:
     record = seen.record if isinstance(seen, Seen) else None
-    if record is None or record.state != "running" or record.age <= _LATE:
+    if record is None or record.state != "running" or _is_fresh(record):
         return False
     return lives(record, here(), False) is None
 
@@ -94,16 +94,16 @@ def _status(path: Path, first: Seen | UserError) -> RunStatus:
     if known.name != "stopped":
         return known
     if summary is not None and summary["rounds"] >= rounds:
-        return _finished(known, summary)
+        return _finished(known, summary, done)
     if not lines and not saved and known.owner is None:
         return replace(known, name="new", detail="it has not started", mend=_command(path))
     start = f"goes on from round {saved[-1]}" if saved else "starts again: there is no checkpoint"
     return replace(known, detail=f"{known.detail or 'it has ended early'}; {start}", mend=_command(path))
 
 
-def _finished(known: RunStatus, summary: dict[str, Any]) -> RunStatus:
-    if known.round != summary["rounds"]:
-        what = f"{SUMMARY} is of {summary['rounds']} rounds, {METRICS} ends with round {known.round}"
+def _finished(known: RunStatus, summary: dict[str, Any], done: int) -> RunStatus:
+    if done != summary["rounds"]:
+        what = f"{SUMMARY} is of {summary['rounds']} rounds, {METRICS} ends with round {done}"
         return replace(known, name="damaged", detail=what, mend="leave this run out, or run it again elsewhere")
     return replace(known, name="finished", digest=_hex(summary.get("model/digest")), detail="")
 
@@ -121,16 +121,18 @@ def _with_owner(known: RunStatus, first: Seen, lines: Sequence[dict[str, Any]]) 
     if record.state != "running":
         return known
     alive = lives(record, here(), False)
-    if alive is None:
-        alive = seen.mark != first.mark or record.age <= _LATE or None
     silent = f"{record}, no heartbeat for {record.age:.0f} s"
     if alive is False:
         return replace(known, detail=f"its process is gone: {silent}")
+    if _is_fresh(record) or seen.mark != first.mark:
+        return _running(known, record, lines)
     if alive is None and record.age >= SILENCE_SECONDS:
         return replace(known, detail=f"its host is silent: {silent}")
-    if record.age > _LATE:
-        return replace(known, name="hung", detail=silent, mend="look at that process; once it has ended, start again")
-    return _running(known, record, lines)
+    return replace(known, name="hung", detail=silent, mend="look at that process; once it has ended, start again")
+
+
+def _is_fresh(record: Record) -> bool:
+    return abs(time.time() - record.heartbeat) <= _LATE
 
 
 def _running(known: RunStatus, record: Record, lines: Sequence[dict[str, Any]]) -> RunStatus:
