@@ -115,8 +115,10 @@ def _existing(run_dir: Path) -> dict[str, Any] | None:
     try:
         return read_configuration(run_dir)
     except FileNotFoundError:
-        # A start that was killed at once has left no more than these two.
-        if run_dir.is_dir() and any(path.name not in (OWNER, LOCK) for path in run_dir.iterdir()):
+        # A start that was killed at once has left no more than these.
+        if run_dir.is_dir() and any(
+            not path.name.startswith((OWNER, LOCK, f".{OWNER}.")) for path in run_dir.iterdir()
+        ):
             raise UserError(
                 "the directory holds something that is not a run", where=str(run_dir), mend="choose --run-dir"
             ) from None

@@ -54,6 +54,8 @@ class Owner:
         self._place, self._token = here(), secrets.token_hex(8)
         self._round, self._rounds, self._progress = 0, rounds, time.time()
         try:
+            for left_over in run_dir.glob(f".{OWNER}.*.tmp"):  # of a process that was killed while it wrote
+                left_over.unlink(missing_ok=True)
             self._write("running")
             if not self._lock.held:  # of two starts at the same moment the one that wrote last stays
                 time.sleep(_SETTLE_SECONDS)

@@ -140,7 +140,9 @@ class Watch:
         mark, since = self._first
         if seen.mark != mark:
             return "alive"
-        return "dead" if now - since >= SILENCE_SECONDS else "unknown"
+        # A living owner puts a damaged record right with its next heartbeat.
+        limit = SILENCE_SECONDS if seen.record is not None else 3 * HEARTBEAT_SECONDS
+        return "dead" if now - since >= limit else "unknown"
 
 
 def _is_running(pid: int, started: int | None) -> bool:

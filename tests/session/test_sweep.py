@@ -73,7 +73,7 @@ def test_how_far_a_cell_is(write, capsys):
     sweep = load_sweep(write("{seed: [0, 1, 2, 3]}"))
     _, started, finished, unclosed = (cell.run_dir for cell in sweep.cells)
     for run_dir in (started, unclosed):
-        run_dir.mkdir()
+        run_dir.mkdir(parents=True)
     checkpoint_files(started, 1, {})
     finished.mkdir()
     (finished / "summary.json").write_text(json.dumps({"rounds": 2}))
