@@ -7,8 +7,8 @@ file was damaged, or changed and signed again as a stranger could; files of CIFA
 commands ``compare`` and ``status`` a run directory with damaged, foreign, endless and special files. Every input goes
 through a whole command (``run``, unless said otherwise) in a forked process with limits on time and memory. It fails
 the test where the command prints a traceback, takes longer than ten seconds, ends with another status than 0 or 2 (or
-1, by which ``status --verify`` tells of a gap), changes what had been written although it refuses or only reads, or goes
-on from a damaged checkpoint to other weights than the undisturbed run.
+1, by which ``status --verify`` tells of a gap), changes what had been written although it refuses or only reads, or
+goes on from a damaged checkpoint to other weights than the undisturbed run.
 """
 
 import argparse
