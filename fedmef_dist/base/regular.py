@@ -53,6 +53,18 @@ def open_regular(directory: Path, name: str, flags: int = os.O_RDONLY) -> Iterat
         os.close(handle)
 
 
+def own_file(path: str, flags: int) -> int:
+    """An ``opener`` for :func:`open`: makes or opens a regular file, through no link, and waits for nobody.
+
+    Raises OSError where something else lies there.
+    """
+    handle = os.open(path, flags | os.O_NONBLOCK | _FLAGS, 0o666)
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    os.close(handle)
+    raise OSError(errno.EINVAL, "not a regular file", path)
+
+
 def is_regular(path: Path) -> bool:
     """Whether a regular file lies there, and not a link to one."""
     try:

@@ -16,7 +16,7 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.regular import read_regular
 
 METRICS = "metrics.jsonl"
-LARGEST = 1 << 30  # bytes; a round's line has one or two thousand
+LARGEST = 1 << 32  # bytes; a round's line has one or two thousand
 _LINES, _DIGEST, _WAITING = "metrics/lines", "metrics/digest", "metrics/waiting"
 _MEND = "put the file back as it was written, or start over with another --run-dir"
 

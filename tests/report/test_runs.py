@@ -129,6 +129,14 @@ def test_a_changed_number_is_refused(make_run):
         read_run(directory)
 
 
+def test_half_a_line_behind_the_last_round_is_named(make_run):
+    directory = make_run("a")
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write('{"rou')
+    with pytest.raises(UserError, match=r"half a line stands behind round 4\nwhere: .*, line 5"):
+        read_run(directory)
+
+
 def test_a_run_of_an_earlier_version_is_marked(make_run, capsys):
     directory = make_run("a", **{"metrics/lines": None, "metrics/digest": None})
     assert read_run(directory).value("eval/accuracy_last") == 0.9

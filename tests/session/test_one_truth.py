@@ -9,9 +9,11 @@ import sys
 from itertools import count
 
 import pytest
-from tiny import alone, tiny
+from tiny import TREE, alone, tiny
 
 from fedmef_dist.base.errors import FilesLostError, UserError
+from fedmef_dist.config import to_tree
+from fedmef_dist.runs.directory import write_configuration
 from fedmef_dist.runs.owner_record import look
 from fedmef_dist.runs.verify import verify
 from fedmef_dist.session import session
@@ -107,7 +109,7 @@ def test_a_second_start_after_the_end_ends_once_more(tmp_path, undisturbed):
 DIES = """
 import os, sys
 from pathlib import Path
-from tiny import alone, tiny
+from tiny import TREE, alone, tiny
 from fedmef_dist.session.session import simulate
 from fedmef_dist.simulation.loop import Simulation
 play = Simulation.play_round
@@ -183,6 +185,19 @@ def test_a_directory_removed_before_the_summary_ends_the_run(tmp_path, monkeypat
     with pytest.raises(FilesLostError, match=r"the run directory .* was removed"):
         simulate(CONFIG, alone(), tmp_path / "run", "auto")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["logs/rank-000.log", "timeline/rank-000.json"])
+@pytest.mark.parametrize("lay", [os.mkfifo, lambda path: path.symlink_to("/dev/full")], ids=["FIFO", "link"])
+def test_a_log_that_is_no_file_is_left_alone_and_stops_nobody(tmp_path, capsys, undisturbed, name, lay):
+    (tmp_path / "run").mkdir()
+    write_configuration(tmp_path / "run", to_tree(CONFIG))
+    (tmp_path / "run" / name).parent.mkdir()
+    lay(tmp_path / "run" / name)
+    config = tiny(checkpoint={"every": 2}, tracking={"timeline": True, **TREE["tracking"]})
+    simulate(config, alone(), tmp_path / "run", "auto")
+    assert whole(tmp_path / "run", undisturbed)
+    assert sum(str(tmp_path / "run" / name) in line for line in capsys.readouterr().err.splitlines()) == 1
 
 
 def test_an_empty_directory_that_looks_like_a_checkpoint_stops_nobody(tmp_path, capsys, undisturbed):
