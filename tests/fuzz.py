@@ -247,8 +247,7 @@ class Bench:
 
     def reading(self, draw: random.Random, work: Path) -> list[str]:
         """A run directory in which somebody has laid what no run writes, for the commands that only read."""
-        for _ in range(draw.randint(1, 2)):
-            disturb(draw, work / "run")
+        disturb(draw, work / "run")
         return draw.choice(READERS)
 
     def judge(self, kind: str, seed: int) -> tuple[str, str]:
