@@ -86,8 +86,9 @@ def here() -> Place:
     """The process that asks."""
     pid, job = os.getpid(), os.environ.get("SLURM_JOB_ID", "")
     restarts = os.environ.get("SLURM_RESTART_COUNT", "")
+    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     return Place(
-        host="".join(letter for letter in socket.gethostname() if "!" <= letter <= "~") or "unknown",
+        host="".join(letter for letter in host if "!" <= letter <= "~")[:255] or "unknown",
         boot=_line("/proc/sys/kernel/random/boot_id"),
         pid_namespace=_pid_namespace(),
         pid=pid,

@@ -386,9 +386,10 @@ def test_a_watch_compares_what_it_sees_on_its_own_clock():
 def test_a_job_is_named_and_its_restarts_counted(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
     place = here()
     assert (place.job, place.restarts) == ("17", 2)
-    assert str(place) == f"job 17 on {place.host}, pid {os.getpid()}"
+    assert str(place) == f"job 17 on n1, pid {os.getpid()}"
     monkeypatch.setenv("SLURM_JOB_ID", "\x1b[2J")
     assert here().job is None
 
