@@ -6,6 +6,7 @@ record of a process of this host is checked against the process table; one of an
 own clock, until its heartbeat moves or has stood still for a minute.
 """
 
+import errno
 import os
 import secrets
 import threading
@@ -30,6 +31,7 @@ _LOOK_SECONDS = 0.2
 _START_SECONDS, _LEASE_SECONDS = 5.0, 150.0
 _SETTLE_SECONDS = 1.0
 _JOIN_SECONDS = 5.0
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
 class Owner:
@@ -93,10 +95,11 @@ class Owner:
     def reach(self, round_number: int) -> None:
         """So many rounds are done. Raises FilesLostError, see :meth:`check`."""
         self._round, self._progress = round_number, time.time()
+        self._look_around()  # whatever has become of the heartbeat
         self.check()
 
     def check(self) -> None:
-        """Raises FilesLostError where the heartbeat has found that the directory is no longer this run's."""
+        """Raises FilesLostError where it was found that the directory is no longer this run's."""
         if self._lost:
             raise FilesLostError(self._lost)
 
@@ -122,7 +125,7 @@ class Owner:
                 self._look_around()
                 if not self._lost:
                     self._write("running")
-            except (OSError, UserError):
+            except OSError:
                 with suppress(OSError):  # a full disk still takes the time; any other trouble shows at the next round
                     os.utime(self._run_dir / OWNER, follow_symlinks=False)
 
@@ -130,13 +133,17 @@ class Owner:
         """Finds out whether the directory is still there and still this run's."""
         try:
             there = self._run_dir.stat()
-        except FileNotFoundError:
-            self._lost = f"the run directory {self._run_dir} was removed while the run was writing into it"
+        except OSError as error:
+            if error.errno in _GONE:  # else a file server that does not answer now
+                self._lost = f"the run directory {self._run_dir} was removed while the run was writing into it"
             return
         if not os.path.samestat(there, self._directory):
             self._lost = f"the run directory {self._run_dir} was replaced while the run was writing into it"
             return
-        other = look(self._run_dir).record
+        try:
+            other = look(self._run_dir).record
+        except UserError:
+            return  # no record at all: the next heartbeat takes its place
         if other is not None and other.token != self._token:
             self._lost = f"another run has taken the run directory {self._run_dir} over: {describe(other)}"
 

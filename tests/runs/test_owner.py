@@ -10,15 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
 from fedmef_dist.base.errors import FilesLostError, UserError
+from fedmef_dist.base.regular import is_regular
 from fedmef_dist.runs import owner as module
 from fedmef_dist.runs import owner_record
 from fedmef_dist.runs.directory import claim
-from fedmef_dist.runs.owner import Progress
+from fedmef_dist.runs.owner import Owner, Progress
 from fedmef_dist.runs.owner_record import Place, Record, Seen, Watch, here, lives, look
 
 HOLD = """
@@ -308,6 +309,27 @@ def test_who_is_taken_over_ends_and_leaves_the_new_owners_record_alone(tmp_path,
         with pytest.raises(FilesLostError, match=r"taken the run directory .* over: job 6 on n9"):
             lost(owner, lambda: write(tmp_path, token="cd", host="n9", boot="b9"))
     assert look(tmp_path).record.token == "cd"
+
+
+def test_without_a_heartbeat_the_next_round_notices(tmp_path, monkeypatch):
+    monkeypatch.setattr(Owner, "_beat", lambda self: None)  # its thread has died
+    with claim(tmp_path) as owner:
+        owner.begin(0)
+        write(tmp_path, token="cd", host="n9", boot="b9")
+        with pytest.raises(FilesLostError, match="over: job 6 on n9"):
+            owner.reach(1)
+
+
+def test_a_fifo_in_the_records_place_is_replaced_by_the_next_heartbeat(tmp_path, quick):
+    with claim(tmp_path) as owner:
+        owner.begin(0)
+        (tmp_path / "owner.json").unlink()
+        with suppress(FileExistsError):
+            os.mkfifo(tmp_path / "owner.json")
+        deadline = time.monotonic() + 5
+        while not is_regular(tmp_path / "owner.json"):
+            owner.reach(1)
+            assert time.monotonic() < deadline
 
 
 def test_a_removed_directory_is_noticed_and_not_made_again(tmp_path, quick):
