@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import os
 import random
@@ -36,6 +37,7 @@ import yaml
 from fedmef_dist.base.regular import is_regular
 from fedmef_dist.cli import main as command_line
 from fedmef_dist.config import load_config
+from fedmef_dist.report import compare
 from fedmef_dist.runs import checkpoint_files
 from fedmef_dist.session import session
 
@@ -190,8 +192,10 @@ class Bench:
         self.template.mkdir()
         (self.template / "config.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
         write_data(self.template / "data")
-        # What is compiled at its first use is then compiled for all forked processes.
+        # What is compiled or imported at its first use is then there for all forked processes.
         session.run(load_config(self.template / "config.yaml"), folder / "first")
+        with contextlib.redirect_stdout(io.StringIO()):
+            compare([folder / "first"])
         self.arguments = ["run", "config.yaml", "--run-dir", "run"]
         outcome = command([*self.arguments, "federation.rounds=4"], self.template)
         assert outcome.status == 0, outcome.output
