@@ -130,6 +130,18 @@ def check(
 
 
 @app.command()
+def status(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR ...", help="directories of runs")],
+    verify: Annotated[bool, typer.Option("--verify", help="read everything; status 1 where a gap is")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print a list of objects for programs")] = False,
+) -> None:
+    """Tell whether runs are running, hung, stopped, finished or damaged, how far they are, and how to go on."""
+    from fedmef_dist.commands.status import status as show_status
+
+    raise typer.Exit(show_status(run_dirs, verify, json))
+
+
+@app.command()
 def doctor() -> None:
     """Show what launcher, rank, device and network were found, and try one all-reduce."""
     from fedmef_dist.commands.doctor import doctor as examine

@@ -16,6 +16,7 @@ from fedmef_dist.base.guests import GuestSettings, Kind, find, nearest
 from fedmef_dist.base.notices import tell
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.base.strict_yaml import parse_yaml
+from fedmef_dist.base.trees import read_tree
 from fedmef_dist.clients.cohort import FederationSettings
 from fedmef_dist.clients.optimizer import OptimizerSettings
 from fedmef_dist.cluster.environment import detect
@@ -150,28 +151,6 @@ def schema(method: str | None = None) -> dict[str, Any]:
 def to_tree(config: Config) -> dict[str, Any]:
     """The resolved configuration as plain values."""
     return config.model_dump(mode="json")
-
-
-def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ between two trees."""
-    keys = []
-    for key in sorted({*one, *other}, key=str):
-        left, right = one.get(key), other.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            keys += differing_keys(left, right, f"{prefix}{key}.")
-        elif left != right:
-            keys.append(f"{prefix}{key}")
-    return keys
-
-
-def read_tree(text: str, where: str) -> dict[str, Any]:
-    """A YAML mapping; empty text is an empty one. Raises UserError where the text is none."""
-    tree = parse_yaml(text, where)
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError("a configuration is a mapping of sections", where=where, mend="see configs/quickstart.yaml")
-    return tree
 
 
 def foreign_names(tree: Mapping[str, Any]) -> list[str]:

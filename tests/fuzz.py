@@ -2,17 +2,20 @@
 
     python tests/fuzz.py --inputs 510 --seed 0
 
-A third of the inputs each: a configuration file whose text or values were changed; the directory of a run, of which a
-file was damaged, or changed and signed again as a stranger could; files of CIFAR-10 and Fashion-MNIST. Every input goes
-through the whole command ``run`` in a forked process with limits on time and memory. It fails the test where the
-command prints a traceback, takes longer than ten seconds, ends with another status than 0 or 2, changes what had been
-written although it refuses, or goes on from a damaged checkpoint to other weights than the undisturbed run.
+A quarter of the inputs each: a configuration file whose text or values were changed; the directory of a run, of which a
+file was damaged, or changed and signed again as a stranger could; files of CIFAR-10 and Fashion-MNIST; and for the
+commands ``compare`` and ``status`` a run directory with damaged, foreign, endless and special files. Every input goes
+through a whole command (``run``, unless said otherwise) in a forked process with limits on time and memory. It fails
+the test where the command prints a traceback, takes longer than ten seconds, ends with another status than 0 or 2 (or
+1, by which ``status --verify`` tells of a gap), changes what had been written although it refuses or only reads, or
+goes on from a damaged checkpoint to other weights than the undisturbed run.
 """
 
 import argparse
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import os
 import random
@@ -23,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +34,11 @@ import numpy as np
 import torch
 import yaml
 
+from fedmef_dist.base.regular import is_regular
 from fedmef_dist.cli import main as command_line
 from fedmef_dist.config import load_config
-from fedmef_dist.runs import checkpoint
+from fedmef_dist.report import compare
+from fedmef_dist.runs import checkpoint_files
 from fedmef_dist.session import session
 
 SECONDS = 10.0
@@ -186,14 +192,17 @@ class Bench:
         self.template.mkdir()
         (self.template / "config.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
         write_data(self.template / "data")
-        # What is compiled at its first use is then compiled for all forked processes.
+        # What is compiled or imported at its first use is then there for all forked processes.
         session.run(load_config(self.template / "config.yaml"), folder / "first")
+        with contextlib.redirect_stdout(io.StringIO()):
+            compare([folder / "first"])
         self.arguments = ["run", "config.yaml", "--run-dir", "run"]
         outcome = command([*self.arguments, "federation.rounds=4"], self.template)
         assert outcome.status == 0, outcome.output
         self.digest = json.loads((self.template / "run" / "summary.json").read_text())["model/digest"]
         shutil.rmtree(self.template / "run")
         assert command(self.arguments, self.template).status == 0
+        shutil.copytree(self.template / "run", self.template / "other")
 
     def config(self, draw: random.Random, work: Path) -> list[str]:
         """A changed configuration, from the file or the command line."""
@@ -240,6 +249,11 @@ class Bench:
             "federation.clients=2",
         ]
 
+    def reading(self, draw: random.Random, work: Path) -> list[str]:
+        """A run directory in which somebody has laid what no run writes, for the commands that only read."""
+        disturb(draw, work / "run")
+        return draw.choice(READERS)
+
     def judge(self, kind: str, seed: int) -> tuple[str, str]:
         """One input: ``accepted``, ``refused``, or ``failed`` and why. What takes too long is tried once more."""
         verdict, why, slow = self._try(kind, seed)
@@ -253,6 +267,8 @@ class Bench:
         arguments = getattr(self, kind)(draw, work)
         before = content(work)
         outcome = command(arguments, work)
+        if outcome.status == 1 and "--verify" in arguments:
+            outcome.status = 2
         verdict, why = self._verdict(kind, outcome, before, work)
         report = why and f"{kind} {seed}: {why}\n{' '.join(arguments)}\n{outcome.output[-3000:]}"
         return verdict, report, outcome.seconds >= SECONDS
@@ -262,10 +278,12 @@ class Bench:
             return "failed", f"took more than {SECONDS:g} s"
         if "Traceback" in outcome.output or outcome.status not in (0, 2) or (work / "pwned").exists():
             return "failed", f"status {outcome.status}"
-        if outcome.status == 2:
+        if outcome.status == 2 or kind == "reading":
             after = content(work)
             changed = [name for name in before if after.get(name) != before[name]]
-            return ("failed", f"refused, but changed {changed}") if changed else ("refused", "")
+            if changed:
+                return "failed", f"refused, but changed {changed}"
+            return "refused" if outcome.status == 2 else "accepted", ""
         if kind == "run_directory":
             digest = json.loads((work / "run" / "summary.json").read_text())["model/digest"]
             if digest != self.digest:
@@ -273,12 +291,73 @@ class Bench:
         return "accepted", ""
 
 
+READERS = [
+    ["compare", "run", "--out", "report"],
+    ["compare", "run", "other", "--out", "report"],
+    ["status", "run"],
+    ["status", "run", "--verify"],
+    ["status", "run", "other", "--json", "--verify"],
+]
+
+
+def disturb(draw: random.Random, run_dir: Path) -> None:
+    """Changes one file of a run, or puts something else in its place."""
+    files = sorted(path for path in run_dir.rglob("*") if path.is_file() and path.suffix != ".log")
+    path = draw.choice([*files, *(file for file in files if file.parent == run_dir)])
+    match draw.choice(
+        ["bytes", "bytes", "tree", "tree", "tree", "line", "special", "special", "endless", "checkpoint"]
+    ):
+        case "tree" if path.suffix in (".yaml", ".json"):
+            tree = mutate_tree(draw, yaml.safe_load(path.read_text()) or {})
+            path.write_text(yaml.safe_dump(tree) if path.suffix == ".yaml" else json.dumps(tree))
+        case "line":
+            path = run_dir / "metrics.jsonl"
+            lines = path.read_text().splitlines() if path.is_file() else ["{}"]
+            place = draw.randrange(len(lines))
+            lines[place] = json.dumps(mutate_tree(draw, json.loads(lines[place])))
+            path.write_text("\n".join(draw.choice([lines, lines * 2, lines[::-1], lines[1:]])) + "\n")
+        case "special":
+            replace_by(draw, path)
+        case "endless":
+            path.write_bytes(draw.choice(ENDLESS))
+            os.truncate(path, draw.choice([path.stat().st_size, path.stat().st_size, 1 << 40]))
+        case "checkpoint":
+            (run_dir / "checkpoints" / draw.choice(["round-999999", "round-", "round-1", "round-٣", "x"])).mkdir()
+        case _:
+            path.write_bytes(mutate_bytes(draw, path.read_bytes()))
+
+
+def replace_by(draw: random.Random, path: Path) -> None:
+    """A file that is none: a FIFO, a device, a directory, a link to nowhere or back."""
+    path.unlink()
+    match draw.choice(["fifo", "zero", "directory", "nowhere", "loop", "missing", "other"]):
+        case "fifo":
+            os.mkfifo(path)
+        case "zero":
+            path.symlink_to("/dev/zero")
+        case "directory":
+            path.mkdir()
+        case "nowhere":
+            path.symlink_to("nowhere")
+        case "loop":
+            path.symlink_to(path.name)
+        case "other":
+            path.symlink_to(Path("../other") / path.name)
+
+
+ALIASES = b"".join(b"%c: &%c [*%c, *%c]\n" % (code + 1, code + 1, code, code) for code in range(97, 120))
+ENDLESS = [
+    *(b"[" * 200_000, b'{"a": ' * 200_000, b"- " * 100_000, b'{"rounds": 1' + b"0" * 400 + b"}"),
+    *(b"a: 1e999", b"\xff" * 9999, b"a: &a [1, 1]\n" + ALIASES, b"\n" * 50_000),
+]
+
+
 def change_checkpoint(draw: random.Random, directory: Path) -> None:
     """Changes a value or a tensor, and gives the files a valid digest."""
     from safetensors.torch import load, save
 
     data, state = (directory / "state.safetensors").read_bytes(), json.loads((directory / "state.json").read_text())
-    del state["sha256"]
+    del state["sha256"], state["bytes"]
     if draw.random() < 0.6:
         state = mutate_tree(draw, state)
     elif draw.random() < 0.3:
@@ -289,7 +368,7 @@ def change_checkpoint(draw: random.Random, directory: Path) -> None:
         data = save(tensors)
     (directory / "state.safetensors").write_bytes(data)
     if isinstance(state, dict):
-        state = {**state, "sha256": checkpoint._digest(data, state)}
+        state = checkpoint_files.seal(data, state)
     (directory / "state.json").write_text(json.dumps(state))
 
 
@@ -341,18 +420,20 @@ def idx(values: np.ndarray) -> bytes:
 
 def content(folder: Path) -> dict[str, str]:
     """The sum of every file but the logs and what the command said."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".log" and path.name != _OUTPUT]
+    # Links and special files are not read: they would not end.
+    files = [path for path in folder.rglob("*") if is_regular(path) and path.suffix != ".log" and path.name != _OUTPUT]
+    files = [path for path in files if path.stat().st_size < 1 << 30]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-KINDS = ("config", "run_directory", "data")
+KINDS = ("config", "run_directory", "data", "reading")
 
 
-def fuzz(inputs: int, seed: int, folder: Path) -> tuple[Counter[str], list[str]]:
+def fuzz(inputs: int, seed: int, folder: Path, kinds: Sequence[str] = KINDS) -> tuple[Counter[str], list[str]]:
     """How often each kind was accepted, refused or failed, and the failures."""
     bench, counts, failures = Bench(folder), Counter[str](), []
     for number in range(inputs):
-        kind = KINDS[number % len(KINDS)]
+        kind = kinds[number % len(kinds)]
         verdict, why = bench.judge(kind, seed * 1_000_000 + number)
         counts[f"{kind} {verdict}"] += 1
         failures += [why] if why else []
@@ -364,11 +445,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=510)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        counts, failures = fuzz(options.inputs, options.seed, Path(folder))
+        counts, failures = fuzz(options.inputs, options.seed, Path(folder), options.kinds)
     print(*failures, sep="\n\n")
     print(*(f"{key}: {count}" for key, count in sorted(counts.items())), sep="\n")
     print(f"{options.inputs - len(failures)} of {options.inputs} inputs, {time.monotonic() - began:.0f} s")

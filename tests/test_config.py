@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.trees import differing_keys
 from fedmef_dist.cli import main
-from fedmef_dist.config import Config, differing_keys, load_config, parse_config, to_tree
+from fedmef_dist.config import Config, load_config, parse_config, to_tree
 from fedmef_dist.methods.fedavg import FedAvgSettings
 from fedmef_dist.methods.fedmef import FedMefSettings
 

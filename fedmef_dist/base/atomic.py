@@ -2,28 +2,38 @@
 
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` (UTF-8) so that a crash or a loss of power leaves the old file or the new one.
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replace ``path`` by ``data`` so that a crash or a loss of power leaves the old file or the new one.
 
-    Raises OSError where the directory cannot be written; nothing temporary stays behind then.
+    A link at ``path`` is replaced, not followed. Where it need not be ``durable``, a crash of the machine may leave an
+    empty file, but other processes still see the old content or the new one. Raises OSError where the directory cannot
+    be written; nothing temporary stays behind then.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    # The mode is what the umask makes of 0666: no file of mkstemp's 0600, which would hide results from the group.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            os.fchmod(file.fileno(), _default_mode())
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text`` in UTF-8; see :func:`write_bytes`."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -38,10 +48,3 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _default_mode() -> int:
-    """The permissions that ``open`` would give; mkstemp's 0600 would hide results from the user's group."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask

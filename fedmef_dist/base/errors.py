@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is wrong."""
+"""Exceptions with a meaning of their own: the user's input is wrong, or a run's files are gone."""
 
 from fedmef_dist.base.text import printable
 
@@ -21,3 +21,10 @@ class UserError(Exception):
         named = (("where", self.where), ("mend", self.mend))
         lines = [self.what, *(f"{name}: {text}" for name, text in named if text)]
         return "\n".join(map(printable, lines))
+
+
+class FilesLostError(Exception):
+    """Somebody removed or replaced files that this process was writing; the command ends with exit status 1.
+
+    It is no OSError: a full disk passes, this does not.
+    """

@@ -1,22 +1,52 @@
 """Run directories as the report reads them, validated."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.notices import tell
+from fedmef_dist.runs.directory import CONFIG
+from fedmef_dist.runs.summary import SUMMARY, check_numbers, check_summary, read_summary
+from fedmef_dist.runs.verify import configuration
+from fedmef_dist.tracking.lines import METRICS, parse_rounds, read_lines
 
 # Keys of a configuration that do not make an experiment another one.
 _NOT_COMPARED = ("seed", "name", "tracking", "checkpoint")
+_MEND = "leave this run out, or run it again with --resume never"
+_DEEPEST = 20  # sections in sections; a configuration has three
+
+
+class _Method(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    name: str = Field(min_length=1, max_length=200)
+
+
+class _Federation(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    rounds: int = Field(ge=1, lt=2**62)
+
+
+class _Config(BaseModel):
+    """What the report needs of a configuration; the rest is plain values. Nothing that it names is imported."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    method: _Method
+    federation: _Federation
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run."""
+    """One finished run; every value of a metric is of its kind, see `check_numbers`."""
 
     path: Path
     config: Mapping[str, Any]
@@ -40,40 +70,64 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """The run in the directory ``path``; raises UserError where it is none, is unfinished or is damaged."""
+    """The run in the directory ``path``, whose metrics and summary are checked against each other.
+
+    Raises UserError where it is none, is unfinished or is damaged. A run of an earlier version, whose summary vouches
+    for no metrics, is marked with a line on standard error.
+    """
     if not path.is_dir():
         raise UserError(
             f"there is no run directory {path}", mend=f"make one with: fedmef-dist run CONFIG --run-dir {path}"
         )
-    config = _read(path / "config.yaml", yaml.safe_load)
-    metrics = _read(path / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
-    summary = _read(path / "summary.json", json.loads)
-    _check(path / "config.yaml", isinstance(config, dict) and "name" in _section(config, "method"))
-    _check(path / "metrics.jsonl", bool(metrics) and all(isinstance(m, dict) and "round" in m for m in metrics))
-    _check(path / "summary.json", isinstance(summary, dict))
-    return Run(path, config, metrics, summary)
+    config, rounds_to_do = _read_config(path)
+    summary = read_summary(path)
+    lines, rest = read_lines(path)
+    if summary is None or not lines:
+        raise _unfinished(path, f"there is no {SUMMARY if summary is None else METRICS} in it")
+    rounds = parse_rounds(lines, path / METRICS)
+    for number, line in enumerate(rounds, start=1):
+        try:
+            check_numbers(line)
+        except ValueError as error:
+            raise UserError(
+                f"{METRICS} is not what a run writes: {error}", where=f"{path / METRICS}, line {number}", mend=_MEND
+            ) from None
+    if not check_summary(path, summary, lines, rounds):
+        tell(f"note: {path} is of an earlier version; nothing vouches for its metrics")
+    if rest:
+        what = f"half a line stands behind round {len(lines)}"
+        raise UserError(what, where=f"{path / METRICS}, line {len(lines) + 1}", mend=_MEND)
+    if not rounds_to_do == summary["rounds"] == len(lines):
+        raise _unfinished(path, f"{len(lines)} of {rounds_to_do} rounds, {summary['rounds']} of them in {SUMMARY}")
+    return Run(path, config, rounds, summary)
 
 
-def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    section = config.get(key)
-    return section if isinstance(section, dict) else {}
-
-
-def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+def _read_config(path: Path) -> tuple[dict[str, Any], int]:
+    tree = configuration(path)
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        if _depth(tree) > _DEEPEST:
+            raise UserError(f"{CONFIG} is not what a run writes: too deep", where=str(path / CONFIG), mend=_MEND)
+        return tree, _Config.model_validate(tree).federation.rounds
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(map(str, problem["loc"][:2]))
         raise UserError(
-            f"there is no {path.name} in {path.parent}",
-            mend="either it is no run directory or the run has not finished; run it again with --resume auto",
+            f"{CONFIG} is not what a run writes: {key[:80]}: {problem['msg']}", where=str(path / CONFIG), mend=_MEND
         ) from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read", where=f"{str(error).splitlines()[0]}", mend=_MEND) from error
 
 
-def _check(path: Path, condition: bool) -> None:
-    if not condition:
-        raise UserError(f"{path} is not what a run writes", mend=_MEND)
+def _depth(tree: Any) -> int:
+    """How many mappings and lists lie in one another, counted no further than matters."""
+    level, depth = [tree], 0
+    while level and depth <= _DEEPEST:
+        nodes = [node for node in level if isinstance(node, dict | list)]
+        level = [child for node in nodes for child in (node.values() if isinstance(node, dict) else node)]
+        depth += bool(nodes)
+    return depth
 
 
-_MEND = "leave this run out, or run it again with --resume never"
+def _unfinished(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path} holds no finished run: {what}",
+        mend="start it again, it goes on; fedmef-dist status shows how far it is",
+    )

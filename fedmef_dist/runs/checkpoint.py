@@ -1,26 +1,30 @@
 """The whole state of a run on disk: safetensors and JSON, complete or not there at all."""
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from fedmef_dist.base.atomic import sync_directory, write_json
+from fedmef_dist.base.atomic import sync_directory
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.notices import tell
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.cluster.group import Group
+from fedmef_dist.runs.checkpoint_files import (
+    CHECKPOINTS,
+    complete_rounds,
+    folder_of,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 _LOG = logging.getLogger(__name__)
-_TENSORS, _STATE = "state.safetensors", "state.json"
 T = TypeVar("T")
 
 
@@ -57,17 +61,15 @@ class CheckpointStore:
     """
 
     def __init__(self, run_dir: Path, keep: int) -> None:
-        self.directory = run_dir / "checkpoints"
+        self.run_dir = run_dir
+        self.directory = run_dir / CHECKPOINTS
         self.keep = keep
         self.last = 0
         self._failing = False
 
     def rounds(self) -> list[int]:
         """Rounds with a complete checkpoint, oldest first."""
-        if not self.directory.is_dir():
-            return []
-        names = (path.name.removeprefix("round-") for path in self.directory.glob("round-*") if path.is_dir())
-        return sorted(int(name) for name in names if name.isdecimal())
+        return complete_rounds(self.run_dir)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes under a temporary name, syncs, renames, and only then deletes all but the newest ``keep``.
@@ -75,12 +77,14 @@ class CheckpointStore:
         Checkpoints of later rounds go too: only damaged ones can be there when a run comes to an earlier round.
         Raises OSError where the directory cannot be written; the checkpoints that were there are as they were then.
         """
+        from safetensors.torch import save
+
         final = self._path(checkpoint.state["round"])
         for left_over in self.directory.glob(".round-*.partial"):
             shutil.rmtree(left_over, ignore_errors=True)
         partial = final.with_name(f".{final.name}.partial")
         try:
-            _write(partial, checkpoint)
+            write_checkpoint(partial, save(checkpoint.tensors), checkpoint.state)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             sync_directory(self.directory)
@@ -116,19 +120,19 @@ class CheckpointStore:
 
         path = self._path(round_number)
         try:
-            data = (path / _TENSORS).read_bytes()
-            state = json.loads((path / _STATE).read_bytes(), parse_constant=_refuse)
-            if not isinstance(state, dict) or state.pop("sha256", None) != _digest(data, state):
-                raise ValueError("its content is not what was written")
-            if state.get("round") != round_number:
-                raise ValueError(f"it is of round {state.get('round')}")
+            data, state = read_checkpoint(self.run_dir, round_number)
             return Checkpoint(load(data), state, str(path))
-        except (OSError, ValueError, RecursionError, SafetensorError) as error:
-            raise UserError(
-                f"the checkpoint is broken: {' '.join(str(error).split())[:200]}",
-                where=str(path),
-                mend="delete that directory; the run then goes on from the one before it, or from the start",
-            ) from None
+        except MemoryError:
+            reason = "it is larger than the memory"
+        except OSError as error:
+            reason = str(error.strerror)
+        except (ValueError, RecursionError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the checkpoint is broken: {reason}",
+            where=str(path),
+            mend="delete that directory; the run then goes on from the one before it, or from the start",
+        )
 
     def load_newest(self) -> Checkpoint:
         """The newest checkpoint that is whole; names each broken one on the way.
@@ -149,7 +153,7 @@ class CheckpointStore:
         raise UserError("there is no checkpoint", where=str(self.directory), mend="start the run first")
 
     def _path(self, round_number: int) -> Path:
-        return self.directory / f"round-{round_number:06d}"
+        return self.directory / folder_of(round_number)
 
 
 def broadcast(checkpoint: Checkpoint | None, group: Group) -> Checkpoint | None:
@@ -193,18 +197,6 @@ def misfit(checkpoint: Checkpoint, what: str) -> UserError:
     )
 
 
-def _write(directory: Path, checkpoint: Checkpoint) -> None:
-    from safetensors.torch import save
-
-    directory.mkdir(parents=True)
-    data = save(checkpoint.tensors)
-    with (directory / _TENSORS).open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    write_json(directory / _STATE, {**checkpoint.state, "sha256": _digest(data, checkpoint.state)})
-
-
 def _broadcast_bytes(content: bytes, size: int, group: Group) -> bytes:
     buffer = torch.zeros(size, dtype=torch.uint8)
     if group.rank == 0:
@@ -212,14 +204,3 @@ def _broadcast_bytes(content: bytes, size: int, group: Group) -> bytes:
     if size:
         group.broadcast(buffer)
     return buffer.numpy().tobytes()
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no value")
-
-
-def _digest(data: bytes, state: dict[str, Any]) -> str:
-    """SHA-256, hexadecimal, over both files' content."""
-    digest = hashlib.sha256(data)
-    digest.update(json.dumps(state, sort_keys=True).encode())
-    return digest.hexdigest()

@@ -9,23 +9,29 @@ import yaml
 
 from fedmef_dist.base.atomic import write_text
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.config import Config, differing_keys, read_tree, to_tree
-from fedmef_dist.runs.checkpoint import CheckpointStore
+from fedmef_dist.base.notices import tell
+from fedmef_dist.base.regular import read_regular
+from fedmef_dist.base.trees import differing_keys, read_tree
+from fedmef_dist.runs.checkpoint_files import complete_rounds, is_whole, passed_over
+from fedmef_dist.runs.owner import LOCK, Owner
+from fedmef_dist.runs.owner_record import OWNER
 
+CONFIG = "config.yaml"
 Resume = Literal["auto", "never", "must"]
 
 # What may change between the parts of one run: none of it changes the weights.
 _HARMLESS = ("name", "evaluation", "checkpoint", "tracking", "wire", "data.root", "data.download", "federation.rounds")
 _HARMLESS_RUNTIME = ("runtime.backend", "runtime.timeout")
 _SHOWN = 8
+_LARGEST = 1 << 18  # a configuration has some three thousand bytes
 
 
-def round_to_resume(run_dir: Path, config: Config, resume: Resume) -> int | None:
+def round_to_resume(run_dir: Path, tree: Mapping[str, Any], resume: Resume) -> int | None:
     """Makes sure that ``run_dir`` may be this run's and returns the round to resume from, if any. Changes nothing.
 
     Args:
         run_dir: the directory, there or not.
-        config: what is about to run.
+        tree: the resolved configuration of what is about to run, as plain values.
         resume: what to do about an earlier part of the run.
 
     Raises:
@@ -33,40 +39,68 @@ def round_to_resume(run_dir: Path, config: Config, resume: Resume) -> int | None
     """
     old = _existing(run_dir)
     if old is not None:
-        _refuse_another(run_dir, old, to_tree(config))
+        _refuse_another(run_dir, old, tree)
         if resume == "never":
             raise UserError(
                 "the directory holds a run already",
                 where=str(run_dir),
                 mend="choose another --run-dir, delete it, or continue it with --resume auto",
             )
-    saved = CheckpointStore(run_dir, config.checkpoint.keep).rounds()
-    if not saved:
-        if resume == "must":
-            raise UserError("there is no checkpoint to resume from", where=str(run_dir), mend="leave out --resume must")
-        return None
-    if saved[-1] > config.federation.rounds:
-        raise UserError(
-            f"the run has done {saved[-1]} rounds already, more than federation.rounds={config.federation.rounds}",
-            where=str(run_dir),
-            mend="raise federation.rounds, or choose another --run-dir",
-        )
-    return saved[-1]
+    saved, rounds = complete_rounds(run_dir), tree["federation"]["rounds"]
+    for number in reversed(saved):
+        if number > rounds and is_whole(run_dir, number):  # a damaged one is passed over when it is loaded
+            raise UserError(
+                f"the run has done {number} rounds already, more than federation.rounds={rounds}",
+                where=str(run_dir),
+                mend="raise federation.rounds, or choose another --run-dir",
+            )
+    if not saved and resume == "must":
+        raise UserError("there is no checkpoint to resume from", where=str(run_dir), mend="leave out --resume must")
+    return saved[-1] if saved else None
 
 
-def claim(run_dir: Path, config: Config) -> None:
-    """Makes the directory where it is missing and writes config.yaml, and inside a batch job a copy of its script.
+def claim(run_dir: Path, rounds: int = 0) -> Owner:
+    """Makes the directory where it is missing and takes it: a context manager that gives it back; see `Owner`.
 
-    Raises UserError where that cannot be done.
+    ``rounds`` are to do. Raises UserError where another run writes there, or nothing can be written.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_text(run_dir / "config.yaml", yaml.safe_dump(to_tree(config), sort_keys=False))
+        owner = Owner(run_dir, rounds)
+    except OSError as error:
+        raise _not_writable(run_dir, error) from None
+    for name in passed_over(run_dir):
+        tell(f"passed over, for it is no checkpoint: {run_dir / 'checkpoints'}/{name}")
+    return owner
+
+
+def write_configuration(run_dir: Path, tree: Mapping[str, Any]) -> None:
+    """Writes config.yaml, and inside a batch job a copy of its script. Raises UserError where that cannot be done."""
+    try:
+        write_text(run_dir / CONFIG, yaml.safe_dump(dict(tree), sort_keys=False))
         _keep_batch_script(run_dir, os.environ)
     except OSError as error:
+        raise _not_writable(run_dir, error) from None
+
+
+def read_configuration(run_dir: Path) -> dict[str, Any]:
+    """The tree of config.yaml. Raises FileNotFoundError without one, UserError where it is something else."""
+    path = run_dir / CONFIG
+    try:
+        return read_tree(read_regular(run_dir, CONFIG, _LARGEST).decode(), str(path))
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(
-            f"the run directory cannot be written: {error.strerror}", where=str(run_dir), mend="choose --run-dir"
+            f"cannot read the run's configuration: {reason}", where=str(path), mend="choose --run-dir"
         ) from None
+
+
+def _not_writable(run_dir: Path, error: OSError) -> UserError:
+    return UserError(
+        f"the run directory cannot be written: {error.strerror}", where=str(run_dir), mend="choose --run-dir"
+    )
 
 
 def _keep_batch_script(run_dir: Path, environ: Mapping[str, str]) -> None:
@@ -78,20 +112,17 @@ def _keep_batch_script(run_dir: Path, environ: Mapping[str, str]) -> None:
 
 def _existing(run_dir: Path) -> dict[str, Any] | None:
     """The configuration of the run that the directory holds; None where it is missing or empty."""
-    path = run_dir / "config.yaml"
     try:
-        return read_tree(path.read_text(encoding="utf-8"), str(path))
+        return read_configuration(run_dir)
     except FileNotFoundError:
-        if run_dir.is_dir() and any(run_dir.iterdir()):
+        # A start that was killed at once has left no more than these.
+        if run_dir.is_dir() and any(
+            not path.name.startswith((OWNER, LOCK, f".{OWNER}.")) for path in run_dir.iterdir()
+        ):
             raise UserError(
                 "the directory holds something that is not a run", where=str(run_dir), mend="choose --run-dir"
             ) from None
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(
-            f"cannot read the run's configuration: {reason}", where=str(path), mend="choose --run-dir"
-        ) from None
 
 
 def _refuse_another(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -27,12 +27,23 @@ class Part(Protocol):
         """Takes back what :meth:`state` gave (tensors on the CPU). Raises ValueError where a value is impossible."""
 
 
-class _Content(Settings):
-    """The plain values of a checkpoint that :func:`take` has made."""
+class Content(Settings):
+    """The plain values of a checkpoint that :func:`take` has made.
+
+    Attributes:
+        round: behind which it was taken.
+        parts: plain values of each part.
+        tracker: what trackers must find again.
+    """
 
     round: int = Field(ge=1, le=_LARGEST)
     parts: dict[str, dict[str, Any]]
     tracker: dict[str, str]
+
+
+def contents(checkpoint: Checkpoint) -> Content:
+    """The plain values that :func:`take` has written. Raises UserError where it has not."""
+    return check_values(checkpoint, Content, checkpoint.state)
 
 
 def take(round: int, parts: Mapping[str, Part], tracker: Mapping[str, str]) -> Checkpoint:
@@ -57,7 +68,7 @@ def restore(checkpoint: Checkpoint, parts: Mapping[str, Part], *, whole: bool = 
     Raises:
         UserError: it is another run's.
     """
-    plain = check_values(checkpoint, _Content, checkpoint.state).parts
+    plain = contents(checkpoint).parts
     names = {name.partition("/")[0] for name in checkpoint.tensors} | plain.keys()
     if parts.keys() - plain.keys() or (whole and names - parts.keys()):
         raise misfit(checkpoint, f"parts missing or too many: {', '.join(sorted(names ^ parts.keys()))[:200]}")

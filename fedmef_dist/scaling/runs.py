@@ -11,12 +11,13 @@ from pathlib import Path
 from fedmef_dist.base.atomic import write_json
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.text import printable
+from fedmef_dist.base.trees import differing_keys, read_tree
 from fedmef_dist.cluster.ending import INTERRUPTED
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import STOPPED_EARLY
 from fedmef_dist.cluster.local_ranks import run_ranks, wait_for
 from fedmef_dist.cluster.slurm import expand_tasks
-from fedmef_dist.config import differing_keys, load_config, read_tree, to_tree
+from fedmef_dist.config import load_config, to_tree
 from fedmef_dist.scaling.points import Point
 
 PROCESS_FILE = "process.json"

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from fedmef_dist.base.atomic import sync_directory
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.config import Config, foreign_names, parse_config, read_tree
+from fedmef_dist.base.trees import read_tree
+from fedmef_dist.config import Config, foreign_names, parse_config
 from fedmef_dist.data.batches import evaluation_batches
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.sources import load_dataset

@@ -14,7 +14,7 @@ from torch import nn
 
 from fedmef_dist import __version__
 from fedmef_dist.base.atomic import write_json
-from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.errors import FilesLostError, UserError
 from fedmef_dist.base.guests import lent
 from fedmef_dist.base.names import plain_path
 from fedmef_dist.base.notices import tell
@@ -28,16 +28,18 @@ from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.text import TextDataset
 from fedmef_dist.methods.base import Method
 from fedmef_dist.runs.checkpoint import Checkpoint, CheckpointStore, broadcast
-from fedmef_dist.runs.directory import Resume, claim, round_to_resume
-from fedmef_dist.runs.snapshot import restore, take
+from fedmef_dist.runs.directory import Resume, claim, round_to_resume, write_configuration
+from fedmef_dist.runs.owner import Owner, Progress
+from fedmef_dist.runs.snapshot import contents, restore, take
 from fedmef_dist.session.loan import Loan, share_weights
 from fedmef_dist.session.memory import RunMemory
 from fedmef_dist.simulation.loop import Simulation
 from fedmef_dist.tracking import METRICS, Tracker, open_trackers
 from fedmef_dist.tracking.callbacks import Callbacks
-from fedmef_dist.tracking.jsonl import lines_until
+from fedmef_dist.tracking.lines import head_in, lines_until
 from fedmef_dist.tracking.logs import rank_log
 from fedmef_dist.tracking.timeline import Timeline
+from fedmef_dist.tracking.tracker import Trackers
 
 _LOG = logging.getLogger(__name__)
 
@@ -116,40 +118,55 @@ def simulate(
     callbacks = Callbacks(config.callbacks, group, run_dir, to_tree(config))
     simulation = Simulation(config, group, interruption, timeline, callbacks)
     store = CheckpointStore(run_dir, config.checkpoint.keep)
-    checkpoint = _agree_on_start(simulation, store, run_dir, resume)
-    if checkpoint is not None:
-        restore(checkpoint, simulation.parts)
-        simulation.round = checkpoint.state["round"]
-    else:
-        simulation.start()
-    if group.rank == 0:
-        claim(run_dir, config)
-    group.barrier()  # the logs of all ranks lie in the directory that rank 0 claims
-    with rank_log(run_dir, group):
-        summary = _play(simulation, store, run_dir, checkpoint)
+    with _owning(simulation, run_dir, resume) as owner:
+        checkpoint = _agree_on_start(simulation, store, run_dir, resume)
+        if checkpoint is not None:
+            restore(checkpoint, simulation.parts)
+            simulation.round = checkpoint.state["round"]
+        else:
+            simulation.start()
+        if owner is not None:
+            owner.begin(simulation.round)
+            write_configuration(run_dir, to_tree(config))
+        group.barrier()  # the logs of all ranks lie in the directory that rank 0 claims
+        with rank_log(run_dir, group):
+            summary = _play(simulation, store, run_dir, checkpoint, owner)
     return Summary(run_dir, summary)
 
 
+@contextmanager
+def _owning(simulation: Simulation, run_dir: Path, resume: Resume) -> Iterator[Owner | None]:
+    """Rank 0 owns the directory from before it reads what is there until the last file is written."""
+    if simulation.group.rank:
+        yield None
+        return
+    round_to_resume(run_dir, to_tree(simulation.config), resume)  # refuses before anything is written
+    with claim(run_dir, simulation.config.federation.rounds) as owner:
+        yield owner
+
+
 def _play(
-    simulation: Simulation, store: CheckpointStore, run_dir: Path, checkpoint: Checkpoint | None
+    simulation: Simulation, store: CheckpointStore, run_dir: Path, checkpoint: Checkpoint | None, owner: Owner | None
 ) -> dict[str, Any]:
     """The rounds that are left, and the summary; ``checkpoint`` is what the simulation goes on from."""
-    rank = simulation.group.rank
     resumed, state = (checkpoint.state["round"], checkpoint.state["tracker"]) if checkpoint is not None else (None, {})
     if resumed is not None:
         _LOG.info("goes on from the checkpoint of round %d", resumed)
-    memory = RunMemory(simulation) if rank == 0 else None
-    with _tracking(simulation, run_dir, resumed, state) as tracker:
+    memory = RunMemory(simulation) if owner is not None else None
+    with _tracking(simulation, run_dir, resumed, state, owner) as tracker:
         if memory is not None:
             simulation.more_metrics = memory.news
         simulation.run(tracker.log, lambda: _save(simulation, store, tracker))
-        summary = _summary(simulation, memory)
+        head = head_in(tracker.state())
+        summary = _summary(simulation, memory) | (head.summary() if head is not None else {})
         if not simulation.stopped_early:
             tracker.finish(summary)
     if simulation.stopped_early:
         _stop_early(simulation)
-    if rank == 0:
+    if owner is not None:
+        owner.check()
         _write_summary(run_dir, summary)
+        owner.finished = True
     simulation.group.barrier()
     simulation.grace.interruption.over = True
     return summary
@@ -166,6 +183,8 @@ def _write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     path = run_dir / "summary.json"
     try:
         write_json(path, summary)
+    except FileNotFoundError:
+        raise FilesLostError(f"the run directory {run_dir} was removed while the run was writing into it") from None
     except OSError as error:
         raise UserError(
             f"all rounds are done, but the summary cannot be written: {error.strerror}",
@@ -188,21 +207,24 @@ def _stop_early(simulation: Simulation) -> None:
 def _agree_on_start(simulation: Simulation, store: CheckpointStore, run_dir: Path, resume: Resume) -> Checkpoint | None:
     """Rank 0 looks at the directory and gives the others what it goes on from."""
     checkpoint = None
-    if simulation.group.rank == 0 and round_to_resume(run_dir, simulation.config, resume) is not None:
+    if simulation.group.rank == 0 and round_to_resume(run_dir, to_tree(simulation.config), resume) is not None:
         checkpoint = store.load_newest()
-        lines_until(run_dir / METRICS, checkpoint.state["round"])  # refuses before anything is written
+        state = contents(checkpoint)
+        lines_until(run_dir / METRICS, state.round, state.tracker)  # refuses before anything is written
     return broadcast(checkpoint, simulation.group)
 
 
 @contextmanager
-def _tracking(simulation: Simulation, run_dir: Path, resumed: int | None, state: dict[str, str]) -> Iterator[Tracker]:
+def _tracking(
+    simulation: Simulation, run_dir: Path, resumed: int | None, state: dict[str, str], owner: Owner | None
+) -> Iterator[Tracker]:
     config = simulation.config
-    if simulation.group.rank:
+    if owner is None:
         yield _NoTracker()
         return
     tracker = open_trackers(config.tracking, run_dir, to_tree(config), config.federation.rounds, resumed, state)
     try:
-        yield tracker
+        yield Trackers([tracker, Progress(owner)])
     finally:
         tracker.close()
 
@@ -230,6 +252,7 @@ def _summary(simulation: Simulation, memory: RunMemory | None) -> dict[str, Any]
         **(memory.metrics() | memory.dense(totals.models_sent) if memory is not None else {}),
         "time/total": totals.seconds,
         "model/digest": simulation.server.digest(),
+        **({"data/digest": digest} if (digest := getattr(simulation.dataset, "digest", None)) else {}),
         "launcher": group.environment.launcher,
         "world_size": group.world_size,
         "threads": torch.get_num_threads(),

@@ -17,12 +17,13 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.names import home_expanded, plain_path
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.base.text import printable
+from fedmef_dist.base.trees import read_tree
 from fedmef_dist.cluster.ending import INTERRUPTED
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import STOPPED_EARLY
 from fedmef_dist.cluster.interruption import listening
 from fedmef_dist.cluster.local_ranks import run_ranks
-from fedmef_dist.config import ConfigFile, read_tree
+from fedmef_dist.config import ConfigFile, to_tree
 from fedmef_dist.runs.checkpoint import CheckpointStore
 from fedmef_dist.runs.directory import round_to_resume
 
@@ -70,7 +71,7 @@ class Sweep:
         try:
             done, wanted = self.state(cell)
             if done < wanted:
-                round_to_resume(cell.run_dir, self.config.with_overrides(cell.overrides)[0], "auto")
+                round_to_resume(cell.run_dir, to_tree(self.config.with_overrides(cell.overrides)[0]), "auto")
         except UserError as error:
             return error
         return None

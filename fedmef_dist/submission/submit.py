@@ -14,8 +14,9 @@ from fedmef_dist.base.atomic import write_text
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.names import plain_path
 from fedmef_dist.base.text import printable
-from fedmef_dist.config import Config, load_config, read_tree, to_tree
-from fedmef_dist.runs.directory import claim, round_to_resume
+from fedmef_dist.base.trees import read_tree
+from fedmef_dist.config import Config, load_config, to_tree
+from fedmef_dist.runs.directory import claim, round_to_resume, write_configuration
 from fedmef_dist.session.sweep import load_sweep
 from fedmef_dist.submission.script import Job, batch_script, common_functions, log_file, source
 
@@ -72,8 +73,9 @@ def submit(
         return
     sbatch = _find_sbatch()
     if grid is None and run_dir is not None:
-        round_to_resume(run_dir, config, "auto")
-        claim(run_dir, config)
+        round_to_resume(run_dir, to_tree(config), "auto")
+        with claim(run_dir):
+            write_configuration(run_dir, to_tree(config))
     _call(sbatch, submission.write())
 
 

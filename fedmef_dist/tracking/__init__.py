@@ -7,11 +7,10 @@ from typing import Any
 from fedmef_dist.tracking.console import console_tracker
 from fedmef_dist.tracking.guest import open_guests
 from fedmef_dist.tracking.jsonl import JsonlTracker
+from fedmef_dist.tracking.lines import METRICS
 from fedmef_dist.tracking.settings import TrackingSettings, WandbSettings
 from fedmef_dist.tracking.tracker import Metrics, Tracker, Trackers
 from fedmef_dist.tracking.wandb import WandbTracker
-
-METRICS = "metrics.jsonl"
 
 __all__ = ["METRICS", "Metrics", "Tracker", "TrackingSettings", "WandbSettings", "open_trackers"]
 
@@ -27,9 +26,10 @@ def open_trackers(
     """All trackers of a run as one, for rank 0.
 
     ``resume_round`` is the last round that the loaded checkpoint has done (None: a fresh run), ``state`` what
-    ``Tracker.state`` gave when it was saved. Raises UserError where metrics.jsonl is damaged, or a guest cannot be had.
+    ``Tracker.state`` gave when it was saved. Raises UserError where metrics.jsonl is not what the checkpoint knows, or
+    a guest cannot be had.
     """
-    trackers: list[Tracker] = [JsonlTracker(run_dir / METRICS, resume_round)]
+    trackers: list[Tracker] = [JsonlTracker(run_dir / METRICS, resume_round, state)]
     if settings.wandb.mode != "disabled":
         trackers.append(WandbTracker(settings.wandb, run_dir, config, state))
     trackers += open_guests(settings.trackers, run_dir, config, None if resume_round is None else state)

@@ -10,12 +10,14 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 
 import torch
 
 from fedmef_dist import __version__
 from fedmef_dist.base.notices import tell
+from fedmef_dist.base.regular import own_file
 from fedmef_dist.base.text import printable
 from fedmef_dist.cluster.group import Group
 
@@ -62,6 +64,10 @@ class _Plain(logging.Formatter):
 
 class _RankFile(logging.FileHandler):
     """Gives up at the first event that cannot be written."""
+
+    def _open(self) -> TextIOWrapper:
+        handle = own_file(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        return TextIOWrapper(os.fdopen(handle, "ab"), encoding=self.encoding, errors=self.errors)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Called by emit where writing failed; takes no further events."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmef_dist.base.notices import tell
+from fedmef_dist.base.regular import own_file
 
 PHASES = ("train", "wait", "reduce", "adjust", "eval")
 _MICROSECONDS = 1e6
@@ -86,7 +87,7 @@ class Timeline:
         self._events.clear()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
+            with open(self.path, "a", encoding="utf-8", opener=own_file) as file:
                 file.write(lines if file.tell() else f"[\n{lines}")
         except OSError as error:
             tell(f"the timeline cannot be written: {error.strerror}; the run goes on; where: {self.path}")

@@ -12,6 +12,7 @@ import pytest
 from test_digest import CONFIG
 
 from fedmef_dist.config import load_config
+from fedmef_dist.runs.verify import verify
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -67,7 +68,8 @@ def wait_for_round(run_dir, number, timeout=120):
 
 
 def check_whole_run(run_dir, digest, world_size):
-    """Every round once, the undisturbed digest, and what a batch job keeps."""
+    """Every round once, the undisturbed digest, files that belong together, and what a batch job keeps."""
+    verify(run_dir)
     rounds = [json.loads(line)["round"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert rounds == list(range(1, ROUNDS + 1))
     assert read(run_dir)["model/digest"] == digest
@@ -104,6 +106,18 @@ def test_two_nodes_and_a_rank_that_is_killed(slurm, send, log, batch_config, dig
     assert slurm.run(["scontrol", "requeue", job]).returncode == 0
     slurm.wait(job, "COMPLETED")
     check_whole_run(run_dir, digest, 2)
+
+
+def test_a_second_job_in_one_directory_is_refused_and_told_of_the_first(slurm, send, log, batch_config, tmp_path):
+    run_dir = tmp_path / "run"
+    arguments = (batch_config, "federation.rounds=900", "--run-dir", run_dir)
+    job = send("single_node", [], *arguments)
+    wait_for_round(run_dir, 2)
+    slurm.wait(send("single_node", [], *arguments), "FAILED")
+    assert f"another run is writing here: job {job} on n" in log()
+    assert slurm.run(["scancel", job]).returncode == 0
+    slurm.wait(job, "CANCELLED")
+    verify(run_dir)
 
 
 def rank_pid(job, rank):

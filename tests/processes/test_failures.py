@@ -35,16 +35,25 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(config, launchers, tmp_path_factory):
-    """The digest of the run that nothing disturbs, on a disk that takes no checkpoint and only a few metrics."""
+    """The digest of a run that a full disk did not let finish, and that ended after there was room again.
+
+    The disk took no checkpoint and only a few metrics, so that it began anew: nothing else disturbed it.
+    """
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    command = [*launchers["single"](1), "-m", "fedmef_dist", "run", config, "--run-dir", run_dir]
-    with started(command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))) as process:
+    run = command(launchers["single"], 1, config, run_dir)
+    with started(run, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))) as process:
         _, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
+    assert process.returncode == 2, err
     assert err.count(" cannot be written: File too large; the run goes on") == 2
     assert err.count("checkpoints cannot be written") == 1
+    assert err.count("all rounds are done, but rounds ") == 1
+    assert "missing in metrics.jsonl: File too large" in err
     assert not any((run_dir / "checkpoints").iterdir())
-    assert (run_dir / "metrics.jsonl").stat().st_size == 2500
+    assert not (run_dir / "summary.json").exists()
+    assert (run_dir / "metrics.jsonl").stat().st_size <= 2500
+    with started(run) as process:
+        _, err = process.communicate(timeout=200)
+    assert (process.returncode, err) == (0, "")
     return digest(run_dir)
 
 
@@ -58,6 +67,21 @@ def saved(run_dir, number):
 
 def command(launcher, ranks, config, run_dir, *more):
     return [*launcher(ranks), "-m", "fedmef_dist", "run", config, *more, "--run-dir", run_dir]
+
+
+def test_a_second_start_is_refused_and_does_the_first_one_no_harm(config, launchers, launch, tmp_path):
+    run_dir = tmp_path / "run"
+    with started(command(launchers["mpirun"], 2, config, run_dir, "federation.rounds=900")) as process:
+        wait_for(saved(run_dir, 1), process)
+        second = launch(
+            "torchrun", 2, "-m", "fedmef_dist", "run", config, "federation.rounds=900", "--run-dir", run_dir
+        )
+        assert second.stderr.count(f"another run is writing here: on {os.uname().nodename}, pid ") == 1
+        os.kill(rank_processes(process.pid)[1], signal.SIGUSR1)
+        _, err = process.communicate(timeout=100)
+    assert process.returncode == 75, err
+    checked = launch("single", 1, "-m", "fedmef_dist", "status", run_dir, "--verify")
+    assert (checked.returncode, checked.stdout.split("\n")[0]) == (0, f"{run_dir}: stopped, verified")
 
 
 def test_a_signal_to_one_rank_stops_all_and_a_damaged_checkpoint_falls_back(

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedmef_dist.tracking.lines import head_of
+
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
@@ -32,7 +34,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             config[section] = config.get(section, {}) | values
         (directory / "config.yaml").write_text(yaml.safe_dump(config))
         rounds = 2 * len(accuracies)
-        lines = []
+        lines: list[str] = []
         for number in range(1, rounds + 1):
             line = {"round": number, "wire/total_bytes": wire * number / rounds, "flops/total": 5e11 * number}
             line |= {"wire/up_bytes": 0.4 * wire / rounds, "wire/down_bytes": 0.6 * wire / rounds, "clients/trained": 5}
@@ -42,6 +44,8 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             lines.append(json.dumps(line) + "\n")
         (directory / "metrics.jsonl").write_text("".join(lines))
         values = {
+            "rounds": rounds,
+            **head_of([line.encode() for line in lines]).summary(),
             "eval/accuracy_last": accuracies[-1],
             "eval/accuracy_best": max(accuracies),
             "wire/total_bytes": wire,

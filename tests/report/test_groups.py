@@ -33,7 +33,7 @@ def test_a_value_that_one_seed_lacks_has_no_mean(make_run):
 def test_another_setting_is_another_group(make_run):
     first, second = make_run("a"), make_run("b")
     config = yaml.safe_load((second / "config.yaml").read_text())
-    config["federation"]["rounds"] = 5
+    config["federation"]["batch_size"] = 5
     (second / "config.yaml").write_text(yaml.safe_dump(config))
     assert [group.label for group in group_runs([read_run(first), read_run(second)])] == ["a", "b"]
 

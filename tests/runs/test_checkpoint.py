@@ -6,8 +6,14 @@ import torch
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
-from fedmef_dist.runs import checkpoint as module
-from fedmef_dist.runs.checkpoint import Checkpoint, CheckpointStore, broadcast, check_values
+from fedmef_dist.runs import checkpoint, checkpoint_files
+from fedmef_dist.runs.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    broadcast,
+    check_values,
+)
+from fedmef_dist.runs.checkpoint_files import seal
 
 
 def a_checkpoint(number, **state):
@@ -80,6 +86,10 @@ def test_other_things_in_the_directory_do_not_count(store):
     (store.directory / "round-abc").mkdir()
     (store.directory / "round-000009").write_text("a file")
     (store.directory / ".round-000010.partial").mkdir()
+    (store.directory / "round-000011").mkdir()
+    (store.directory / "round-12").symlink_to(store.directory / "round-000005")
+    (store.directory / "round-000013").symlink_to(store.directory / "round-000005")
+    (store.directory / "round-0000005").mkdir()
     assert store.rounds() == [5]
 
 
@@ -98,7 +108,7 @@ def test_an_interrupted_save_leaves_the_last_one_whole(store, monkeypatch, step)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, step, power_cut)
+        patch.setattr(checkpoint if step == "sync_directory" else checkpoint_files, step, power_cut)
         with pytest.raises(KeyboardInterrupt):
             store.save(a_checkpoint(15))
     for number in store.rounds():
@@ -113,7 +123,7 @@ def test_an_interrupted_save_leaves_the_last_one_whole(store, monkeypatch, step)
 def test_an_interrupted_save_of_the_same_round_leaves_the_old_one(store, monkeypatch):
     store.save(a_checkpoint(5, note="old"))
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_json", lambda *_: 1 / 0)
+        patch.setattr(checkpoint_files, "write_json", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             store.save(a_checkpoint(5, note="new"))
     assert store.load(5).state["note"] == "old"
@@ -167,10 +177,10 @@ def resign(store, number, data=None, **changes):
     """What a stranger can do: change the files and give them a valid digest."""
     path = store.directory / f"round-{number:06d}"
     state = {**json.loads((path / "state.json").read_text()), **changes}
-    del state["sha256"]
+    del state["sha256"], state["bytes"]
     data = (path / "state.safetensors").read_bytes() if data is None else data
     (path / "state.safetensors").write_bytes(data)
-    (path / "state.json").write_text(json.dumps({**state, "sha256": module._digest(data, state)}))
+    (path / "state.json").write_text(json.dumps(seal(data, state)))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +239,7 @@ def test_a_full_disk_is_said_once_and_the_last_good_one_stays(store, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, step, full)
+        patch.setattr(checkpoint if step == "sync_directory" else checkpoint_files, step, full)
         assert not store.try_save(a_checkpoint(10))
         assert not store.try_save(a_checkpoint(15))
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,10 +1,11 @@
 import pytest
 import yaml
+from run_dirs import checkpoint_files, configured
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import Config, parse_config, to_tree
 from fedmef_dist.runs import directory as run_directory
-from fedmef_dist.runs.directory import claim, round_to_resume
+from fedmef_dist.runs.directory import round_to_resume
 
 
 def configuration(**sections):
@@ -13,21 +14,21 @@ def configuration(**sections):
 
 def save_rounds(run_dir, *rounds):
     for number in rounds:
-        (run_dir / "checkpoints" / f"round-{number:06d}").mkdir(parents=True)
+        checkpoint_files(run_dir, number, {})
 
 
 @pytest.fixture
 def run_dir(tmp_path):
     """A directory that holds the default configuration's run with checkpoints of rounds 10 and 20."""
     path = tmp_path / "run"
-    claim(path, Config())
+    configured(path, to_tree(Config()))
     save_rounds(path, 10, 20)
     return path
 
 
 def refusal(run_dir, config=None, resume="auto"):
     with pytest.raises(UserError) as caught:
-        round_to_resume(run_dir, config or Config(), resume)
+        round_to_resume(run_dir, to_tree(config or Config()), resume)
     lines = str(caught.value).split("\n")
     assert len(lines) == 3
     assert lines[1].startswith(f"where: {run_dir}")
@@ -43,31 +44,31 @@ def content(path):
 
 @pytest.mark.parametrize("resume", ["auto", "never"])
 def test_missing_and_empty_directories_start_a_run_and_stay_as_they_are(tmp_path, resume):
-    assert round_to_resume(tmp_path / "missing" / "deeper", Config(), resume) is None
+    assert round_to_resume(tmp_path / "missing" / "deeper", to_tree(Config()), resume) is None
     (tmp_path / "empty").mkdir()
-    assert round_to_resume(tmp_path / "empty", Config(), resume) is None
+    assert round_to_resume(tmp_path / "empty", to_tree(Config()), resume) is None
     assert content(tmp_path) == {tmp_path / "empty": None}
 
 
 @pytest.mark.parametrize("resume", ["auto", "must"])
 def test_a_run_goes_on_from_its_newest_checkpoint(run_dir, resume):
     before = content(run_dir)
-    assert round_to_resume(run_dir, Config(), resume) == 20
+    assert round_to_resume(run_dir, to_tree(Config()), resume) == 20
     assert content(run_dir) == before
 
 
 def test_a_finished_run_resumes_from_its_last_round(run_dir):
-    assert round_to_resume(run_dir, configuration(federation={"rounds": 20}), "auto") == 20
+    assert round_to_resume(run_dir, to_tree(configuration(federation={"rounds": 20})), "auto") == 20
 
 
 def test_a_run_that_stopped_before_its_first_checkpoint_starts_again(tmp_path):
-    claim(tmp_path / "run", Config())
-    assert round_to_resume(tmp_path / "run", Config(), "auto") is None
+    configured(tmp_path / "run", to_tree(Config()))
+    assert round_to_resume(tmp_path / "run", to_tree(Config()), "auto") is None
 
 
 def test_what_was_not_saved_to_its_end_does_not_count(run_dir):
     (run_dir / "checkpoints" / ".round-000030.partial").mkdir()
-    assert round_to_resume(run_dir, Config(), "auto") == 20
+    assert round_to_resume(run_dir, to_tree(Config()), "auto") == 20
 
 
 def test_never_refuses_a_directory_with_a_run(run_dir):
@@ -76,7 +77,7 @@ def test_never_refuses_a_directory_with_a_run(run_dir):
 
 def test_must_refuses_where_there_is_no_checkpoint(tmp_path):
     assert refusal(tmp_path / "missing", resume="must") == "there is no checkpoint to resume from"
-    claim(tmp_path / "run", Config())
+    configured(tmp_path / "run", to_tree(Config()))
     assert refusal(tmp_path / "run", resume="must") == "there is no checkpoint to resume from"
 
 
@@ -127,7 +128,7 @@ def test_a_configuration_of_something_else_is_refused_with_the_keys(tmp_path):
     ids=lambda sections: next(iter(sections)),
 )
 def test_what_does_not_change_the_weights_may_change(run_dir, sections):
-    assert round_to_resume(run_dir, configuration(**sections), "auto") == 20
+    assert round_to_resume(run_dir, to_tree(configuration(**sections)), "auto") == 20
 
 
 @pytest.mark.parametrize("sections", [{"runtime": {"precision": "bf16"}}, {"data": {"augment": False}}])
@@ -137,7 +138,7 @@ def test_what_stands_beside_it_may_not(run_dir, sections):
 
 def test_a_cosine_schedule_fixes_the_number_of_rounds(tmp_path):
     cosine = {"optimizer": {"schedule": "cosine"}}
-    claim(tmp_path, configuration(**cosine))
+    configured(tmp_path, to_tree(configuration(**cosine)))
     longer = configuration(**cosine, federation={"rounds": 600})
     assert refusal(tmp_path, longer).endswith("different: federation.rounds")
 
@@ -163,7 +164,7 @@ def test_a_file_in_the_directorys_place_is_refused(tmp_path):
 
 def test_claim_writes_the_resolved_configuration(tmp_path):
     config = configuration(seed=5, optimizer={"lr": 0.001})
-    claim(tmp_path / "a" / "b", config)
+    configured(tmp_path / "a" / "b", to_tree(config))
     text = (tmp_path / "a" / "b" / "config.yaml").read_text()
     assert yaml.safe_load(text) == to_tree(config)
     assert parse_config(yaml.safe_load(text), "here") == config
@@ -173,7 +174,7 @@ def test_claim_writes_the_resolved_configuration(tmp_path):
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path, place):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="the run directory cannot be written: "):
-        claim(tmp_path / place, Config())
+        configured(tmp_path / place, to_tree(Config()))
 
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
@@ -182,7 +183,7 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_directory, "write_text", read_only)
     with pytest.raises(UserError) as caught:
-        claim(tmp_path, Config())
+        configured(tmp_path, to_tree(Config()))
     assert str(caught.value).split("\n") == [
         "the run directory cannot be written: Read-only file system",
         f"where: {tmp_path}",
@@ -199,7 +200,7 @@ def test_a_batch_jobs_script_is_kept(tmp_path, monkeypatch):
     script.write_text("#!/bin/bash\necho x\n")
     monkeypatch.setenv("FEDMEF_BATCH_SCRIPT", str(script))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    claim(tmp_path / "run", Config())
+    configured(tmp_path / "run", to_tree(Config()))
     assert (tmp_path / "run" / "slurm" / "17.sbatch").read_text() == script.read_text()
 
 
@@ -211,5 +212,5 @@ def test_without_a_batch_script_there_is_nothing_to_keep(tmp_path, monkeypatch, 
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    claim(tmp_path / "run", Config())
+    configured(tmp_path / "run", to_tree(Config()))
     assert not (tmp_path / "run" / "slurm").exists()

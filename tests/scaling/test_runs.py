@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_dirs import configured
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.config import load_config
-from fedmef_dist.runs.directory import claim
+from fedmef_dist.config import load_config, to_tree
 from fedmef_dist.scaling import runs as module
 from fedmef_dist.scaling.points import Point
 from fedmef_dist.scaling.runs import Place, find_place, measure
@@ -86,7 +86,7 @@ def test_a_run_is_started_once_and_its_time_kept(config, started, tmp_path):
 
 
 def finish(run_dir, config, overrides):
-    claim(run_dir, load_config(config, [*overrides, *POINT.overrides(4)]))
+    configured(run_dir, to_tree(load_config(config, [*overrides, *POINT.overrides(4)])))
     (run_dir / "process.json").write_text(json.dumps({"seconds": 1.0}))
 
 

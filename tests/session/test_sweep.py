@@ -3,6 +3,7 @@ import re
 import signal
 
 import pytest
+from run_dirs import checkpoint_files
 
 from fedmef_dist import config
 from fedmef_dist.base.errors import UserError
@@ -75,10 +76,12 @@ def test_the_configuration_is_found_beside_the_grid_and_the_grids_values_win(wri
 def test_how_far_a_cell_is(write, capsys):
     sweep = load_sweep(write("{seed: [0, 1, 2, 3]}"))
     _, started, finished, unclosed = (cell.run_dir for cell in sweep.cells)
-    (started / "checkpoints" / "round-000001").mkdir(parents=True)
+    for run_dir in (started, unclosed):
+        run_dir.mkdir(parents=True)
+    checkpoint_files(started, 1, {})
     finished.mkdir()
     (finished / "summary.json").write_text(json.dumps({"rounds": 2}))
-    (unclosed / "checkpoints" / "round-000002").mkdir(parents=True)
+    checkpoint_files(unclosed, 2, {})
     show_cells(sweep)
     states = [re.split(r"\s{2,}", line.strip())[2] for line in capsys.readouterr().out.splitlines()]
     assert states == ["not started", "1 of 2 rounds", "finished", "1 of 2 rounds"]

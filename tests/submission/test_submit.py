@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from run_dirs import configured
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import Config, load_config, to_tree
-from fedmef_dist.runs.directory import claim
 from fedmef_dist.session.sweep import load_sweep
 from fedmef_dist.submission.script import Job, common_functions
 from fedmef_dist.submission.submit import submit
@@ -71,7 +71,7 @@ def test_the_run_directory_holds_script_functions_and_resolved_configuration(con
 
 
 def test_another_configurations_directory_is_refused_before_anything_is_submitted(config, sbatch, tmp_path):
-    claim(tmp_path / "run", Config())
+    configured(tmp_path / "run", to_tree(Config()))
     sbatch("touch $0.called")
     with pytest.raises(UserError, match="another configuration's run"):
         submit(config, [], Job(), run_dir=tmp_path / "run")

@@ -28,7 +28,8 @@ for number in (1, 2, 3):
 trackers.finish({"eval/accuracy_last": 0.875})
 logged = time.monotonic() - started
 trackers.close()
-print(json.dumps({"opened": opened, "logged": logged, "state": trackers.state()}))
+state = {key: value for key, value in trackers.state().items() if key.startswith("wandb/")}
+print(json.dumps({"opened": opened, "logged": logged, "state": state}))
 """
 
 
@@ -114,7 +115,7 @@ def test_disabled_has_no_id_and_no_directory(tmp_path):
     trackers = open_trackers(settings, tmp_path, {}, 3, None, {})
     trackers.log({"round": 1})
     trackers.close()
-    assert trackers.state() == {}
+    assert not any(key.startswith("wandb/") for key in trackers.state())
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
