@@ -30,6 +30,18 @@ def _handlers_as_before():
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """The working directory of somebody who has modules of their own; they are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    before = dict(sys.modules)
+    yield tmp_path
+    for name in {*sys.modules} - {*before}:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
 @pytest.fixture(scope="session")
 def launchers():
     """What comes before python's arguments: `launchers["torchrun"](ranks)`."""

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 
 import numpy as np
 from PIL import Image
@@ -52,6 +53,43 @@ def cifar100(root, count=40):
     for number, name in enumerate(("train.bin", "test.bin")):
         records = [cifar_record([i % 20, 99 - i], seed=1000 * number + i) for i in range(count)]
         (folder / name).write_bytes(b"".join(records))
+
+
+def write_pickle(path, content):
+    """As CIFAR's authors wrote it with Python 2: protocol 2, names and pixels as plain bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+def cifar10_python(root, count=10):
+    """The images and labels of :func:`cifar10` as the Python version has them."""
+    folder = root / "cifar-10-batches-py"
+    for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        data = np.stack([pixels(3072, seed=1000 * number + i) for i in range(count)])
+        names = [b"frog_%d.png" % i for i in range(count)]
+        labels = [i % 10 for i in range(count)]
+        content = {b"batch_label": b"batch", b"labels": labels, b"data": data, b"filenames": names}
+        write_pickle(folder / name, content)
+
+
+def cifar100_python(root, count=40):
+    """The images and fine labels of :func:`cifar100` as the Python version has them."""
+    for number, name in enumerate(("train", "test")):
+        data = np.stack([pixels(3072, seed=1000 * number + i) for i in range(count)])
+        labels = {b"coarse_labels": [i % 20 for i in range(count)], b"fine_labels": [99 - i for i in range(count)]}
+        write_pickle(root / "cifar-100-python" / name, {b"data": data, **labels})
+
+
+def arrays(root, count=40):
+    """Images, labels and clients of both parts in one file."""
+    root.mkdir(parents=True, exist_ok=True)
+    parts = {}
+    for seed, part in enumerate(("", "test_")):
+        parts[f"{part}images"] = pixels(count, 8, 8, 3, seed=seed)
+        parts[f"{part}labels"] = np.arange(count) % 4
+        parts[f"{part}clients"] = np.array([f"site {i % 5}" for i in range(count)])
+    np.savez(root / "arrays.npz", **parts)
+    return parts
 
 
 def svhn(root, count=40):
@@ -162,6 +200,7 @@ WRITE = {
         tiny_imagenet,
         femnist,
         folder,
+        arrays,
         shakespeare,
         tinystories,
     )

@@ -1,6 +1,7 @@
 """Data sets that come as one archive: where it is, what must be in it, how it is unpacked."""
 
 import gzip
+import lzma
 import os
 import shutil
 import tarfile
@@ -12,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.data.files import damaged, exclusive, fetch
+from fedmef_dist.data.files import MOST_BYTES, damaged, exclusive, fetch, open_regular, own_suffix
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,26 @@ def _missing(folder: Path, required: Sequence[str]) -> list[str]:
     return [name for name in required if not (folder / name).exists()]
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def unpack(archive: Path, folder: Path, limit: int = MOST_BYTES) -> None:
     """Take the regular files out of a tar.gz or zip file into ``folder``, whose own name they may begin with.
 
-    Links and whatever would lie outside of the folder are left in the archive. The files get to the folder when all
-    of them are out.
+    Links, members without a name and whatever would lie outside of the folder are left in the archive. The files get to
+    the folder when all of them are out.
 
     Raises:
-        UserError: the archive is damaged, or the folder cannot be written.
+        UserError: the archive is damaged, holds more than ``limit`` bytes, or the folder cannot be written.
     """
-    partial = folder.with_name(f".{folder.name}.{os.uname().nodename}-{os.getpid()}.part")
+    partial = folder.with_name(f".{folder.name}.{own_suffix()}.part")
     try:
+        partial.mkdir(parents=True)
+        left = limit
         for name, content in _members(archive):
             path = partial.joinpath(*_inside(name, folder.name))
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as target:
-                shutil.copyfileobj(content, target)
+                left -= _copy(content, target, left, archive)
         shutil.copytree(partial, folder, copy_function=os.replace, dirs_exist_ok=True)
-    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except _BROKEN as error:
         raise damaged(archive, "a whole tar.gz or zip file", str(error)) from error
     except OSError as error:
         raise UserError(
@@ -87,26 +90,46 @@ def unpack(archive: Path, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+# RuntimeError: an encrypted member; NotImplementedError: a compression that zipfile has not; ValueError: a bad name.
+_BROKEN = (
+    *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error),
+    *(EOFError, RuntimeError, NotImplementedError, ValueError),
+)
+
+
+def _copy(content: IO[bytes], target: IO[bytes], left: int, archive: Path) -> int:
+    """Copies a member; returns its bytes. Raises UserError where there are more than are left of the limit."""
+    size = 0
+    while chunk := content.read(1 << 20):
+        size += len(chunk)
+        if size > left:
+            raise damaged(archive, "an archive that unpacks to a sensible size", "more", "take another archive")
+        target.write(chunk)
+    return size
+
+
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Name and content of every regular file whose name stays below the place where it is unpacked."""
-    if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive) as members:
-            for entry in members.infolist():
-                if not entry.is_dir() and _is_safe(entry.filename):
-                    with members.open(entry) as content:
-                        yield entry.filename, content
-        return
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            file = tar.extractfile(member) if member.isreg() and _is_safe(member.name) else None
-            if file is not None:
-                yield member.name, file
-        if tar.fileobj is not None:
-            tar.fileobj.read(1 << 20)  # what is left has the check sum
+    with open_regular(archive) as file:
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(file) as members:
+                for entry in members.infolist():
+                    if not entry.is_dir() and _is_safe(entry.filename):
+                        with members.open(entry) as content:
+                            yield entry.filename, content
+            return
+        with tarfile.open(fileobj=file) as tar:
+            for member in tar:
+                opened = tar.extractfile(member) if member.isreg() and _is_safe(member.name) else None
+                if opened is not None:
+                    yield member.name, opened
+            if tar.fileobj is not None:
+                tar.fileobj.read(1 << 20)  # what is left has the check sum
 
 
 def _is_safe(name: str) -> bool:
-    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _inside(name: str, folder: str) -> tuple[str, ...]:

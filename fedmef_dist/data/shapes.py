@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 from fedmef_dist.base.names import home_expanded
 from fedmef_dist.data.images import class_names
+from fedmef_dist.data.resize import resized_shape
 from fedmef_dist.data.sources import DataSettings, load_dataset
+from fedmef_dist.data.walk import Walk
 
 
 class Shape(NamedTuple):
@@ -34,20 +36,35 @@ _SHAPES = {
 def shape_of(settings: DataSettings) -> Shape:
     """The shape that the data set's samples have.
 
-    Files must be there only for what they decide: the classes of ``folder``, the characters of a text.
+    Files must be there only for what they decide: the classes of ``folder`` and whether its images are grey, the
+    characters of a text, all of ``arrays`` and ``parquet``, and all that a guest loads.
 
     Raises:
-        UserError: they are missing.
+        UserError: they are missing, or the samples cannot be resized.
     """
+    shape = _stored_shape(settings)
+    return shape if settings.resize is None else Shape(resized_shape(shape.sample, settings.resize), shape.classes)
+
+
+def _stored_shape(settings: DataSettings) -> Shape:
+    if settings.is_guest:
+        guest = load_dataset(settings, seed=0)
+        return Shape(guest.shape, guest.classes)
     match settings.dataset:
         case "synthetic":
             synthetic = settings.synthetic
             return Shape((synthetic.channels, synthetic.image_size, synthetic.image_size), synthetic.classes)
         case "folder":
             folder = settings.folder
-            classes = class_names(home_expanded(settings.root) / folder.path / folder.train)
-            return Shape((3, folder.image_size, folder.image_size), len(classes))
-        case "shakespeare" | "tinystories":
-            dataset = load_dataset(settings, seed=0)
-            return Shape(dataset.shape, dataset.classes)
+            if folder.channels == "auto":
+                return _loaded_shape(settings)
+            classes = class_names(home_expanded(settings.root) / folder.path / folder.train, Walk())
+            return Shape((folder.channels, folder.image_size, folder.image_size), len(classes))
+        case "arrays" | "parquet" | "shakespeare" | "tinystories":
+            return _loaded_shape(settings)
     return _SHAPES[settings.dataset]
+
+
+def _loaded_shape(settings: DataSettings) -> Shape:
+    dataset = load_dataset(settings.model_copy(update={"resize": None}), seed=0)
+    return Shape(dataset.shape, dataset.classes)

@@ -1,7 +1,7 @@
 """Text in memory: one vector of characters, a sample is where a window of it starts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -9,6 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmef_dist.base.settings import Settings
+from fedmef_dist.data.digest import tensor_digest
+from fedmef_dist.data.record import Reading
 
 UNKNOWN = 0
 _MOST_CHARACTERS = 255  # a token is one byte, and one of them stands for every other character
@@ -26,7 +28,7 @@ class TextSplit:
     """Windows of ``context`` + 1 characters into one vector.
 
     Attributes:
-        tokens: uint8 (n,).
+        tokens: uint8 or int32 (n,).
         starts: int64 (N,), where each sample's window starts.
         labels: int64 (N,), whose text it is, or 0; what a partition by label goes by.
         context: characters that a model sees.
@@ -61,11 +63,13 @@ class TextSplit:
 
 @dataclass(frozen=True)
 class TextDataset:
-    """A training and a test split for predicting the next character.
+    """A training and a test split for predicting the next character, or the next of some other tokens.
 
     Attributes:
-        vocabulary: character ``k`` has token ``k + 1``; token 0 stands for every other one.
+        vocabulary: character ``k`` has token ``k + 1``; token 0 stands for every other one. Empty for other tokens.
         owners: int64 (N,), whose text each training sample is; None where nobody's in particular.
+        reading: what the files were; not part of the data.
+        token_count: how many tokens there are, where they are no characters.
     """
 
     name: str
@@ -74,11 +78,24 @@ class TextDataset:
     vocabulary: str
     owners: Tensor | None = None
     test_owners: Tensor | None = None
+    reading: Reading = field(default_factory=Reading, compare=False)
+    token_count: int | None = None
 
     @property
     def classes(self) -> int:
         """Tokens that can come next."""
-        return len(self.vocabulary) + 1
+        return len(self.vocabulary) + 1 if self.token_count is None else self.token_count
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hexadecimal over the tokens of both splits and what they stand for.
+
+        How the text is cut into samples is the configuration's and does not change it.
+        """
+        kind = (
+            f"text {self.vocabulary!r}" if self.token_count is None else f"tokens in rows of {self.train.context + 1}"
+        )
+        return tensor_digest(kind, self.train.tokens, self.test.tokens)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from fedmef_dist.report.units import scaled
 from fedmef_dist.simulation.footprint import Setting
 from fedmef_dist.simulation.forecast import PartitionView, PlannedRound
 from fedmef_dist.sparsity import ParameterSpace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SHOWN = 100  # bars that can be told apart
 
@@ -102,17 +106,22 @@ def _memory_lines(memory: Sequence[tuple[Setting, DeviceMemory]]) -> list[tuple[
 
 def save_partition(view: PartitionView, path: Path) -> Path:
     """Draws samples a client and labels a client as a PNG; raises OSError or ValueError where it cannot be written."""
+    return save_figure(partition_figure(view.sizes, view.counts), path)
+
+
+def partition_figure(sizes: np.ndarray, counts: np.ndarray) -> "Figure":
+    """Samples of each client, int64 (n,), and of each of its labels, int64 (n, classes), side by side."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, (sizes, labels) = new_figure(2)
-    order = np.argsort(-view.sizes, kind="stable")
-    sizes.step(np.arange(len(order)), view.sizes[order], where="mid", color=COLOURS[0])
-    sizes.set(xlabel="Clients, largest first", ylabel="Samples", ylim=(0, None))
-    sizes.grid(alpha=0.3, lw=0.5)
+    figure, (left, right) = new_figure(2)
+    order = np.argsort(-sizes, kind="stable")
+    left.step(np.arange(len(order)), sizes[order], where="mid", color=COLOURS[0])
+    left.set(xlabel="Clients, largest first", ylabel="Samples", ylim=(0, None))
+    left.grid(alpha=0.3, lw=0.5)
     shown = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), _SHOWN)).astype(np.int64))]
-    shares = view.counts[shown] / view.sizes[shown, None]
-    image = labels.imshow(shares.T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1)
-    labels.xaxis.set_major_locator(MaxNLocator(integer=True))
-    labels.set(xlabel=f"{len(shown)} clients, largest first", ylabel="Label")
-    figure.colorbar(image, ax=labels, label="Share of the client's samples")
-    return save_figure(figure, path)
+    shares = counts[shown] / sizes[shown, None]
+    image = right.imshow(shares.T, aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.set(xlabel=f"{len(shown)} clients, largest first", ylabel="Label")
+    figure.colorbar(image, ax=right, label="Share of the client's samples")
+    return figure

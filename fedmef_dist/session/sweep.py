@@ -78,21 +78,26 @@ class Sweep:
     def state(self, cell: Cell) -> tuple[int, int]:
         """Rounds that the cell's run has done, as its checkpoints and its summary say, and rounds that it is to do.
 
+        A run that a callback has stopped is to do no more than it has done.
+
         Raises UserError where the configuration is wrong.
         """
         config, _ = self.config.with_overrides(cell.overrides)
         wanted = config.federation.rounds
         if (cell.run_dir / "summary.json").is_file():
-            return min(_summary_rounds(cell.run_dir), wanted), wanted
+            done, is_stopped = _read_summary(cell.run_dir)
+            return min(done, wanted), done if is_stopped else wanted
         saved = CheckpointStore(cell.run_dir, config.checkpoint.keep).rounds()
         # Without its summary a run is not finished, even where its last round is saved.
         return min(saved[-1] if saved else 0, wanted - 1), wanted
 
 
-def _summary_rounds(run_dir: Path) -> int:
+def _read_summary(run_dir: Path) -> tuple[int, bool]:
+    """Rounds that a finished run has done, and whether a callback has stopped it."""
     try:
-        return int(json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["rounds"])
-    except (OSError, ValueError, KeyError, TypeError):
+        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+        return int(summary["rounds"]), summary.get("stopped") is not None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             "the summary is damaged", where=f"{run_dir / 'summary.json'}", mend="delete it; the run then ends once more"
         ) from None

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import started
+from tiny import restore, started
 
 from fedmef_dist.cluster import interruption as module
 from fedmef_dist.cluster.environment import Environment
@@ -19,7 +19,6 @@ from fedmef_dist.cluster.interruption import SIGNALS, GraceTime, Interruption, R
 from fedmef_dist.cluster.transport import PeerLostError
 from fedmef_dist.cluster.watch import Watch
 from fedmef_dist.config import parse_config
-from fedmef_dist.runs.snapshot import restore
 
 SINGLE = Environment("single", 0, 1, 0, 1, None, None)
 
@@ -290,7 +289,7 @@ def state(simulation):
         simulation.server.digest(),
         simulation.space.mask.version,
         simulation.accounting.wire.known_version.tolist(),
-        simulation.costs.sums.tolist(),
+        simulation.local.times.sums.tolist(),
         vars(simulation.totals).copy(),
     )
 
@@ -369,7 +368,7 @@ def test_a_signal_in_the_last_round_ends_the_run_as_usual(tmp_path, undisturbed)
 def test_what_was_saved_by_schedule_is_not_saved_again(tmp_path, monkeypatch):
     stopped = simulation(tmp_path, every=3)
     saved = []
-    monkeypatch.setattr(stopped.store, "try_save", lambda checkpoint: saved.append(checkpoint.state["round"]) or True)
+    monkeypatch.setattr(stopped.store, "save", lambda checkpoint: saved.append(checkpoint.state["round"]))
     asks_in(4, 1, stopped)
     stopped.grace.seconds = 0.0
     stopped.run(Tracker())
@@ -383,5 +382,5 @@ def test_the_checkpoint_holds_everything(tmp_path):
     again = simulation(tmp_path)
     restore(again, again.store.load_newest())
     assert state(again) == state(stopped)
-    assert np.array_equal(again.costs.sums, stopped.costs.sums)
+    assert np.array_equal(again.local.times.sums, stopped.local.times.sums)
     assert again.store.load_newest().state["tracker"] == {"wandb/run_id": "abc"}

@@ -1,8 +1,11 @@
+import hashlib
 import multiprocessing
 import os
 import pickle
 import shutil
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import data_files
 import numpy as np
@@ -157,41 +160,199 @@ def edit(entry, old, new):
     path.write_text(path.read_text().replace(old, new, 1))
 
 
+NOT_FOUND = "[Errno 2] No such file or directory: '{path}'"
+NO_LABEL = "test: not a label of 0 to 2 for every image"
+NO_DESCRIPTION = "not a description of a data set"
+
+
 @pytest.mark.parametrize(
-    ("spoil", "name"),
+    ("spoil", "name", "reason"),
     [
-        (lambda entry: (entry / "train-images.npy").write_bytes(b""), "train-images.npy"),
-        (lambda entry: (entry / "train-images.npy").write_bytes(pickle.dumps(Bomb())), "train-images.npy"),
-        (lambda entry: np.save(entry / "train-images.npy", np.array([Bomb()], object)), "train-images.npy"),
-        (lambda entry: np.save(entry / "train-images.npy", np.zeros((3, 4, 5, 3))), "train-images.npy"),
-        (lambda entry: np.save(entry / "train-images.npy", np.zeros((2, 4, 5, 3), np.uint8)), "train-images.npy"),
-        (lambda entry: os.truncate(entry / "train-images.npy", 200), "train-images.npy"),
-        (lambda entry: (entry / "test-labels.npy").unlink(), "test-labels.npy"),
-        (lambda entry: np.save(entry / "test-labels.npy", np.array([0, 3, 1])), ""),
-        (lambda entry: np.save(entry / "test-labels.npy", np.array([0, -1, 1])), ""),
-        (lambda entry: (entry / "dataset.json").write_bytes(b"\xff\xfe"), "dataset.json"),
-        (lambda entry: (entry / "dataset.json").write_text("[" * 100_000), "dataset.json"),
-        (lambda entry: edit(entry, '"classes": 3', '"classes": "3"'), "dataset.json"),
-        (lambda entry: edit(entry, '"train-images"', '"../../labels"'), ""),
-        (lambda entry: edit(entry, '"fingerprint": "', '"fingerprint": "0'), "dataset.json"),
-        (lambda entry: edit(entry, "0.25,", "0.25, 0.25,"), ""),
+        (
+            lambda entry: (entry / "train-images.npy").write_bytes(b""),
+            "train-images.npy",
+            "EOF: reading magic string, expected 8 bytes got 0",
+        ),
+        (
+            lambda entry: (entry / "train-images.npy").write_bytes(pickle.dumps(Bomb())),
+            "train-images.npy",
+            r"""the magic string is not correct; expected b'\x93NUMPY', got b'\x80\x04\x95"\x00\x00'""",
+        ),
+        (
+            lambda entry: np.save(entry / "train-images.npy", np.array([Bomb()], object)),
+            "train-images.npy",
+            "Array can't be memory-mapped: Python objects in dtype.",
+        ),
+        (
+            lambda entry: np.save(entry / "train-images.npy", np.zeros((3, 4, 5, 3))),
+            "train-images.npy",
+            "expected uint8 (3, 4, 5, 3), found float64 (3, 4, 5, 3)",
+        ),
+        (
+            lambda entry: np.save(entry / "train-images.npy", np.zeros((2, 4, 5, 3), np.uint8)),
+            "train-images.npy",
+            "expected uint8 (3, 4, 5, 3), found uint8 (2, 4, 5, 3)",
+        ),
+        (
+            lambda entry: os.truncate(entry / "train-images.npy", 200),
+            "train-images.npy",
+            "mmap length is greater than file size",
+        ),
+        (lambda entry: (entry / "test-labels.npy").unlink(), "test-labels.npy", NOT_FOUND),
+        # What disagrees between the arrays is found once the last one is open.
+        (lambda entry: np.save(entry / "test-labels.npy", np.array([0, 3, 1])), "test-labels.npy", NO_LABEL),
+        (lambda entry: np.save(entry / "test-labels.npy", np.array([0, -1, 1])), "test-labels.npy", NO_LABEL),
+        (lambda entry: (entry / "dataset.json").write_bytes(b"\xff\xfe"), "dataset.json", NO_DESCRIPTION),
+        (lambda entry: (entry / "dataset.json").write_text("[" * 100_000), "dataset.json", NO_DESCRIPTION),
+        (lambda entry: edit(entry, '"classes": 3', '"classes": "3"'), "dataset.json", NO_DESCRIPTION),
+        (lambda entry: edit(entry, '"train-images"', '"../../labels"'), "labels.npy", NOT_FOUND),
+        (
+            lambda entry: edit(entry, '"fingerprint": "', '"fingerprint": "0'),
+            "dataset.json",
+            "it describes other files",
+        ),
+        (
+            lambda entry: edit(entry, "0.25,", "0.25, 0.25,"),
+            "test-labels.npy",
+            "not a mean and a deviation for every channel",
+        ),
     ],
-)  # fmt: skip
-def test_an_entry_that_is_not_what_was_written_is_refused(tmp_path, reader, monkeypatch, spoil, name):
+)
+def test_an_entry_that_is_not_what_was_written_is_refused(tmp_path, reader, monkeypatch, spoil, name, reason):
     monkeypatch.chdir(tmp_path)
     load_cached(reader.source(), tmp_path / "data")
     (entry,) = entries(tmp_path)
     spoil(entry)
     with pytest.raises(UserError) as caught:
         load_cached(reader.source(), tmp_path / "data")
-    what, where, mend = str(caught.value).splitlines()
-    assert what.startswith("a file of the cache is damaged")
-    assert where.startswith(f"{entry}/")
-    assert where.endswith(name)
-    assert mend == f"delete {entry}; it will be made anew"
+    assert caught.value.what.startswith("a file of the cache is damaged")
+    assert caught.value.where.startswith(f"{entry}/")
+    assert caught.value.where.endswith(name)
+    assert caught.value.mend == f"delete {entry}; it will be made anew"
     assert not (tmp_path / "exploded").exists()
     shutil.rmtree(entry)
     same(load_cached(reader.source(), tmp_path / "data"), reader.read())
+
+
+# --- digests
+
+
+def test_one_flipped_byte_of_a_cached_array_is_noticed(tmp_path, reader):
+    load_cached(reader.source(), tmp_path / "data")
+    (entry,) = entries(tmp_path)
+    for path in sorted(entry.glob("*.npy")):
+        content = path.read_bytes()
+        path.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+        with pytest.raises(UserError, match=r"another SHA-256|not a label"):
+            load_cached(reader.source(), tmp_path / "data")
+        path.write_bytes(content)
+    load_cached(reader.source(), tmp_path / "data")
+
+
+def test_ranks_that_share_a_node_leave_the_digest_to_the_first(tmp_path, reader):
+    load_cached(reader.source(), tmp_path / "data")
+    (entry,) = entries(tmp_path)
+    path = entry / "train-images.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(UserError, match="another SHA-256"):
+        load_cached(reader.source(), tmp_path / "data", verify=True)
+    assert load_cached(reader.source(), tmp_path / "data", verify=False) is not None
+
+
+def test_the_digest_depends_on_the_samples_alone(tmp_path, reader):
+    plain = reader.read()
+    cached = load_cached(reader.source(options=(1,)), tmp_path / "data")
+    other = replace(
+        plain, name="x", mean=(0.1,) * 3, pad=9, train=Split(plain.train.images.clone(), plain.train.labels)
+    )
+    assert plain.digest == cached.digest == other.digest == cached.to("cpu").digest
+    assert replace(plain, owners=None).digest != plain.digest
+    assert replace(plain, train=Split(plain.train.images, plain.train.labels.flip(0))).digest != plain.digest
+    assert replace(plain, train=plain.train.take(torch.tensor([0, 1]))).digest != plain.digest
+
+
+def test_the_digest_is_that_of_the_formula(reader):
+    """Stays the same from release to release: summaries of runs hold it."""
+    images, labels = torch.arange(24, dtype=torch.uint8).view(1, 2, 3, 4), torch.tensor([1])
+    found = Split(images.permute(0, 3, 1, 2), labels).digest  # (N, H, W, C) is (1, 2, 3, 4)
+    text = b"images" + b"('torch.uint8', (1, 2, 3, 4))" + bytes(range(24)) + b"('torch.int64', (1,))" + b"\1" + bytes(7)
+    assert found == hashlib.sha256(text).hexdigest()
+
+
+# --- several people
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path, reader):
+    def read():
+        reader.path.write_bytes(bytes([2, 1, 0, 0]))
+        return reader.read()
+
+    with pytest.raises(UserError, match="the files of toy changed while they were read"):
+        load_cached(Source("toy", [reader.path], read), tmp_path / "data")
+    assert not entries(tmp_path)
+    assert load_cached(reader.source(), tmp_path / "data").train.labels.tolist() == [2, 1, 0, 0]
+
+
+def test_a_lock_that_is_a_link_empties_nothing(tmp_path, reader):
+    place = tmp_path / "data/.fedmef_dist/toy"
+    place.mkdir(parents=True)
+    (tmp_path / "precious").write_text("a year's work")
+    (place / ".lock").symlink_to(tmp_path / "precious")
+    same(load_cached(reader.source(), tmp_path / "data"), reader.read())
+    assert (tmp_path / "precious").read_text() == "a year's work"
+    assert entries(tmp_path)[0].is_relative_to(tmp_path / "home")
+    (place / ".lock").unlink()
+    os.mkfifo(place / ".lock")
+    load_cached(reader.source(options=(1,)), tmp_path / "data")
+
+
+def test_what_a_colleague_put_beside_the_entries_stays(tmp_path, reader):
+    load_cached(reader.source(), tmp_path / "data")
+    other = entries(tmp_path)[0].parent / "notes"
+    other.mkdir()
+    os.utime(reader.path, ns=(1, 1))
+    load_cached(reader.source(), tmp_path / "data")
+    assert other.is_dir()
+    assert len(entries(tmp_path)) == 1
+
+
+def as_user(user, umask, root, home, results):
+    """Loads in the place of another user; root alone can become one."""
+    os.environ["XDG_CACHE_HOME"] = str(home)
+    os.umask(umask)
+    os.setgid(user)
+    os.setuid(user)
+    reader = Reader.__new__(Reader)
+    reader.path, reader.decoded = root / "labels", 0
+    try:
+        data = load_cached(reader.source(), root)
+        results.put((reader.decoded, data.digest))
+    except BaseException as error:
+        results.put((repr(error), ""))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can take other users' places")
+@pytest.mark.parametrize(("umask", "decoded"), [(0o077, 1), (0o027, 1), (0o022, 0)])
+def test_two_users_with_any_umask_get_the_same(umask, decoded):
+    """Where the second cannot read what the first has put into the shared folder, he has a cache of his own."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o777)
+        (root / "data").mkdir()
+        Reader(root / "data")
+        (root / "data").chmod(0o1777)
+        context = multiprocessing.get_context("fork")
+        found = []
+        for user, mask in ((4001, umask), (4002, 0o022), (4001, umask)):
+            home, results = root / str(user), context.Queue()
+            home.mkdir(exist_ok=True)
+            home.chmod(0o777)
+            process = context.Process(target=as_user, args=(user, mask, root / "data", home, results))
+            process.start()
+            found.append(results.get(timeout=60))
+            process.join()
+        assert [count for count, _ in found] == [1, decoded, 0]
+        assert len({digest for _, digest in found}) == 1
 
 
 # --- several processes

@@ -111,15 +111,16 @@ def test_a_folder_of_images_of_any_size(tmp_path):
 def test_a_folder_is_scaled_to_its_shorter_side_and_cut_in_the_middle(tmp_path):
     stripes = np.zeros((16, 48, 3), dtype=np.uint8)
     stripes[:, 12:36] = 200  # wider than the middle, since scaling looks at neighbours
+    stripes[:2, 24] = 230  # a spot, since a constant class would be refused
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(5):
             Image.fromarray(stripes).save(tmp_path / "images" / name / f"{number}.png")
     data = load(tmp_path, "folder", folder=FolderSettings(image_size=8, train="", test=None))
     assert (len(data.train), len(data.test)) == (8, 2)
-    assert (data.train.images == 200).all()
-    assert data.mean == pytest.approx((200 / 255,) * 3)
-    assert data.std == (1.0, 1.0, 1.0)  # constant channels
+    assert data.shape == (1, 8, 8)  # every image is grey
+    assert (data.train.images >= 200).all()
+    assert (data.train.images == 200).float().mean() > 0.9
 
 
 def test_channel_statistics_equal_the_plain_formula():
@@ -237,12 +238,6 @@ def test_a_damaged_file_ends_the_command_with_status_2(tmp_path):
     assert str(tmp_path / CINIC) in done.stderr
     assert len(done.stderr.splitlines()) == 3
     assert not (tmp_path / "run").exists()
-
-
-def test_the_pickled_versions_of_cifar_are_not_opened(tmp_path):
-    for dataset, name in (("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
-        (tmp_path / name).mkdir()
-        assert "a pickle, which is not opened for safety" in refusal(tmp_path, dataset)
 
 
 def test_a_folder_of_one_class_or_too_few_images(tmp_path):

@@ -147,29 +147,13 @@ def test_shards_too_small():
     settings = PartitionSettings(scheme="shards", shards=3)
     with pytest.raises(UserError, match="10 clients with 3 shards each would hold as few as 9 samples"):
         partition_samples(np.zeros(100, int), 10, settings, rng(3))
-    with pytest.raises(UserError, match="lower one of them"):
-        partition_samples(np.zeros(100, int), 10, PartitionSettings(scheme="shards", shards=11, min_samples=1), rng())
+    for shards in (11, 10**12):
+        settings = PartitionSettings(scheme="shards", shards=shards, min_samples=1)
+        with pytest.raises(UserError, match="each need as many samples, there are 100"):
+            partition_samples(np.zeros(100, int), 10, settings, rng())
 
 
 # --- quantity
-
-
-class Unluckiest:
-    """Draws the largest number below 1, of which the smallest exponent makes the largest size."""
-
-    def random(self, size):
-        return np.array([*np.zeros(size - 1), 1 - 2**-53])
-
-    def permutation(self, samples):
-        return np.arange(samples)
-
-
-@pytest.mark.parametrize("exponent", [1.1, 2.0, 100.0])
-def test_the_most_unequal_sizes_of_a_power_law_are_still_sizes(exponent):
-    settings = PartitionSettings(scheme="quantity", quantity="power_law", exponent=exponent, min_samples=1)
-    _, offsets = partition_samples(np.zeros(60_000, int), 100, settings, Unluckiest())
-    assert np.diff(offsets).min() >= 1
-    assert offsets[-1] == 60_000
 
 
 @pytest.mark.parametrize("quantity", ["lognormal", "power_law"])
@@ -190,6 +174,47 @@ def test_the_logarithms_of_lognormal_sizes_have_the_deviation_asked_for():
     _, offsets = partition_samples(np.zeros(10_000_000, np.int8), 10_000, settings, rng(5))
     # 10,000 draws: the deviation is known to about 0.4 / sqrt(20,000) = 0.003.
     assert np.log(np.diff(offsets) - 1).std() == pytest.approx(0.4, abs=0.015)
+
+
+@pytest.mark.parametrize("exponent", [1.0000000000000002, 1.001, 1.1, 50.0])
+@pytest.mark.parametrize("clients", [1, 7, 100])
+def test_power_laws_at_the_edge_overflow_nowhere(exponent, clients):
+    keys = {"scheme": "quantity", "quantity": "power_law", "exponent": exponent, "min_samples": 1}
+    with np.errstate(all="raise", under="ignore"):
+        order, offsets = partition_samples(np.zeros(500, int), clients, PartitionSettings(**keys), rng(6))
+    sizes = np.diff(offsets)
+    assert sizes.min() >= 1
+    assert sizes.sum() == 500
+    assert np.unique(order).size == 500
+
+
+def test_near_an_exponent_of_1_one_client_has_all_that_is_left():
+    keys = {"scheme": "quantity", "quantity": "power_law", "exponent": 1.001, "min_samples": 2}
+    _, offsets = partition_samples(np.zeros(500, int), 10, PartitionSettings(**keys), rng(8))
+    assert sorted(np.diff(offsets).tolist()) == [2] * 9 + [482]
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(["iid", "dirichlet", "shards", "quantity", "natural"]),
+    st.sampled_from(["lognormal", "power_law"]),
+    st.sampled_from([1e-300, 0.1, 1e6]),
+    st.floats(1, 1e300, exclude_min=True),
+    st.integers(1, 30),
+    st.integers(1, 5),
+)
+def test_no_client_is_empty_or_negative_whatever_the_settings(scheme, quantity, alpha, exponent, clients, least):
+    labels = np.arange(120) % 3
+    keys = {"scheme": scheme, "quantity": quantity, "alpha": alpha, "exponent": exponent, "min_samples": least}
+    try:
+        order, offsets = partition_samples(
+            labels, clients, PartitionSettings(**keys), rng(clients), np.arange(120) % 30
+        )
+    except UserError:
+        return
+    assert np.diff(offsets).min() >= least
+    assert len(offsets) == clients + 1
+    assert np.unique(order[offsets[0] : offsets[-1]]).size == offsets[-1]
 
 
 # --- natural

@@ -25,7 +25,10 @@ checkpoint: {every: 1}
 tracking: {wandb: {mode: disabled}}
 """
 
-METHODS = ("fedmef", "fedavg", "feddst", "fedrts", "fedsgc", "fedtiny", "prunefl", "static")
+METHODS = (
+    *("fedmef", "fedavg", "feddst", "fedrts", "fedsgc", "fedtiny", "prunefl", "static"),
+    *("scaffold", "feddyn", "ditto"),
+)
 
 
 @pytest.fixture(scope="session")

@@ -257,3 +257,14 @@ def test_a_sweep_runs_its_cells_and_a_second_one_finds_them_finished(write, capf
     assert (summary["rounds"], summary["world_size"]) == (2, 2)
     run_cell(load_sweep(path), 0)
     assert capfd.readouterr().out == f"finished before: {run_dir}\n"
+
+
+def test_a_run_that_a_callback_stopped_is_finished(write):
+    sweep = load_sweep(write("{seed: [0]}"))
+    (cell,) = sweep.cells
+    cell.run_dir.mkdir(parents=True)
+    (cell.run_dir / "summary.json").write_text('{"rounds": 1}')
+    done, wanted = sweep.state(cell)
+    assert done == 1 < wanted
+    (cell.run_dir / "summary.json").write_text('{"rounds": 1, "stopped": "enough"}')
+    assert sweep.state(cell) == (1, 1)
