@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.errors import FilesLostError, UserError
 from fedmef_dist.base.text import printable
 from fedmef_dist.cluster.ending import FAULT, INTERRUPTED, await_at_exit
 from fedmef_dist.cluster.environment import Environment
@@ -38,7 +38,7 @@ T = TypeVar("T")
 def ends_together(place: Environment | Group) -> Iterator[None]:
     """Turn an error of the body into a message that is shown once, and an exit of every rank.
 
-    UserError: its message, exit status 2. Any other exception: its traceback with rank and host in front, status 1.
+    UserError: its message, exit status 2. FilesLostError: one line, exit status 1. Any other exception: its traceback with rank and host in front, status 1.
     Peers lost: one line of one rank that says who is missing and where it was, status 1. KeyboardInterrupt: status 130.
     Give the Group where there is one: its store lets the ranks agree on who speaks. Leaves by SystemExit, or under
     mpirun by MPI's Abort. For the main thread.
@@ -58,6 +58,10 @@ def ends_together(place: Environment | Group) -> Iterator[None]:
         # The launcher may be ending this rank for the very loss that it is about to explain.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         voice.explain_loss(error)
+        voice.end(FAULT)
+    except FilesLostError as error:
+        _leave_quietly_on_sigterm(FAULT)
+        voice.say(f"{voice.name}: {error}")
         voice.end(FAULT)
     except Exception as error:
         _leave_quietly_on_sigterm(FAULT)

@@ -78,6 +78,14 @@ def _sealed_states(run_dir: Path) -> dict[int, dict[str, Any]]:
     return states
 
 
+def _model_digest(state: Mapping[str, Any]) -> Any:
+    """What the global model's part of a checkpoint says of itself; None where it has none."""
+    part: Any = state
+    for key in ("parts", "model", "digest"):
+        part = part.get(key) if isinstance(part, dict) else None
+    return part
+
+
 def _check_state(
     run_dir: Path, number: int, state: Mapping[str, Any], lines: Sequence[bytes], rounds: Sequence[Mapping[str, Any]]
 ) -> None:
@@ -89,7 +97,8 @@ def _check_state(
         raise _broken(run_dir, number, "the checkpoint vouches for no metrics: an earlier version has written it")
     kept = kept_lines(lines, run_dir / METRICS, number, tracker)
     written = rounds[number - 1] if number <= len(rounds) else parse_rounds(kept, run_dir / METRICS)[-1]
-    if written.get("model/digest", state.get("digest")) != state.get("digest"):
+    digest = _model_digest(state)
+    if written.get("model/digest", digest) != digest:
         raise _broken(run_dir, number, f"the checkpoint has another model/digest than its line of {METRICS}")
 
 

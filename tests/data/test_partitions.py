@@ -156,24 +156,6 @@ def test_shards_too_small():
 # --- quantity
 
 
-class Unluckiest:
-    """Draws the largest number below 1, of which the smallest exponent makes the largest size."""
-
-    def random(self, size):
-        return np.array([*np.zeros(size - 1), 1 - 2**-53])
-
-    def permutation(self, samples):
-        return np.arange(samples)
-
-
-@pytest.mark.parametrize("exponent", [1.1, 2.0, 100.0])
-def test_the_most_unequal_sizes_of_a_power_law_are_still_sizes(exponent):
-    settings = PartitionSettings(scheme="quantity", quantity="power_law", exponent=exponent, min_samples=1)
-    _, offsets = partition_samples(np.zeros(60_000, int), 100, settings, Unluckiest())
-    assert np.diff(offsets).min() >= 1
-    assert offsets[-1] == 60_000
-
-
 @pytest.mark.parametrize("quantity", ["lognormal", "power_law"])
 def test_sizes_differ_and_labels_do_not(quantity):
     labels = np.arange(60_000) % 10

@@ -107,7 +107,11 @@ NEWEST = "checkpoints/round-000006"
         (lambda run: edit(run / NEWEST / "state.json", digest="0"), "content is not what was written", NEWEST),
         (lambda run: (run / NEWEST / "state.json").unlink(), "this is no checkpoint", NEWEST),
         (lambda run: (run / "checkpoints/round-999999").mkdir(), "this is no checkpoint", "round-999999"),
-        (lambda run: resign(run / NEWEST, digest="0" * 64), "another model/digest than its line", NEWEST),
+        (
+            lambda run: resign(run / NEWEST, parts={"model": {"digest": "0" * 64}}),
+            "another model/digest than its line",
+            NEWEST,
+        ),
         (lambda run: resign(run / NEWEST, tracker={}), "vouches for no metrics", NEWEST),
         (lambda run: resign(run / NEWEST, tracker={"a": 1}), "no state of the trackers", NEWEST),
         (lambda run: resign(run / NEWEST, tracker=[]), "no state of the trackers", NEWEST),
