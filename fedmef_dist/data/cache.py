@@ -126,10 +126,17 @@ def _fingerprint(source: Source) -> str:
 def _places(source: Source, root: Path) -> list[Path]:
     suffix = hashlib.sha256(repr(source.options).encode()).hexdigest()[:8] if source.options else ""
     name = "-".join(filter(None, [source.name, suffix]))
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     own = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
     beside = [root / ".fedmef_dist" / name] if root.is_dir() else []
-    return [*beside, home / "fedmef_dist" / own / name]
+    return [*beside, *(home / "fedmef_dist" / own / name for home in _homes())]
+
+
+def _homes() -> list[Path]:
+    """The user's cache directory; none where a container's user has no home."""
+    try:
+        return [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")]
+    except RuntimeError:
+        return []
 
 
 def _build(source: Source, place: Path, fingerprint: str, verify: bool) -> Dataset:
