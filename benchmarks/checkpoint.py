@@ -18,6 +18,8 @@ import torch
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.config import parse_config
+from fedmef_dist.runs.checkpoint import CheckpointStore
+from fedmef_dist.runs.snapshot import take
 from fedmef_dist.simulation.loop import Simulation
 
 CONFIG = {
@@ -35,13 +37,6 @@ TRAINED = 4 * 64
 PAPER = 10 * 5 * 500
 
 
-class NoTracker:
-    """Keeps nothing."""
-
-    def state(self):
-        return {}
-
-
 def quartiles(seconds: list[float]) -> str:
     """Median, and the quartiles in brackets."""
     low, middle, high = statistics.quantiles(seconds, n=4)
@@ -53,14 +48,14 @@ def measure(method: str, rounds: int) -> None:
     config = parse_config({**CONFIG, "method": {"name": method}}, "this benchmark")
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         group = Group(Environment("single", 0, 1, 0, 1, None, None), torch.device("cpu"), "gloo")
-        simulation = Simulation(config, group, Path(folder))
+        simulation, store = Simulation(config, group), CheckpointStore(Path(folder), config.checkpoint.keep)
         simulation.start()
         played, saved = [], []
         for simulation.round in range(1, rounds + 2):
             began = time.perf_counter()
             simulation.play_round()
             ended = time.perf_counter()
-            simulation.save_if_due(NoTracker())
+            store.save(take(simulation.round, simulation.parts, {}))
             played.append(ended - began)
             saved.append(time.perf_counter() - ended)
         size = sum(path.stat().st_size for path in Path(folder).rglob("state.*")) / config.checkpoint.keep / 1e6

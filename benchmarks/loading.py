@@ -19,11 +19,11 @@ import torch
 
 from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.optimizer import OptimizerSettings
+from fedmef_dist.clients.plan import RoundPlan
 from fedmef_dist.data.batches import client_batches
 from fedmef_dist.data.cifar import CIFAR10, PIXELS, TEST, TRAIN
 from fedmef_dist.data.sources import DataSettings, load_dataset
 from fedmef_dist.layers.activation_pruning import SapSettings
-from fedmef_dist.methods.base import RoundPlan
 from fedmef_dist.models import ModelSettings, build_model, prunable_weights
 from fedmef_dist.sparsity import ParameterSpace
 
@@ -79,7 +79,7 @@ def time_batches(root: Path, epochs: int) -> tuple[np.ndarray, np.ndarray]:
         key = {"batch_size": 64, "epochs": 1, "seed": 0, "round": number, "client": 0, "augment": True, "device": "cpu"}
         batches = list(client_batches(dataset, np.arange(2000) * 25, **key))
         drawn = time.process_time()
-        client.train(values, iter(batches), len(batches), 0.01, RoundPlan())
+        client.train(RoundPlan(number, values), iter(batches), len(batches), 0.01)
         found.append((drawn - start, time.process_time() - drawn))
     batch_seconds, step_seconds = np.array(found[1:]).T
     return batch_seconds, step_seconds

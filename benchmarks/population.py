@@ -11,7 +11,6 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -32,14 +31,14 @@ def measure(clients: int, per_round: int, rounds: int, started: float) -> dict[s
     from fedmef_dist.cluster.environment import detect
     from fedmef_dist.cluster.group import open_group
     from fedmef_dist.config import load_config
-    from fedmef_dist.runs.snapshot import take_checkpoint
+    from fedmef_dist.runs.snapshot import take
     from fedmef_dist.simulation.loop import Simulation
 
     overrides = [f"federation.clients={clients}", f"federation.clients_per_round={per_round}", "runtime.device=cpu"]
     config = load_config(CONFIG, overrides)
     imported = time.time()
     with open_group(detect({}), config.runtime) as group:
-        simulation = Simulation(config, group, Path(tempfile.gettempdir()))
+        simulation = Simulation(config, group)
         simulation.start()
         ready = time.time()
         images = simulation.dataset.train.images.permute(0, 2, 3, 1)
@@ -51,7 +50,7 @@ def measure(clients: int, per_round: int, rounds: int, started: float) -> dict[s
             for client in cohort.clients.tolist():
                 images.index_select(0, torch.from_numpy(simulation.population.samples(client)))
             seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
-        checkpoint = sum(tensor.nbytes for tensor in take_checkpoint(simulation, {}, {}).tensors.values())
+        checkpoint = sum(tensor.nbytes for tensor in take(rounds, simulation.parts, {}).tensors.values())
     return {
         "import_seconds": imported - started,
         "start_seconds": ready - started,

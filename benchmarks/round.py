@@ -10,11 +10,9 @@ round of ours, one of the plain loop, and so on; a ratio below 1 means that ours
 
 import argparse
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -147,7 +145,7 @@ def timed(action: Callable[[], object]) -> Timing:
 
 def compare(name: str, group: Group, warm_up: int, rounds: int, memory_format: torch.memory_format) -> None:
     """Plays both programs' rounds in turn and prints what they took."""
-    simulation = Simulation(parse_config(COMMON | WORKLOADS[name], name), group, Path(tempfile.gettempdir()))
+    simulation = Simulation(parse_config(COMMON | WORKLOADS[name], name), group)
     simulation.start()
     plain = PlainLoop(simulation, memory_format)
     pairs, start = [], simulation.server.values

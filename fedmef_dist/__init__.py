@@ -21,8 +21,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Imports what the package offers when it is asked for: `import fedmef_dist` alone loads nothing heavy."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "api":
+        return import_module(f"{__name__}.api")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.cluster.ending import INTERRUPTED
 
-_INTERRUPTED = 130
+_ALLOW_PLUGINS = "import and run the code that the run directory names, such as a model of your own"
 # Typer shows mistakes on the command line in a box of many lines and does not export their class.
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -51,7 +52,7 @@ def plan(
     out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="also draw the partition")] = None,
 ) -> None:
     """Show what a run would be like: who holds what, what a round moves and computes, how ranks share it."""
-    from fedmef_dist.simulation.forecast import plan_command
+    from fedmef_dist.commands.plan import plan_command
 
     plan_command(config, overrides or [], ranks, out)
 
@@ -90,11 +91,28 @@ def compare(
         float | None,
         typer.Option(metavar="ACCURACY", help="a share such as 0.75; default: 95 % of the best, rounded down"),
     ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="a group's name, or a part of it: differences paired by seed")
+    ] = None,
 ) -> None:
     """Write tables (Markdown, CSV) and plots (PNG) over runs: accuracy, costs, and costs up to a target accuracy."""
     from fedmef_dist.report import compare as compare_runs
 
-    compare_runs(run_dirs, out, target)
+    compare_runs(run_dirs, out, target, baseline)
+
+
+@app.command()
+def check(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="its name, or package.module:Class")],
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="what to play; default: a small one")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Hold a method to the simulator's promises: same bits on 1, 2, 3 ranks and after a resume, ledger, masks."""
+    from fedmef_dist.commands.check import check_command
+
+    raise typer.Exit(check_command(method, config, overrides or []))
 
 
 @app.command()
@@ -106,24 +124,29 @@ def doctor() -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME", help="only this method's keys: a name, or package.module:Name")
+    ] = None,
+) -> None:
     """Print the JSON Schema of the configuration, for editors."""
     import json
 
-    from fedmef_dist.config import Config
+    from fedmef_dist.config import schema as schema_of
 
-    print(json.dumps(Config.model_json_schema(), indent=2))
+    print(json.dumps(schema_of(method), indent=2))
 
 
 @app.command()
 def export(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="directory of a run")],
     out: Annotated[Path, typer.Option(help="safetensors file to write")],
+    allow_plugins: Annotated[bool, typer.Option("--allow-plugins", help=_ALLOW_PLUGINS)] = False,
 ) -> None:
     """Write the trained sparse model as safetensors with the plain names of its model."""
     from fedmef_dist.session.export import export as export_run
 
-    export_run(run_dir, out)
+    export_run(run_dir, out, allow_plugins=allow_plugins)
 
 
 @app.command()
@@ -193,7 +216,10 @@ def scale(
 
 
 def main() -> None:
-    """Entry point; wrong input ends with exit status 2 and its message."""
+    """The command that the arguments ask for; wrong input ends with exit status 2 and its message.
+
+    Leaves by SystemExit; `__main__` ends the process.
+    """
     # A lost connection is explained in one line of our own; torch would add a C++ stack for each attempt to use it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
@@ -204,7 +230,7 @@ def main() -> None:
         # Without arguments the help has been shown, and the message is empty.
         message = f"{error.format_message()}\nwhere: command line\nmend: see --help" if error.format_message() else ""
     except typer.Abort:
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     if message:
         print(message, file=sys.stderr)
     sys.exit(2)

@@ -2,29 +2,32 @@
 
 import difflib
 import os
-import reprlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, create_model
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.explanation import explain, known_keys
+from fedmef_dist.base.guests import GuestSettings, Kind, find, nearest
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.base.strict_yaml import parse_yaml
 from fedmef_dist.clients.cohort import FederationSettings
 from fedmef_dist.clients.optimizer import OptimizerSettings
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import RuntimeSettings
-from fedmef_dist.data.sources import DataSettings
+from fedmef_dist.data.sources import DataSettings, own_datasets
 from fedmef_dist.evaluation.test_set import EvaluationSettings
 from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.methods.fedmef import FedMefSettings
-from fedmef_dist.methods.registry import SETTINGS, MethodSettings
+from fedmef_dist.methods.registry import METHODS, MethodSettings, is_known, method_of, settings_of
 from fedmef_dist.methods.server_optimizer import ServerOptimizerSettings
-from fedmef_dist.models import ModelSettings
+from fedmef_dist.models.registry import ModelSettings, is_foreign_model
 from fedmef_dist.runs.checkpoint import CheckpointSettings
+from fedmef_dist.tracking.callbacks import OWN_CALLBACKS, find_callback, known_callbacks
+from fedmef_dist.tracking.guest import find_trackers
 from fedmef_dist.tracking.settings import TrackingSettings
 from fedmef_dist.wire.ledger import WireSettings
 
@@ -46,41 +49,76 @@ class Config(Settings):
     wire: WireSettings = Field(default_factory=WireSettings)
     checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
+    callbacks: Annotated[list[GuestSettings], AfterValidator(known_callbacks)] = Field(
+        default_factory=list,
+        description="what looks at the run and may stop it: early_stopping or package.module:Name, a name alone or "
+        "{name: ..., option: value}",
+    )
 
     @property
     def norm(self) -> str:
-        """The model's normalisation with ``auto`` settled: nsconv for fedmef, else batch, or layer for gpt."""
+        """The model's normalisation; ``auto`` is what the method prefers, or else what the network was made with."""
         if self.model.norm != "auto":
             return self.model.norm
-        return "nsconv" if self.method.name == "fedmef" else self.model.stock_norm
+        return method_of(self.method).preferences.norm or self.model.stock_norm
 
     @property
     def resolved_sap(self) -> SapSettings:
-        """Activation pruning with ``auto`` settled: on for fedmef, off for the others."""
-        enabled = self.method.name == "fedmef" if self.sap.enabled == "auto" else self.sap.enabled
+        """Activation pruning; ``auto`` is what the method prefers."""
+        preferred = method_of(self.method).preferences.activation_pruning
+        enabled = preferred if self.sap.enabled == "auto" else self.sap.enabled
         return self.sap.model_copy(update={"enabled": enabled})
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file and applies ``section.key=value`` overrides, the last one of a key winning.
 
+    Imports the guests that they name, so that a wrong name is known before anything starts.
+
     Raises:
-        UserError: the file cannot be read, or a key or value in it or in an override does not fit.
+        UserError: the file cannot be read, a key or value in it or in an override does not fit, or a guest cannot be
+            had.
     """
     tree = _read(Path(path))
+    apply_overrides(tree, overrides)
+    config = parse_config(tree, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+    _find_guests(config)
+    return config
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Changes a tree of plain values by ``section.key=value``, the last one of a key winning. Raises UserError."""
     given = [_parse_override(text) for text in overrides]
     _settle_method(tree, given)
     for keys, value in given:
         _assign(tree, keys, value)
-    return parse_config(tree, f"{path} with {' '.join(overrides)}" if overrides else str(path))
 
 
 def parse_config(tree: dict[str, Any], where: str) -> Config:
-    """The configuration in a tree of plain values; ``where`` names it in messages. Raises UserError."""
+    """The configuration in a tree of plain values; ``where`` names it in messages. Raises UserError.
+
+    Of guests only a method is imported, for its keys; :func:`foreign_names` tells beforehand whether there are any.
+    """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise _explain(error, tree, where) from None
+        raise explain(error, tree, where, lambda key: _hint(key, tree)) from None
+
+
+def schema(method: str | None = None) -> dict[str, Any]:
+    """The JSON Schema of the configuration; with ``method`` that of runs of this method, which may be a guest.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if method is None:
+        return Config.model_json_schema()
+    if not is_known(method):
+        mend = nearest(method, METHODS)
+        raise UserError(f"unknown method {method!r}", where="--method", mend=mend)
+    field = Config.model_fields["method"]
+    keys: Any = (settings_of(method), Field(title=field.title, description=f"the keys of {method}"))
+    return create_model("Config", __base__=Config, method=keys).model_json_schema()
 
 
 def to_tree(config: Config) -> dict[str, Any]:
@@ -110,6 +148,36 @@ def read_tree(text: str, where: str) -> dict[str, Any]:
     return tree
 
 
+def foreign_names(tree: Mapping[str, Any]) -> list[str]:
+    """What a tree of plain values names that is not the package's own, as ``key=name``; imports nothing of it."""
+
+    def inside(section: str, key: str) -> Any:
+        part = tree.get(section)
+        return part.get(key) if isinstance(part, dict) else None
+
+    method, model, dataset = inside("method", "name"), inside("model", "name"), inside("data", "dataset")
+    found = [
+        (isinstance(method, str) and method not in METHODS, f"method.name={method}"),
+        (isinstance(model, str) and is_foreign_model(model), f"model.name={model}"),
+        (isinstance(dataset, str) and dataset not in own_datasets(), f"data.dataset={dataset}"),
+    ]
+    for key, guests in (("tracking.trackers", inside("tracking", "trackers")), ("callbacks", tree.get("callbacks"))):
+        for guest in guests if isinstance(guests, list) else []:
+            name = str(guest.get("name") if isinstance(guest, dict) else guest)
+            found.append((name not in OWN_CALLBACKS, f"{key}={name}"))
+    return [name for foreign, name in found if foreign]
+
+
+def _find_guests(config: Config) -> None:
+    if config.model.is_guest:
+        find(Kind.MODEL, config.model.name, "model.name")
+    if config.data.is_guest:
+        find(Kind.DATASET, config.data.dataset, "data.dataset")
+    find_trackers(config.tracking.trackers)
+    for callback in config.callbacks:
+        find_callback(callback.name)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -129,16 +197,18 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
 def _settle_method(tree: dict[str, Any], given: list[tuple[list[str], Any]]) -> None:
     """Names the default method where the file names none.
 
-    Where the command line names another one, drops the file's keys that it does not have, with a notice.
+    Where the command line names another one, drops the file's keys that it does not have, with a notice. Raises
+    UserError where that is a guest that cannot be had.
     """
     section = tree.setdefault("method", {})
     if not isinstance(section, dict):
         return
     old = section.setdefault("name", FedMefSettings().name)
     names = [value for keys, value in given if keys == ["method", "name"]]
-    if not names or names[-1] == old or names[-1] not in list(SETTINGS):
+    if not names or names[-1] == old or not (isinstance(names[-1], str) and is_known(names[-1])):
         return
-    dropped = [key for key in section if key not in SETTINGS[names[-1]].model_fields]
+    known = {"name", *settings_of(names[-1]).model_fields}
+    dropped = [key for key in section if key not in known]
     for key in dropped:
         del section[key]
     if dropped and detect(os.environ).rank == 0:
@@ -158,46 +228,21 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _explain(error: ValidationError, tree: dict[str, Any], where: str) -> UserError:
-    """What is wrong with the first key that does not fit."""
-    problems: dict[str, list[Any]] = {}
-    for problem in error.errors(include_url=False):
-        problems.setdefault(_dotted(problem["loc"], tree), []).append(problem)
-    dotted, found = next(iter(problems.items()))
-    more = f" (and {len(problems) - 1} more keys)" if len(problems) > 1 else ""
-    if found[0]["type"] == "extra_forbidden":
-        return UserError(f"unknown key {dotted}{more}", where=where, mend=_hint(dotted, tree))
-    # A value of several possible types fails once for each.
-    message = " or ".join(problem["msg"].removeprefix("Value error, ") for problem in found)
-    if found[0]["type"] != "value_error":
-        message += f", got {reprlib.repr(found[0]['input'])}"
-    return UserError(f"{dotted}: {message}{more}", where=where, mend=f"correct {dotted}")
-
-
-def _dotted(location: Sequence[str | int], tree: Any) -> str:
-    """A problem's key as the user wrote it; pydantic's location also holds names of methods and types."""
-    keys = []
-    for part in location:
-        if (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int)):
-            keys.append(str(part))
-            tree = tree[part]  # type: ignore[index]
-    return ".".join(keys)
-
-
 def _hint(unknown: str, tree: dict[str, Any]) -> str:
     known = list(known_keys(Config))
     if unknown in known:
         return f"leave it out; method {tree['method']['name']} does not have it"
+    known += _keys_of_guest(tree)
     last = unknown.rpartition(".")[2]
     elsewhere = [key for key in known if key.rpartition(".")[2] == last]
     near = elsewhere or difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else "`fedmef-dist schema` lists all keys"
 
 
-def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a settings model."""
-    for key, field in model.model_fields.items():
-        yield prefix + key
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from known_keys(kind, f"{prefix}{key}.")
+def _keys_of_guest(tree: Mapping[str, Any]) -> list[str]:
+    """The keys of section ``method`` under a guest's name."""
+    section = tree.get("method")
+    name = section.get("name") if isinstance(section, dict) else None
+    if not isinstance(name, str) or name in METHODS or not is_known(name):
+        return []
+    return list(known_keys(settings_of(name), "method."))

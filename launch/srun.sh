@@ -10,7 +10,12 @@ fi
 nranks=$1
 shift
 
-options=(--ntasks="$nranks" --kill-on-bad-exit=1)
+options=(--ntasks="$nranks")
+case $1 in
+    # The ranks of a run end each other. Slurm would call one that a signal stopped early a cancelled step.
+    run | sweep) options+=(--kill-on-bad-exit=0 --wait=30) ;;
+    *) options+=(--kill-on-bad-exit=1) ;;
+esac
 if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
     # Since 22.05 a step does not take this over from its job.
     options+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")

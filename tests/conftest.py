@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from fedmef_dist.cluster.ending import SIGNALS
+
 # A busy machine makes single examples slow, which says nothing about the code.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
@@ -17,6 +19,27 @@ LAUNCHERS = {
     "mpirun": lambda ranks: [str(BIN / "mpirun"), "-n", str(ranks), sys.executable],
     "single": lambda ranks: [sys.executable],
 }
+
+
+@pytest.fixture(autouse=True)
+def _handlers_as_before():
+    """Commands that end their process leave the signals ignored; here the process goes on."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    """The working directory of somebody who has modules of their own; they are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    before = dict(sys.modules)
+    yield tmp_path
+    for name in {*sys.modules} - {*before}:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

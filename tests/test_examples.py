@@ -6,8 +6,9 @@ import data_files
 import pytest
 
 import fedmef_dist
+from fedmef_dist.commands.plan import plan_command
+from fedmef_dist.data.sources import own_datasets
 from fedmef_dist.session.sweep import load_sweep
-from fedmef_dist.simulation.forecast import plan_command
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 GRIDS = sorted((Path(__file__).parent.parent / "configs" / "sweeps").glob("*.yaml"))
@@ -25,7 +26,11 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def files(paths):
+    return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
+
+
+@files(FILES)
 def test_a_configuration_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -58,15 +63,11 @@ def test_a_configuration_with_its_own_model_can_be_planned(path, tmp_path, monke
 
 
 def test_every_data_set_has_a_configuration():
-    from typing import get_args
-
-    from fedmef_dist.data.sources import DataSettings
-
-    known = set(get_args(DataSettings.model_fields["dataset"].annotation)) - {"synthetic"}
+    known = set(own_datasets()) - {"synthetic"}
     assert {fedmef_dist.load_config(path).data.dataset for path in FILES} == known
 
 
-@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+@files(GRIDS)
 def test_every_cell_of_a_grid_has_a_configuration(path):
     sweep = load_sweep(path)
     assert sweep.config.resolve() in [file.resolve() for file in FILES]

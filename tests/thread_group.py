@@ -25,6 +25,10 @@ class ThreadGroup:
         tensor.copy_(self.all_gather(tensor).sum(0))
         self.calls[-1] = "all_reduce"
 
+    def broadcast(self, tensor, source=0):
+        tensor.copy_(self.all_gather(tensor)[source])
+        self.calls[-1] = "broadcast"
+
 
 def on_ranks(world, work):
     shared = ({}, threading.Barrier(world))

@@ -5,6 +5,8 @@ import torch
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.config import parse_config
+from fedmef_dist.runs import snapshot
+from fedmef_dist.runs.checkpoint import CheckpointStore
 from fedmef_dist.simulation.loop import Simulation
 
 TREE = {
@@ -52,8 +54,34 @@ class Recorder:
         return {}
 
 
+class Run(Simulation):
+    """A simulation with a run directory: what a session makes of the two."""
+
+    def __init__(self, config, group, run_dir=None, interruption=None):
+        super().__init__(config, group, interruption)
+        self.store = None if run_dir is None else CheckpointStore(run_dir, config.checkpoint.keep)
+
+    def run(self, tracker):
+        super().run(tracker.log, lambda: self.save(tracker))
+
+    def save(self, tracker):
+        checkpoint = snapshot.take(self.round, self.parts, tracker.state())
+        if self.group.rank == 0 and self.round > self.store.last:
+            self.store.try_save(checkpoint)
+
+    @property
+    def kept(self):
+        return self.local.kept
+
+
+def restore(simulation, checkpoint):
+    """The simulation goes on behind the checkpoint's round."""
+    snapshot.restore(checkpoint, simulation.parts)
+    simulation.round = checkpoint.state["round"]
+
+
 def started(*arguments):
-    """A simulation with its first mask."""
-    simulation = Simulation(*arguments)
+    """A run with its first mask."""
+    simulation = Run(*arguments)
     simulation.start()
     return simulation

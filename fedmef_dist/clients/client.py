@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from fedmef_dist.clients.kept_state import Keepsake
 from fedmef_dist.clients.loss import cross_entropy
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
+from fedmef_dist.clients.plan import LocalClient, RoundPlan
+from fedmef_dist.data.batches import Batch
 from fedmef_dist.layers.activation_pruning import forget_thresholds
-from fedmef_dist.methods.base import WEIGHTS, RoundPlan, Upload
 from fedmef_dist.sparsity import ParameterSpace
-
-Batch = tuple[Tensor, Tensor]
+from fedmef_dist.wire.traffic import Upload
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class ClientReport:
     """What a client gives back.
 
     Attributes:
-        values: float32 (packed_size,), its weights and running statistics; without the prunable weights where clients
-            have masks of their own.
+        values: float32, its state packed as :meth:`ParameterSpace.pack` does it.
         loss: mean training loss over its samples and epochs.
         seconds: time it took.
         uploads: what else it sends, by the name of the collection.
@@ -54,30 +53,34 @@ class Client:
 
     def train(
         self,
-        values: Tensor,
+        plan: RoundPlan,
         batches: Iterator[Batch],
         steps: int,
         rate: float,
-        plan: RoundPlan,
+        client: LocalClient | None = None,
         state: Keepsake | None = None,
+        more: Iterator[Batch] | None = None,
     ) -> ClientReport:
-        """One client's round, from the global state ``values`` (float32 (total,)). The space keeps its mask.
+        """One client's round, from the state that the plan broadcasts. The space keeps its mask.
 
         Args:
-            values: the broadcast state.
+            plan: what the method asks for.
             batches: at least ``steps`` batches, and behind them those on which an adjusting round takes its gradient.
             steps: SGD steps to make.
             rate: the round's learning rate.
-            plan: what the method asks for.
+            client: who trains, and what it has received.
             state: what the client has kept from earlier rounds; changed in place.
+            more: the batches of the work's extra passes.
         """
         start = time.perf_counter()
-        mask = self.space.mask
+        mask, client, state = self.space.mask, client or LocalClient(), state or Keepsake()
         try:
-            packed, loss, uploads = self._train(values, batches, steps, rate, plan, state)
+            packed, loss, uploads = self._train(plan, batches, steps, rate, client, state)
+            if more is not None:
+                plan.work.train_more(more, rate, self.loss)
         finally:
             # The next client, and a checkpoint where this one broke off, need the round's own mask.
-            if self.space.mask is not mask:
+            if self.space.mask.version != mask.version:
                 self.space.set_mask(mask)
         return ClientReport(packed, loss, time.perf_counter() - start, uploads)
 
@@ -89,31 +92,26 @@ class Client:
 
     def _train(
         self,
-        values: Tensor,
+        plan: RoundPlan,
         batches: Iterator[Batch],
         steps: int,
         rate: float,
-        plan: RoundPlan,
-        state: Keepsake | None,
+        client: LocalClient,
+        state: Keepsake,
     ) -> tuple[Tensor, float, dict[str, Upload]]:
-        space = self.space
-        space.load(values)
-        plan.work.begin()
-        if state is not None:
-            state.enter(space)
+        space, work = self.space, plan.work
+        space.load(plan.values)
+        work.begin(client)
+        state.enter(space)
         self.model.train()
         forget_thresholds(self.model)
-        sgd = MaskedSGD(space, self.optimizer, state.velocity if state is not None else None)
+        sgd = MaskedSGD(space, self.optimizer, state.velocity)
         loss = self._descend(sgd, islice(batches, steps), steps, rate, plan)
-        if state is not None:
-            state.leave(space)
-        packed = space.values[space.n_prunable :] if plan.client_masks else space.pack(space.values)
-        packed = packed.clone()
-        uploads = plan.work.uploads(self._gradient(islice(batches, plan.work.gradient_batches), plan))
-        if plan.client_masks:
-            index = space.mask.index
-            uploads[WEIGHTS] = Upload(index, space.values[index])
-        return packed, loss, uploads
+        state.leave(space)
+        packed = space.pack(space.values, plan.returns_weights).clone()
+        uploads = work.uploads(self._gradient(islice(batches, work.gradient_batches), plan))
+        # What is sent may be a part of the space, which is used on.
+        return packed, loss, {name: upload.clone() for name, upload in uploads.items()}
 
     def _descend(self, sgd: MaskedSGD, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan) -> float:
         total = torch.zeros((), device=self.space.values.device)

@@ -24,9 +24,9 @@ class OptimizerSettings(Settings):
     )
     decay: float = Field(0.998, gt=0, le=1, description="factor for each round of the exponential schedule")
 
-    def rate(self, round_number: int, rounds: int) -> float:
+    def rate(self, round: int, rounds: int) -> float:
         """Learning rate of a round, counted from 1."""
-        done = round_number - 1
+        done = round - 1
         if self.schedule == "exponential":
             return self.lr * self.decay**done
         if self.schedule == "cosine":
@@ -47,7 +47,7 @@ class MaskedSGD:
         self._parameters = space.values[: space.n_parameters]
         self._origin = self._parameters.clone() if settings.prox_mu else None
         self._velocity = velocity
-        self._mask = space.mask
+        self._mask_version = space.mask.version
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -66,9 +66,10 @@ class MaskedSGD:
         if self.settings.momentum:
             if self._velocity is None:
                 self._velocity = torch.zeros_like(gradient)
-            if space.mask is not self._mask:  # the client has pruned: momentum would bring back what it removed
+            # Where the client has pruned, momentum would bring back what it removed.
+            if space.mask.version != self._mask_version:
                 self._velocity[: space.n_prunable].mul_(space.mask_values)
-                self._mask = space.mask
+                self._mask_version = space.mask.version
             gradient = self._velocity.mul_(self.settings.momentum).add_(gradient)
         if isinstance(rate, Tensor):
             self._parameters.addcmul_(gradient, rate, value=-1)

@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.cluster.ending import FAULT, INTERRUPTED, await_at_exit
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.transport import PeerLostError, mpi_world
 
-USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
+USER_ERROR = 2
 
 _CLAIMED, _SHOWN, _ARRIVED = "failure/claimed", "failure/shown", "failure/arrived"
 _PATIENCE_SECONDS = 5.0
@@ -179,10 +180,12 @@ class _Voice:
             except dist.DistError:
                 answers.put(default)
 
-        threading.Thread(target=ask, daemon=True).start()
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
         try:
             return answers.get(timeout=_STORE_SECONDS)
         except queue.Empty:
+            await_at_exit(thread)
             self._store = None
             return default
 

@@ -112,7 +112,7 @@ class Group:
 def open_group(
     environment: Environment, settings: RuntimeSettings, environ: Mapping[str, str] = os.environ
 ) -> Iterator[Group]:
-    """Set the threads, choose the device, meet the other ranks; closes the group unless the body fails.
+    """Set the threads, choose the device, meet the other ranks; closes the group, after a failure only its own part.
 
     Raises UserError where device or backend are not to be had here, or the ranks cannot meet.
     """
@@ -126,19 +126,17 @@ def open_group(
     transport = _open_transport(environment, settings, device, backend, store)
     group = Group(environment, device, backend, transport, store)
     group.watch.start()
+    together = False
     try:
         yield group
+        together = True
     except SystemExit as leaving:
-        if leaving.code in (None, 0, STOPPED_EARLY):
-            _close(group, transport)
+        together = leaving.code in (None, 0, STOPPED_EARLY)
         raise
-    # Not after an error: a peer that is gone would make a clean shutdown wait for it.
-    _close(group, transport)
-
-
-def _close(group: Group, transport: Transport) -> None:
-    group.watch.close()
-    transport.close()
+    finally:
+        group.watch.close()
+        if together:  # a peer that is gone would make a clean shutdown wait for it
+            transport.close()
 
 
 def choose_threads(settings: RuntimeSettings, environ: Mapping[str, str]) -> int:

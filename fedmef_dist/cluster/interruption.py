@@ -17,12 +17,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
-from fedmef_dist.cluster.failure import INTERRUPTED
-from fedmef_dist.cluster.group import STOPPED_EARLY
+from fedmef_dist.cluster.ending import INTERRUPTED, SIGNALS, ignore_signals
 from fedmef_dist.cluster.transport import PeerLostError
 from fedmef_dist.cluster.watch import Watch
 
-SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 _FAREWELL_SECONDS = 1.0
 T = TypeVar("T")
 
@@ -36,10 +34,12 @@ class Interruption:
 
     Attributes:
         asked_at: Unix time of the first signal.
+        over: set once the run has ended, whole or early, on all ranks: a second INT changes that no more.
     """
 
     def __init__(self) -> None:
         self.asked_at: float | None = None
+        self.over = False
 
     def ask(self) -> None:
         """Asks; the first time counts."""
@@ -56,8 +56,8 @@ def listening(ends_process: bool = False) -> Iterator[Interruption]:
 
     Args:
         ends_process: the process ends with the body. A second INT then ends it within a second, with status 130, even
-            where the main thread is stuck in a collective; and once the body leaves with the status of a run that
-            stopped early, no signal changes that status any more.
+            where the main thread is stuck in a collective; and from the end of the body on signals are ignored, so that
+            none changes the status.
     """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
@@ -68,12 +68,11 @@ def listening(ends_process: bool = False) -> Iterator[Interruption]:
         handlers.install()
         try:
             yield interruption
-        except SystemExit as leaving:
-            if ends_process and leaving.code == STOPPED_EARLY:
-                handlers.before = dict.fromkeys(handlers.before, signal.SIG_IGN)
-            raise
         finally:
-            handlers.restore()
+            if ends_process:
+                ignore_signals()
+            else:
+                handlers.restore()
 
 
 class _Handlers:
@@ -98,7 +97,7 @@ class _Handlers:
         if callable(before) and before is not signal.default_int_handler:
             before(number, frame)
         self.interrupts += number == signal.SIGINT
-        if self.interrupts > 1 and number == signal.SIGINT:
+        if self.interrupts > 1 and number == signal.SIGINT and not self.interruption.over:
             raise KeyboardInterrupt
 
 
@@ -115,7 +114,8 @@ class _Bell:
         self.interrupts += number == signal.SIGINT
         if self.interrupts > 1 and self.ends_process:
             time.sleep(_FAREWELL_SECONDS)
-            os._exit(INTERRUPTED)
+            if not self.interruption.over:
+                os._exit(INTERRUPTED)
 
 
 @contextmanager

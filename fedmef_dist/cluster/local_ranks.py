@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import IO
 
+from fedmef_dist.cluster.group import STOPPED_EARLY
+
 # A rank that fails ends its peers within this time by itself.
 _PATIENCE_SECONDS = 30.0
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -20,7 +22,8 @@ def run_ranks(arguments: Sequence[str], ranks: int, output: IO[bytes] | None = N
     """Run ``python -m fedmef_dist ARGUMENTS`` as so many ranks that meet on the loopback interface.
 
     Signals that ask a run to stop are handed on to the ranks. What they print goes to ``output``, or where this process
-    prints. Returns the exit status of the first rank that ended otherwise than with 0, else 0.
+    prints. Returns the exit status of the first rank that ended otherwise than with 0, else 0; 75 also where such a
+    signal ended a rank that could not listen to it yet.
     """
     command = [sys.executable, "-m", "fedmef_dist", *arguments]
     return wait_for([(command, environment) for environment in _environments(ranks)], output)
@@ -29,13 +32,14 @@ def run_ranks(arguments: Sequence[str], ranks: int, output: IO[bytes] | None = N
 def wait_for(commands: Sequence[tuple[Sequence[str], Mapping[str, str]]], output: IO[bytes] | None = None) -> int:
     """Start each command with its environment and wait for all; otherwise as :func:`run_ranks`."""
     processes: list[subprocess.Popen[bytes]] = []
-    with _forwarding(processes):
+    with _forwarding(processes) as handed_on:
         for command, environment in commands:
             # A session of its own: Ctrl-C reaches the ranks once, through this process.
             processes.append(
                 subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
             )
-        return _first_failure(processes)
+        status = _first_failure(processes)
+    return STOPPED_EARLY if status - 128 in handed_on - {signal.SIGINT} else status
 
 
 def _environments(ranks: int) -> list[dict[str, str]]:
@@ -51,14 +55,18 @@ def _environments(ranks: int) -> list[dict[str, str]]:
 
 
 @contextmanager
-def _forwarding(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
+def _forwarding(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[set[int]]:
+    """Hands signals on while the body runs; yields those that came."""
+    handed_on: set[int] = set()
+
     def forward(number: int, frame: FrameType | None) -> None:
+        handed_on.add(number)
         for process in processes:
             process.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        yield
+        yield handed_on
     finally:
         for process in processes:
             process.kill()  # without effect on those that have ended

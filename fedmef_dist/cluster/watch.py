@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch.distributed as dist
 
+from fedmef_dist.cluster.ending import await_at_exit
 from fedmef_dist.cluster.environment import Environment
 
 _LOOK_SECONDS = 0.25
@@ -70,6 +71,8 @@ class Watch:
         self._moved.set()
         if self._thread.is_alive():
             self._thread.join(2 * _LOOK_SECONDS)
+        if self._thread.is_alive():
+            await_at_exit(self._thread)
 
     def roll_call(self) -> str:
         """Asks every rank for a sign of life; says who gives none, else who has not come to where the others wait.

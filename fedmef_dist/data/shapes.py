@@ -37,7 +37,7 @@ def shape_of(settings: DataSettings) -> Shape:
     """The shape that the data set's samples have.
 
     Files must be there only for what they decide: the classes of ``folder`` and whether its images are grey, the
-    characters of a text, all of ``arrays`` and ``parquet``.
+    characters of a text, all of ``arrays`` and ``parquet``, and all that a guest loads.
 
     Raises:
         UserError: they are missing, or the samples cannot be resized.
@@ -47,6 +47,9 @@ def shape_of(settings: DataSettings) -> Shape:
 
 
 def _stored_shape(settings: DataSettings) -> Shape:
+    if settings.is_guest:
+        guest = load_dataset(settings, seed=0)
+        return Shape(guest.shape, guest.classes)
     match settings.dataset:
         case "synthetic":
             synthetic = settings.synthetic

@@ -4,11 +4,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.guests import GuestName, Kind, Options, is_guest, unknown_name
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.data.arrays import ArraySettings, array_source, holds_tokens, load_tokens
@@ -21,6 +22,7 @@ from fedmef_dist.data.digits import digits_path, load_digits
 from fedmef_dist.data.fashion_mnist import fashion_mnist
 from fedmef_dist.data.femnist import femnist
 from fedmef_dist.data.folder import FolderSettings, image_folder
+from fedmef_dist.data.guest import load_guest
 from fedmef_dist.data.parquet import ParquetSettings, parquet_source
 from fedmef_dist.data.partitions import PartitionSettings
 from fedmef_dist.data.resize import resized
@@ -35,22 +37,26 @@ from fedmef_dist.data.tinystories import load_tinystories
 class DataSettings(Settings):
     """Which samples there are, where their files stand, and how they fall to the clients."""
 
-    dataset: Literal[
-        "digits",
-        "fashion_mnist",
-        "cifar10",
-        "cifar100",
-        "cinic10",
-        "tiny_imagenet",
-        "svhn",
-        "femnist",
-        "folder",
-        "arrays",
-        "parquet",
-        "shakespeare",
-        "tinystories",
-        "synthetic",
-    ] = Field(default="digits", description="the data set")
+    dataset: (
+        Literal[
+            "digits",
+            "fashion_mnist",
+            "cifar10",
+            "cifar100",
+            "cinic10",
+            "tiny_imagenet",
+            "svhn",
+            "femnist",
+            "folder",
+            "arrays",
+            "parquet",
+            "shakespeare",
+            "tinystories",
+            "synthetic",
+        ]
+        | GuestName
+    ) = Field(default="digits", description="the data set; package.module:Name for your own")
+    options: Options = Field(default_factory=dict, description="what a data set of your own is called with")
     root: str = Field(default="data", pattern=r"^[^\x00]+$", description="folder with the data sets' files")
     download: bool = Field(default=False, description="fetch missing files from the data set's own site")
     resize: int | None = Field(
@@ -69,6 +75,30 @@ class DataSettings(Settings):
     text: TextSettings = Field(default_factory=TextSettings, description="samples of text data sets")
     synthetic: SyntheticSettings = Field(default_factory=SyntheticSettings, description="sizes for dataset: synthetic")
 
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _is_known(cls, name: Any) -> Any:
+        if isinstance(name, str) and name not in own_datasets() and not is_guest(Kind.DATASET, name):
+            raise unknown_name(Kind.DATASET, name, own_datasets())
+        return name
+
+    @model_validator(mode="after")
+    def _options_are_for_guests(self) -> "DataSettings":
+        if self.options and not self.is_guest:
+            raise ValueError(f"options are for data sets of your own; {self.dataset} has keys of its own")
+        return self
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether the data set comes from outside of the package."""
+        return self.dataset not in own_datasets()
+
+
+def own_datasets() -> tuple[str, ...]:
+    """The names of the package's own data sets."""
+    names, _ = get_args(DataSettings.model_fields["dataset"].annotation)
+    return get_args(names)
+
 
 def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
     """Both splits as uint8, in memory or mapped into it; only ``synthetic`` depends on ``seed``.
@@ -76,8 +106,8 @@ def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
     The first rank of a node verifies the digest of what comes from the cache.
 
     Raises:
-        UserError: a file is missing, damaged, or cannot be downloaded, the samples cannot be resized, or the training
-            images of a class, or all, are one constant.
+        UserError: a file is missing, damaged, or cannot be downloaded, the samples cannot be resized, the training
+            images of a class, or all, are one constant; a guest cannot be had, or fails.
     """
     try:
         return _load_dataset(settings, _root(settings), seed)
@@ -100,6 +130,10 @@ def _root(settings: DataSettings) -> Path:
 
 def _load_dataset(settings: DataSettings, root: Path, seed: int) -> Dataset | TextDataset:
     side = settings.resize
+    if settings.is_guest:
+        guest = load_guest(settings.dataset, settings.options, root)
+        guest = guest if side is None else resized(guest, side)
+        return checked(guest) if isinstance(guest, Dataset) else guest
     if settings.dataset in _UNCACHED or (settings.dataset == "arrays" and holds_tokens(root, settings.arrays)):
         dataset = _load(settings, root, seed)
         dataset = dataset if side is None else resized(dataset, side)

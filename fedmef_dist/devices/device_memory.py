@@ -19,7 +19,7 @@ from fedmef_dist.layers.attention import SelfAttention, recomputed_modules
 from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
 from fedmef_dist.sparsity import ParameterSpace
-from fedmef_dist.wire.encoding import encoded_bytes
+from fedmef_dist.wire.layer_encoding import encoded_bytes
 from fedmef_dist.wire.ledger import VALUE_BYTES
 
 _STATISTIC_BYTES = 4

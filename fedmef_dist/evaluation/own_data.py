@@ -1,5 +1,6 @@
 """How the global model serves each client: accuracy on clients' own data, and who is served worst."""
 
+from collections.abc import Callable, Mapping
 from math import ceil
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmef_dist.base.randomness import numpy_generator
-from fedmef_dist.clients.kept_state import ClientStates
+from fedmef_dist.clients.kept_state import KeptStates
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.data.batches import evaluation_batches
 from fedmef_dist.data.dataset import Dataset, Split
@@ -48,19 +49,31 @@ class ClientEvaluation:
         self.groups = self._groups()
 
     def metrics(
-        self, model: nn.Module, space: ParameterSpace, values: Tensor, states: ClientStates | None, group: Group
+        self,
+        model: nn.Module,
+        space: ParameterSpace,
+        values: Tensor,
+        states: KeptStates | None,
+        personal: Callable[[Tensor, Mapping[str, Tensor]], Tensor],
+        group: Group,
     ) -> dict[str, float | int]:
-        """Accuracies with the global state ``values``, float32 (total,), and the statistics that a client has kept.
+        """Accuracies of what each client uses: the global state ``values``, float32 (total,), and what it has kept.
 
+        ``personal`` is :meth:`Method.personal`, which makes a client's state of the global one and of what it keeps.
         Right answers and all answers are added up as integers, so the result is the same on any number of ranks.
         """
         counts = torch.zeros(len(self.clients), 2, dtype=torch.int64)
         mine = range(group.rank, len(self.clients), group.world_size) if states is None else states.mine(self.clients)
         for place in mine:
             client = int(self.clients[place])
-            space.load(values)
-            if states is not None:
-                states.recall(client, values).enter(space)
+            if states is None:
+                space.load(values)
+            else:
+                state = states.recall(client, values)
+                own = personal(values, state.own)
+                space.load(own)
+                if own is values:  # a model of its own has statistics of its own
+                    state.enter(space)
             data = self.local_data(client)
             batches = evaluation_batches(
                 data, self.dataset, batch_size=self.settings.batch_size, rank=0, world_size=1, device=group.device

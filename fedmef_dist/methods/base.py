@@ -2,127 +2,45 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
 from fedmef_dist.base.settings import Settings
-from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.clients.kept_state import KeptTensor
+from fedmef_dist.clients.plan import RoundPlan
+from fedmef_dist.methods.preparation import Preparation
+from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sums.position_sum import Sums
 
-if TYPE_CHECKING:
-    from fedmef_dist.methods.preparation import Preparation
-
-# The collection of clients' prunable weights under masks of their own.
-WEIGHTS = "weights"
 SettingsT = TypeVar("SettingsT", bound=Settings)
+_AnySettings = Settings
 
 
 @dataclass(frozen=True)
-class Upload:
-    """What one client contributes to a :class:`Collection`.
+class Preferences:
+    """What ``auto`` means under a method.
 
     Attributes:
-        positions: int64 (count,), in the prunable part of the flat vector, each once, ascending within each layer.
-        values: float32 (count,); None where the positions alone count.
+        norm: the model's normalisation; None: the one that the network was made with.
+        activation_pruning: whether activations are pruned.
     """
 
-    positions: Tensor
-    values: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Collection:
-    """A sum over the cohort that a round collects beside the clients' states.
-
-    Attributes:
-        name: what :meth:`LocalWork.uploads` calls it.
-        counts: how many positions a client names in each layer.
-        has_values: whether a client sends a value for each position; they are summed, weighted.
-        has_votes: whether the weights of those who named a position are summed.
-        travels: False where the server reads it off the state that it gets anyway, so that no byte more is sent.
-    """
-
-    name: str
-    counts: Sequence[int]
-    has_values: bool = True
-    has_votes: bool = False
-    travels: bool = True
-
-
-class LocalWork:
-    """What a client does in a round beside SGD on its loss: nothing.
-
-    One object serves all clients that a rank trains in a round, one after another.
-
-    Attributes:
-        gradient_batches: batches behind its training on which a client takes the gradient of all positions.
-        dense_batches: batches of its training whose gradient is taken at all positions.
-        penalises: whether its loss has a penalty on marked weights.
-    """
-
-    gradient_batches: int = 0
-    dense_batches: float = 0
-    penalises: ClassVar[bool] = False
-
-    def begin(self) -> None:
-        """Called when a client has loaded the global state."""
-
-    def prepare_step(self, step: int, steps: int, rate: float) -> float | Tensor:
-        """Called after each backward pass. Returns the step's learning rate.
-
-        ``space.gradient`` then has the gradient of all positions, active or not; the work may add to it. It may also
-        change the space's mask: the client then goes on with a mask of its own.
-
-        Args:
-            step: number of the step in the client's round, from 0.
-            steps: steps of the round.
-            rate: what the ordinary schedule gives.
-        """
-        return rate
-
-    def uploads(self, gradient: Tensor | None) -> dict[str, Upload]:
-        """What the client contributes to the round's collections; ``space.values`` has its trained state.
-
-        Args:
-            gradient: float32 (n_prunable,), the mean over ``gradient_batches`` batches; None where there are none.
-        """
-        return {}
-
-
-@dataclass(frozen=True)
-class RoundPlan:
-    """What the method asks of clients and server in one round; the same on every rank.
-
-    Attributes:
-        work: what clients do beside SGD.
-        adjusts: whether the round ends with a new mask.
-        collections: what is summed over the clients beside their states.
-        client_masks: whether clients end the round with masks of their own. Their prunable weights then come as the
-            collection ``WEIGHTS``, and :meth:`Method.merge` makes one state of them.
-        direction: int8 (n_prunable,) in {-1, 0, 1}, which the server sends down beside the model; None: nothing.
-        swap_counts: weights to prune and to grow in each layer, xi_l.
-        marked: int64, the active positions that are to be pruned, where that is known beforehand.
-    """
-
-    work: LocalWork = field(default_factory=LocalWork)
-    adjusts: bool = False
-    collections: tuple[Collection, ...] = ()
-    client_masks: bool = False
-    direction: Tensor | None = None
-    swap_counts: list[int] = field(default_factory=list)
-    marked: Tensor | None = None
+    norm: str | None = None
+    activation_pruning: bool = False
 
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What of a run's configuration methods need beside their own settings.
+    """What of a run's configuration methods need in addition to their own settings.
 
     Attributes:
         base_rate: the clients' learning rate at the start, eta_0.
+        momentum: of the clients' SGD.
         rounds: of the run.
         seed: of the run.
+        clients: of the population.
         layer_flops: FLOPs of one sample's forward pass through each prunable layer, all its weights active.
         other_flops: FLOPs of one sample's forward pass through all else.
         total_weight: what all clients of the population would weigh in an average; an expected number where clients
@@ -130,54 +48,81 @@ class MethodContext:
     """
 
     base_rate: float = 0.1
+    momentum: float = 0.0
     rounds: int = 1
     seed: int = 0
+    clients: int = 1
     layer_flops: Sequence[float] = ()
     other_flops: float = 0.0
     total_weight: int = 1
 
 
+@dataclass(frozen=True)
+class Received:
+    """What the server has of a round's clients.
+
+    Attributes:
+        average: float32 (total,), their mean state; its prunable weights are 0 where the plan does not return them.
+        sums: the round's collections by name.
+        clients: how many count.
+    """
+
+    average: Tensor
+    sums: Mapping[str, Sums]
+    clients: int
+
+
 class Method(ABC, Generic[SettingsT]):
-    """A federated algorithm over one parameter space."""
+    """A federated algorithm over one parameter space.
+
+    Attributes:
+        Settings: the class of its keys in section ``method``; a subclass inherits it, or gives a subclass of it.
+        preferences: what ``auto`` means for its runs.
+        keeps_counts: whether every adjustment leaves every layer as many active weights as it had.
+    """
+
+    Settings: ClassVar[type[_AnySettings]] = _AnySettings
+    keeps_counts: ClassVar[bool] = True
+    preferences: ClassVar[Preferences] = Preferences()
 
     def __init__(self, settings: SettingsT, space: ParameterSpace, context: MethodContext) -> None:
         self.settings, self.space, self.context = settings, space, context
 
     @abstractmethod
-    def initial_mask(self, preparation: "Preparation") -> Mask:
-        """The mask of the first round. May also change ``preparation.values``, the state of the first round."""
+    def initial_mask(self, preparation: Preparation) -> Tensor:
+        """Which weights are active in the first round, bool (n_prunable,).
 
-    def plan(self, round_number: int, values: Tensor) -> RoundPlan:
-        """The plan of a round (from 1), given the broadcast state ``values`` (float32 (total,))."""
-        return RoundPlan()
-
-    def union(self, weights: Sums) -> Tensor:
-        """Positions (bool (n_prunable,)) that are active after a round whose clients have masks of their own.
-
-        ``space.mask`` is then still that of the broadcast state; ``weights`` is what the clients sent, with votes.
+        May also change ``preparation.values``, the state of the first round.
         """
-        assert weights.votes is not None
-        return weights.votes > 0
 
-    def merge(self, values: Tensor, weights: Sums) -> Tensor:
-        """One vector of prunable weights from clients that have masks of their own.
+    def plan(self, round: int, values: Tensor) -> RoundPlan:
+        """The plan of a round (from 1), given the broadcast state ``values`` (float32 (total,)). Remembers nothing."""
+        return RoundPlan(round, values)
 
-        Args:
-            values: float32 (total,), the state that was broadcast.
-            weights: what the clients sent, with votes.
+    def kept(self) -> Sequence[KeptTensor]:
+        """What every client keeps of the method's own from round to round: 4 bytes a number and client."""
+        return ()
 
-        Returns:
-            float32 (n_prunable,), 0 outside :meth:`union`.
+    def personal(self, values: Tensor, kept: Mapping[str, Tensor]) -> Tensor:
+        """The state (float32 (total,)) that a client uses itself, given the global one and what it keeps."""
+        return values
+
+    def aggregate(self, plan: RoundPlan, received: Received) -> tuple[Tensor, Tensor | None]:
+        """The state, float32 (total,), that the clients' updates make, and which weights are active in it.
+
+        Called on every rank in every round that counts, before a server optimiser; ``space.mask`` is that of the
+        broadcast state. None as the second result leaves the mask as it is; else bool (n_prunable,), and the state is 0
+        outside of it.
         """
-        return weights.mean_of_voters()
+        return received.average, None
 
     def observe(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> None:
-        """Every round in which a client counts, on every rank: what the method remembers of the aggregated state
-        ``values`` (float32 (total,)) and of the round's collections.
+        """Every round that counts, on every rank: what the method remembers of the new state ``values`` (float32
+        (total,)) and of the round's collections.
         """
 
-    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Mask:
-        """The server's decision in an adjusting round, taken on rank 0: the mask from now on.
+    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Tensor:
+        """The server's decision in an adjusting round, taken on rank 0: who is active from now on, bool (n_prunable,).
 
         Args:
             plan: the round's plan.
@@ -190,8 +135,8 @@ class Method(ABC, Generic[SettingsT]):
         """Values (float32) at which the positions ``grown`` start; ``values`` is the state after pruning."""
         return values.new_zeros(grown.numel())
 
-    def metrics(self, plan: RoundPlan, before: Tensor, after: Tensor) -> dict[str, float]:
-        """Metrics of a round, from the states (float32 (total,)) before it and after aggregation."""
+    def metrics(self, plan: RoundPlan, values: Tensor) -> dict[str, float]:
+        """Metrics of a round, from its plan and the state (float32 (total,)) after aggregation."""
         return {}
 
     def state(self) -> dict[str, Tensor]:

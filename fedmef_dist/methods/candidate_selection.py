@@ -16,8 +16,9 @@ from fedmef_dist.methods.preparation import Preparation
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import share_out
 from fedmef_dist.sums.exact_sum import LIMIT
-from fedmef_dist.wire.encoding import positions_bytes
-from fedmef_dist.wire.ledger import VALUE_BYTES
+from fedmef_dist.wire.encodings import Positions
+from fedmef_dist.wire.ranges import prunable, small
+from fedmef_dist.wire.traffic import Broadcast, whole
 
 _SPREAD = 2.0
 _WORST = LIMIT / 2  # a loss that is not finite, or beyond it, counts as this
@@ -54,49 +55,60 @@ class CandidateSelection:
 
     Args:
         space: the parameter space with a full mask.
-        masks: the candidates.
+        masks: the candidates, bool (n_prunable,) each.
         preparation: the clients; what they send and compute is added to its costs.
     """
 
-    def __init__(self, space: ParameterSpace, masks: Sequence[Mask], preparation: Preparation) -> None:
-        self.space, self.masks, self.preparation = space, masks, preparation
+    def __init__(self, space: ParameterSpace, masks: Sequence[Tensor], preparation: Preparation) -> None:
+        self.space, self.preparation = space, preparation
+        self.masks = [space.mask.next(active) for active in masks]
         self.model = preparation.client.model
         self.norms = normalise_by_batch(self.model)
+        kept = space.total - space.n_parameters if self.norms else 0
+        self.statistics = whole("statistics", small(len(masks) * kept))
+        self.losses = whole("losses", small(len(masks)))
 
-    def choose(self) -> Mask:
+    def choose(self) -> Tensor:
         """The candidate of lowest weighted loss, the first of several; its statistics become those of the first state.
 
         Raises:
             UserError: a client's statistics are not finite.
         """
-        self._count_costs()
-        if self.preparation.rehearses:
-            return self.masks[0]
-        full, values = self.space.mask, self.preparation.values
+        preparation, values = self.preparation, self.preparation.values
+        self._send_candidates()
+        if preparation.rehearses:
+            preparation.count_collection(self.statistics)
+            preparation.count_collection(self.losses)
+            self._send_statistics(values.new_ones(self.statistics.over.size))
+            return self.masks[0].active
+        full = self.space.mask
         statistics = [values[self.space.n_parameters :]] * len(self.masks)
         if self.norms:
-            found = self.preparation.average(self._measure_all)
-            statistics = list(found.view(len(self.masks), -1))
-        losses = self.preparation.average(lambda client: self._losses(client, statistics))
+            found = preparation.average(self.statistics, self._measure_all)
+            statistics = list(self._send_statistics(found).view(len(self.masks), -1))
+        losses = preparation.average(self.losses, lambda client: self._losses(client, statistics))
         self.space.set_mask(full)
         best = int(losses.argmin())
         values[self.space.n_parameters :] = statistics[best]
-        return self.masks[best]
+        return self.masks[best].active
 
-    def _count_costs(self) -> None:
-        """Candidates and dense start weights go down, each candidate's statistics up and down, its loss up."""
-        cohort, costs, space = self.preparation.cohort, self.preparation.costs, self.space
-        statistics = 2 * VALUE_BYTES * sum(norm.num_features for norm in self.norms) * len(self.masks)
-        counts = [space.layer_counts(mask) for mask in self.masks]
-        candidates = sum(
-            positions_bytes(layer.size, count, layer.rows)
-            for candidate in counts
-            for layer, count in zip(space.layers, candidate, strict=True)
-        )
-        costs.down += len(cohort.asked) * (VALUE_BYTES * space.total + candidates) + len(cohort.clients) * statistics
-        costs.up += len(cohort.clients) * (statistics + VALUE_BYTES * len(self.masks))
+    def _send_candidates(self) -> None:
+        """The dense start weights and every candidate's positions go down; each candidate is passed through once for
+        its statistics, and once for its loss.
+        """
+        cohort, preparation, space = self.preparation.cohort, self.preparation, self.space
+        preparation.send_model(space.mask, len(cohort.asked))
+        for number, mask in enumerate(self.masks):
+            sent = Broadcast(f"candidate {number}", prunable(space), mask.active, Positions())
+            preparation.send(sent, len(cohort.asked))
         passes = 2 if self.norms else 1
-        costs.forwards += [(candidate, passes * int(cohort.samples.sum())) for candidate in counts]
+        samples = passes * int(cohort.samples.sum())
+        preparation.costs.forwards += [(space.layer_counts(mask), samples) for mask in self.masks]
+
+    def _send_statistics(self, found: Tensor) -> Tensor:
+        """Everybody's statistics go down to those who take the losses."""
+        sent = Broadcast("statistics", self.statistics.over, found)
+        return self.preparation.send(sent, len(self.preparation.cohort.clients))
 
     def _load(self, mask: Mask) -> None:
         self.space.load(self.preparation.values)

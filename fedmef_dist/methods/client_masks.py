@@ -7,21 +7,28 @@ count.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmef_dist.methods.base import WEIGHTS, Collection, LocalWork, MethodContext, RoundPlan
-from fedmef_dist.methods.swapping import RandomStart, SparseSettings, strongest_inactive, swap_counts, weakest
-from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.clients.plan import LocalWork, RoundPlan
+from fedmef_dist.methods.base import MethodContext, Received
+from fedmef_dist.methods.swapping import RandomStart, RandomStartSettings
+from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
+from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
+from fedmef_dist.wire.encodings import WithMask
+from fedmef_dist.wire.traffic import Broadcast, Upload, at_positions
+
+# The collection of clients' prunable weights under masks of their own.
+WEIGHTS = "weights"
 
 
-class ClientMaskSettings(SparseSettings):
+class ClientMaskSettings(RandomStartSettings):
     """Keys of every method whose clients change their own masks."""
 
     local_share: float = Field(
@@ -52,8 +59,14 @@ class LocalSwap(LocalWork):
     def prepare_step(self, step: int, steps: int, rate: float) -> float:
         """Swaps if it is time; the step is then made under the client's own mask."""
         if step == min(round(self.share * steps), steps - 1):
-            self.space.set_mask(self.space.mask.swap(self.pruned(), self.grown()))
+            mask = self.space.mask
+            self.space.set_mask(mask.next(mask.swapped(self.pruned(), self.grown())))
         return rate
+
+    def uploads(self, gradient: Tensor | None) -> dict[str, Upload]:
+        """The weights with their positions."""
+        index = self.space.mask.index
+        return {WEIGHTS: Upload(index, self.space.values[index])}
 
     def pruned(self) -> Tensor:
         """Active positions (int64) that leave."""
@@ -64,8 +77,8 @@ class LocalSwap(LocalWork):
         return strongest_inactive(self.space, self.space.gradient[: self.space.n_prunable].abs(), self.counts)
 
 
-def prune_to_counts(space: ParameterSpace, magnitude: Tensor, counts: Sequence[int]) -> Mask:
-    """The mask of the ``counts`` active weights of largest magnitude in each layer.
+def prune_to_counts(space: ParameterSpace, magnitude: Tensor, counts: Sequence[int]) -> Tensor:
+    """The ``counts`` active weights of largest magnitude in each layer, bool (n_prunable,).
 
     Filters keep their floors, which they must have.
 
@@ -79,11 +92,13 @@ def prune_to_counts(space: ParameterSpace, magnitude: Tensor, counts: Sequence[i
     active = torch.zeros_like(space.mask.active)
     for layer, count in zip(space.layers, counts, strict=True):
         active[layer.start + keep_largest(layer, scores[layer.start : layer.stop], count)] = True
-    return Mask(active, space.mask.version + 1)
+    return active
 
 
 class ClientMasks(RandomStart[ClientMaskSettingsT]):
     """From a random mask; on a schedule clients swap ``floor(zeta_r * a_l)`` weights of each layer."""
+
+    Settings: ClassVar[type[ClientMaskSettings]] = ClientMaskSettings
 
     def __init__(self, settings: ClientMaskSettingsT, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
@@ -97,19 +112,48 @@ class ClientMasks(RandomStart[ClientMaskSettingsT]):
         """What a client does in an adjusting round that broadcasts ``values`` (float32 (total,))."""
         return LocalSwap(self.space, counts, self.settings.local_share)
 
-    def plan(self, round_number: int, values: Tensor) -> RoundPlan:
+    def broadcasts(self, values: Tensor) -> tuple[Broadcast, ...]:
+        """What goes down beside the model in an adjusting round."""
+        return ()
+
+    def plan(self, round: int, values: Tensor) -> RoundPlan:
         """In an adjusting round: clients swap, and send their weights with positions."""
-        if not self.schedule.adjusts(round_number):
-            return RoundPlan()
-        counts = swap_counts(self.space.layers, self.counts, self.schedule.share(round_number))
+        if not self.schedule.adjusts(round):
+            return RoundPlan(round, values)
+        counts = swap_counts(self.space.layers, self.counts, self.schedule.share(round))
         return RoundPlan(
+            round,
+            values,
             self.local_swap(counts, values),
+            broadcasts=self.broadcasts(values),
+            collections=(at_positions(WEIGHTS, self.space, self.counts, WithMask(), has_votes=True),),
+            returns_weights=False,
             adjusts=True,
-            collections=(Collection(WEIGHTS, self.counts, has_votes=True),),
-            client_masks=True,
             swap_counts=counts,
         )
 
-    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Mask:
+    def union(self, weights: Sums) -> Tensor:
+        """Positions (bool (n_prunable,)) that are active after a round whose clients have masks of their own."""
+        assert weights.votes is not None
+        return weights.votes > 0
+
+    def merge(self, values: Tensor, weights: Sums) -> Tensor:
+        """One vector of prunable weights, float32 (n_prunable,), 0 outside :meth:`union`.
+
+        Args:
+            values: float32 (total,), the state that was broadcast.
+            weights: what the clients sent, with votes.
+        """
+        return weights.mean_of_voters()
+
+    def aggregate(self, plan: RoundPlan, received: Received) -> tuple[Tensor, Tensor | None]:
+        """In an adjusting round the union of the clients' masks."""
+        if plan.returns_weights:
+            return received.average, None
+        weights = received.sums[WEIGHTS]
+        rest = received.average[self.space.n_prunable :]
+        return torch.cat([self.merge(plan.values, weights), rest]), self.union(weights)
+
+    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Tensor:
         """Prunes the union of the clients' masks by magnitude, back to the layers' counts."""
         return prune_to_counts(self.space, values[: self.space.n_prunable].abs(), self.counts)

@@ -10,7 +10,7 @@ from fedmef_dist.layers.nsconv import filter_means
 from fedmef_dist.methods.swapping import TopGradients
 from fedmef_dist.sparsity import ParameterSpace
 
-Target = Literal["zero", "mean"]
+ExtrusionTarget = Literal["zero", "mean"]
 
 
 class Deviation:
@@ -24,7 +24,7 @@ class Deviation:
         target: ``zero`` measures from 0 everywhere, the published form; ``mean`` from mu where a layer centres.
     """
 
-    def __init__(self, space: ParameterSpace, target: Target) -> None:
+    def __init__(self, space: ParameterSpace, target: ExtrusionTarget) -> None:
         self._layers = [layer for layer in space.layers if layer.centred] if target == "mean" else []
         active = space.mask.active
         self._counts = {
@@ -68,6 +68,7 @@ class Extrusion(TopGradients):
         deviation: how far a weight is from being without effect.
         strength: lambda.
         base_rate: eta_0.
+        summed, filters: see :class:`TopGradients`.
     """
 
     penalises = True
@@ -82,8 +83,10 @@ class Extrusion(TopGradients):
         deviation: Deviation,
         strength: float,
         base_rate: float,
+        summed: bool = False,
+        filters: Tensor | None = None,
     ) -> None:
-        super().__init__(space, counts, batches)
+        super().__init__(space, counts, batches, summed=summed, filters=filters)
         self.marked = marked
         self.deviation = deviation
         self.strength = strength
@@ -91,6 +94,7 @@ class Extrusion(TopGradients):
 
     def prepare_step(self, step: int, steps: int, rate: float) -> Tensor:
         """Adds the penalty's gradient; returns max(eta_t, beta_t), 0-dim, without a synchronisation."""
+        super().prepare_step(step, steps, rate)
         space = self.space
         marked = self.deviation.of(space.values)[self.marked]
         penalty = torch.zeros_like(space.values[: space.n_prunable])

@@ -5,15 +5,15 @@ Data", AISTATS 2017, arXiv 1602.05629, algorithm 1. Clients run local SGD; the s
 running statistics, weighted by samples.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.methods.base import Method
 from fedmef_dist.methods.preparation import Preparation
-from fedmef_dist.sparsity import Mask
 
 
 class FedAvgSettings(Settings):
@@ -22,9 +22,18 @@ class FedAvgSettings(Settings):
     name: Literal["fedavg"] = Field("fedavg", description="dense federated averaging")
 
 
-class FedAvg(Method[FedAvgSettings]):
-    """Every weight is active in every round."""
+DenseSettingsT = TypeVar("DenseSettingsT", bound=Settings)
 
-    def initial_mask(self, preparation: Preparation) -> Mask:
-        """The full mask."""
-        return Mask(torch.ones(self.space.n_prunable, dtype=torch.bool, device=self.space.values.device))
+
+class Dense(Method[DenseSettingsT]):
+    """A method that prunes nothing: every weight is active in every round."""
+
+    def initial_mask(self, preparation: Preparation) -> Tensor:
+        """All weights."""
+        return torch.ones(self.space.n_prunable, dtype=torch.bool, device=self.space.values.device)
+
+
+class FedAvg(Dense[FedAvgSettings]):
+    """The average of the clients' states."""
+
+    Settings: ClassVar[type[FedAvgSettings]] = FedAvgSettings

@@ -6,7 +6,7 @@ middle of their training, as RigL does: they prune by magnitude and grow by grad
 over those clients that keep it, and prunes the union by magnitude.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,8 @@ class FedDst(ClientMasks[FedDstSettings]):
     Every client goes from a layer's count a_l to a_l - floor(zeta_r * a_l) and back. The server's average is sum n_k
     theta_k / sum n_k over the clients that keep a position (algorithm 1).
     """
+
+    Settings: ClassVar[type[FedDstSettings]] = FedDstSettings
 
     def adjustments(self) -> AdjustmentSchedule:
         """Until half of the run's rounds, unless the settings say otherwise."""

@@ -7,26 +7,34 @@ of largest aggregated gradient. Scaled activation pruning (section 3.3) lives in
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fedmef_dist.methods.base import MethodContext, RoundPlan
-from fedmef_dist.methods.extrusion import Deviation, Extrusion, Target
+from fedmef_dist.base.randomness import numpy_generator
+from fedmef_dist.clients.plan import RoundPlan
+from fedmef_dist.layers.acting import acting_magnitude
+from fedmef_dist.methods.base import MethodContext, Preferences
+from fedmef_dist.methods.extrusion import Deviation, Extrusion, ExtrusionTarget
 from fedmef_dist.methods.swapping import (
     RandomStart,
+    RandomStartSettings,
     SwappingSettings,
     TopGradients,
-    strongest_inactive,
-    swap_counts,
-    weakest,
 )
-from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity.filter_swaps import (
+    count_in_filters,
+    filter_swap_counts,
+    random_inactive_in_filters,
+    weakest_swappable,
+)
+from fedmef_dist.sparsity.swaps import random_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 
 
-class FedMefSettings(SwappingSettings):
+class FedMefSettings(SwappingSettings, RandomStartSettings):
     """Section ``method`` with ``name: fedmef``."""
 
     name: Literal["fedmef"] = Field("fedmef", description="federated dynamic pruning with little memory")
@@ -34,11 +42,22 @@ class FedMefSettings(SwappingSettings):
     extrusion_lambda: float = Field(
         1.0, ge=0, description="strength of the penalty on marked weights; above 1 / (2 lr) it overshoots"
     )
-    extrusion_target: Target = Field(
+    extrusion_target: ExtrusionTarget = Field(
         "zero", description="empty marked weights towards 0 or towards their filter's mean"
     )
     marking: Literal["broadcast", "aggregate"] = Field(
         "broadcast", description="prune what was marked on the broadcast model, or rank again after aggregation"
+    )
+    rank_by: Literal["weight", "acting"] = Field(
+        "weight", description="mark by the weight, or by what its normalised filter makes of it"
+    )
+    swap: Literal["layer", "filter"] = Field(
+        "layer", description="grow anywhere in the layer, or in every filter as many as it loses"
+    )
+    growth: Literal["gradient", "summed", "random"] = Field(
+        "gradient",
+        description="grow by the gradient of fresh batches, by that summed over the local steps and compared channel "
+        "by channel, or at random, for which nothing travels",
     )
     gradient_batches: int = Field(1, ge=1, description="batches for the gradient of inactive weights")
 
@@ -48,60 +67,97 @@ class FedMefSettings(SwappingSettings):
             raise ValueError("extrusion_lambda is given although extrusion is off; leave out one of the two")
         return self
 
+    @model_validator(mode="after")
+    def _filters_are_known_beforehand(self) -> "FedMefSettings":
+        if self.swap == "filter" and self.marking == "aggregate":
+            raise ValueError("swap: filter needs marking: broadcast, which tells clients how many each filter grows")
+        if self.growth != "gradient" and self.gradient_batches != 1:
+            raise ValueError(f"gradient_batches is given although growth is {self.growth}; leave out one of the two")
+        return self
+
 
 class FedMef(RandomStart[FedMefSettings]):
     """Prunes by magnitude what extrusion has emptied, grows by gradient."""
+
+    Settings: ClassVar[type[FedMefSettings]] = FedMefSettings
+    preferences = Preferences(norm="nsconv", activation_pruning=True)
 
     def __init__(self, settings: FedMefSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.schedule = settings.schedule()
 
-    def plan(self, round_number: int, values: Tensor) -> RoundPlan:
+    def plan(self, round: int, values: Tensor) -> RoundPlan:
         """In an adjusting round: how many weights are swapped, which are marked, and what empties them."""
-        if not self.schedule.adjusts(round_number):
-            return RoundPlan()
-        counts = swap_counts(self.space.layers, self.counts, self.schedule.share(round_number))
+        if not self.schedule.adjusts(round):
+            return RoundPlan(round, values)
+        counts = self._swap_counts(self.schedule.share(round))
         marked = self._mark(values, counts)
         work = self._work(counts, marked)
-        return RoundPlan(work, adjusts=True, collections=(work.collection,), swap_counts=counts, marked=marked)
+        return RoundPlan(
+            round, values, work, collections=work.collections, adjusts=True, swap_counts=counts, marked=marked
+        )
+
+    def _swap_counts(self, share: float) -> list[int]:
+        if self.settings.swap == "filter":
+            return filter_swap_counts(self.space, share)
+        return swap_counts(self.space.layers, self.counts, share)
 
     def _work(self, counts: list[int], marked: Tensor) -> TopGradients:
         settings = self.settings
+        batches = settings.gradient_batches if settings.growth == "gradient" else 0
+        summed, filters = settings.growth == "summed", self._filters(marked)
         if not settings.extrusion:
-            return TopGradients(self.space, counts, settings.gradient_batches)
+            return TopGradients(self.space, counts, batches, summed=summed, filters=filters)
         return Extrusion(
             self.space,
             counts,
-            settings.gradient_batches,
+            batches,
             marked=marked,
             deviation=self._deviation(),
             strength=settings.extrusion_lambda,
             base_rate=self.context.base_rate,
+            summed=summed,
+            filters=filters,
         )
+
+    def _filters(self, pruned: Tensor) -> Tensor | None:
+        """How many weights each filter loses, and grows, int64 (filters,); None where filters do not keep their own."""
+        return count_in_filters(self.space, pruned) if self.settings.swap == "filter" else None
 
     def _deviation(self) -> Deviation:
         return Deviation(self.space, self.settings.extrusion_target)
 
     def _mark(self, values: Tensor, counts: list[int]) -> Tensor:
-        return weakest(self.space, self._deviation().of(values).abs(), counts)
+        acting = self.settings.rank_by == "acting"
+        magnitude = acting_magnitude(self.space, values) if acting else self._deviation().of(values).abs()
+        weak = weakest_swappable if self.settings.swap == "filter" else weakest
+        return weak(self.space, magnitude, counts)
 
-    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Mask:
-        """Prunes the marked weights, grows the inactive ones of largest aggregated gradient."""
+    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Tensor:
+        """Prunes the marked weights; grows inactive ones by the aggregated gradient, or at random."""
         assert plan.marked is not None
         pruned = plan.marked if self.settings.marking == "broadcast" else self._mark(values, plan.swap_counts)
-        grown = strongest_inactive(self.space, sums["gradient"].mean().abs(), plan.swap_counts)
-        return self.space.mask.swap(pruned, grown)
+        return self.space.mask.swapped(pruned, self._grown(plan, pruned, sums))
+
+    def _grown(self, plan: RoundPlan, pruned: Tensor, sums: Mapping[str, Sums]) -> Tensor:
+        if self.settings.growth != "random":
+            assert isinstance(plan.work, TopGradients)
+            return plan.work.strongest(sums["gradient"].mean())
+        generator, filters = numpy_generator(self.context.seed, "growth", plan.round), self._filters(pruned)
+        if filters is None:
+            return random_inactive(self.space, plan.swap_counts, generator)
+        return random_inactive_in_filters(self.space, filters, generator)
 
     def grown_values(self, values: Tensor, grown: Tensor) -> Tensor:
         """0, or with ``extrusion_target: mean`` the filter's mean, which leaves the network's function unchanged."""
         return self._deviation().centres(values)[grown]
 
-    def metrics(self, plan: RoundPlan, before: Tensor, after: Tensor) -> dict[str, float]:
+    def metrics(self, plan: RoundPlan, values: Tensor) -> dict[str, float]:
         """Norms of the marked weights' deviation before and after the round; ``extrusion/shrinkage`` is their ratio."""
         if plan.marked is None:
             return {}
         deviation = self._deviation()
-        old, new = (deviation.of(values)[plan.marked].norm().item() for values in (before, after))
+        old, new = (deviation.of(state)[plan.marked].norm().item() for state in (plan.values, values))
         return {
             "extrusion/norm_before": old,
             "extrusion/norm_after": new,

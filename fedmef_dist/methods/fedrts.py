@@ -8,25 +8,29 @@ and keeps each layer's largest draws: weights are neither pruned nor grown by on
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedmef_dist.base.randomness import numpy_generator
-from fedmef_dist.methods.base import Collection, LocalWork, MethodContext, RoundPlan, Upload
-from fedmef_dist.methods.swapping import RandomStart, SwappingSettings, strongest_inactive, swap_counts, weakest
-from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.clients.plan import LocalWork, RoundPlan
+from fedmef_dist.methods.base import MethodContext
+from fedmef_dist.methods.swapping import RandomStart, RandomStartSettings, SwappingSettings
+from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest
+from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
+from fedmef_dist.wire.encodings import Positions
+from fedmef_dist.wire.traffic import Collection, Upload, at_positions
 
 _KEPT, _WANTED = "kept", "wanted"
 # What the aggregated model says of an inactive weight: nothing.
 _UNDECIDED = 0.5
 
 
-class FedRtsSettings(SwappingSettings):
+class FedRtsSettings(SwappingSettings, RandomStartSettings):
     """Section ``method`` with ``name: fedrts``."""
 
     name: Literal["fedrts"] = Field("fedrts", description="masks drawn by combinatorial Thompson sampling")
@@ -64,8 +68,8 @@ class Votes(LocalWork):
     def collections(self) -> tuple[Collection, ...]:
         """The votes. The server sees the weights themselves; of the gradients only the positions travel."""
         kept = [count - xi for count, xi in zip(self.space.layer_counts(), self.counts, strict=True)]
-        weights = Collection(_KEPT, kept, has_values=False, has_votes=True, travels=False)
-        gradients = Collection(_WANTED, self.counts, has_values=False, has_votes=True)
+        weights = at_positions(_KEPT, self.space, kept, Positions(), has_votes=True, travels=False)
+        gradients = at_positions(_WANTED, self.space, self.counts, Positions(), has_votes=True)
         return (weights, gradients) if self.gradient_batches else (weights,)
 
     def uploads(self, gradient: Tensor | None) -> dict[str, Upload]:
@@ -83,21 +87,21 @@ class FedRts(RandomStart[FedRtsSettings]):
         posterior: float32 (2, n_prunable), a and b of each weight's Beta distribution.
     """
 
+    Settings: ClassVar[type[FedRtsSettings]] = FedRtsSettings
+
     def __init__(self, settings: FedRtsSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.schedule = settings.schedule()
         self.posterior = torch.ones(2, space.n_prunable, device=space.values.device)
-        self._round = 0
 
-    def plan(self, round_number: int, values: Tensor) -> RoundPlan:
+    def plan(self, round: int, values: Tensor) -> RoundPlan:
         """Votes in every round until the schedule's share is 0: then no mask will be drawn any more."""
-        self._round = round_number
-        share, adjusts = self.schedule.share(round_number), self.schedule.adjusts(round_number)
+        share, adjusts = self.schedule.share(round), self.schedule.adjusts(round)
         if not share:
-            return RoundPlan()
+            return RoundPlan(round, values)
         counts = swap_counts(self.space.layers, self.counts, share)
         work = Votes(self.space, counts, self.settings.gradient_batches if adjusts else 0)
-        return RoundPlan(work, adjusts=adjusts, collections=work.collections, swap_counts=counts)
+        return RoundPlan(round, values, work, collections=work.collections, adjusts=adjusts, swap_counts=counts)
 
     def observe(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> None:
         """Adds lambda X to a and lambda (1 - X) to b of every weight of which the round says anything."""
@@ -120,15 +124,15 @@ class FedRts(RandomStart[FedRtsSettings]):
             of_clients = of_clients + sums[_WANTED].share()
         return gamma * aggregated + (1 - gamma) * of_clients
 
-    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Mask:
+    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Tensor:
         """Each layer's K_l largest draws from the posteriors."""
-        generator = numpy_generator(self.context.seed, "beta", self._round)
+        generator = numpy_generator(self.context.seed, "beta", plan.round)
         a, b = self.posterior.double().cpu().numpy()
         draws = torch.from_numpy(generator.beta(a, b)).to(self.posterior.device)
         active = torch.zeros_like(self.space.mask.active)
         for layer, count in zip(self.space.layers, self.counts, strict=True):
             active[layer.start + keep_largest(layer, draws[layer.start : layer.stop], count)] = True
-        return Mask(active, self.space.mask.version + 1)
+        return active
 
     def state(self) -> dict[str, Tensor]:
         """The posteriors."""

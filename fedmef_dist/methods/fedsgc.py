@@ -7,21 +7,27 @@ would move with it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmef_dist.methods.base import MethodContext, RoundPlan
+from fedmef_dist.clients.plan import LocalClient, RoundPlan
+from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.client_masks import ClientMasks, ClientMaskSettings, LocalSwap
 from fedmef_dist.methods.preparation import Preparation
-from fedmef_dist.methods.swapping import SwappingSettings, prunable_magnitude
-from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.methods.swapping import SwappingSettings
+from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
 from fedmef_dist.sparsity.selection import largest
+from fedmef_dist.sparsity.swaps import prunable_magnitude
 from fedmef_dist.sums.position_sum import Sums
+from fedmef_dist.wire.encodings import Signs
+from fedmef_dist.wire.ranges import prunable
+from fedmef_dist.wire.traffic import Broadcast
+
+_DIRECTION = "direction"
 
 
 class FedSgcSettings(ClientMaskSettings, SwappingSettings):
@@ -72,7 +78,6 @@ class CongruentSwap(LocalSwap):
         counts: how many weights of each layer are pruned, and grown.
         share: of a client's steps before the swap.
         broadcast: float32 (n_prunable,), the weights at the start of the round.
-        direction: int8 (n_prunable,), d.
         strength: lambda.
     """
 
@@ -83,11 +88,14 @@ class CongruentSwap(LocalSwap):
         share: float,
         *,
         broadcast: Tensor,
-        direction: Tensor,
         strength: float,
     ) -> None:
         super().__init__(space, counts, share)
-        self.broadcast, self.direction, self.strength = broadcast, direction, strength
+        self.broadcast, self.strength = broadcast, strength
+
+    def begin(self, client: LocalClient) -> None:
+        """Takes the direction d that the client has received, float32 (n_prunable,) in {-1, 0, 1}."""
+        self.direction = client.received[_DIRECTION]
 
     def pruned(self) -> Tensor:
         """First weights of small magnitude with d * Delta < 0, then any of small magnitude."""
@@ -106,28 +114,26 @@ class CongruentSwap(LocalSwap):
 class FedSgc(ClientMasks[FedSgcSettings]):
     """Who does not keep a weight counts in its average with the old global value."""
 
+    Settings: ClassVar[type[FedSgcSettings]] = FedSgcSettings
+
     def __init__(self, settings: FedSgcSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
-        self._broadcast = self._previous = space.values.new_zeros(space.n_prunable)
+        self._previous = space.values.new_zeros(space.n_prunable)
 
     def adjustments(self) -> AdjustmentSchedule:
         """That of the settings."""
         return self.settings.schedule()
 
-    def initial_mask(self, preparation: Preparation) -> Mask:
+    def initial_mask(self, preparation: Preparation) -> Tensor:
         """Random, with the allocation's exact count in every layer. In the first round the model has no direction."""
-        mask = super().initial_mask(preparation)
-        self._previous = preparation.values[: self.space.n_prunable] * mask.active
-        return mask
+        active = super().initial_mask(preparation)
+        self._previous = preparation.values[: self.space.n_prunable] * active
+        return active
 
-    def plan(self, round_number: int, values: Tensor) -> RoundPlan:
-        """In an adjusting round the direction goes down beside the model."""
-        self._broadcast = values[: self.space.n_prunable].clone()
-        plan = super().plan(round_number, values)
-        return replace(plan, direction=self._direction(values)) if plan.adjusts else plan
-
-    def _direction(self, values: Tensor) -> Tensor:
-        return (values[: self.space.n_prunable] - self._previous).sign().to(torch.int8)
+    def broadcasts(self, values: Tensor) -> tuple[Broadcast, ...]:
+        """The direction of the global model since the last round."""
+        direction = (values[: self.space.n_prunable] - self._previous).sign()
+        return (Broadcast(_DIRECTION, prunable(self.space), direction, Signs()),)
 
     def local_swap(self, counts: Sequence[int], values: Tensor) -> LocalSwap:
         """A swap guided by the direction."""
@@ -135,8 +141,7 @@ class FedSgc(ClientMasks[FedSgcSettings]):
             self.space,
             counts,
             self.settings.local_share,
-            broadcast=self._broadcast,
-            direction=self._direction(values),
+            broadcast=values[: self.space.n_prunable],
             strength=self.settings.congruity_lambda,
         )
 
@@ -158,7 +163,7 @@ class FedSgc(ClientMasks[FedSgcSettings]):
 
     def observe(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> None:
         """The round counts: what it broadcast is from where the next direction is taken."""
-        self._previous = self._broadcast
+        self._previous = plan.values[: self.space.n_prunable].clone()
 
     def state(self) -> dict[str, Tensor]:
         """``previous``, float32 (n_prunable,): the weights that the last round broadcast."""

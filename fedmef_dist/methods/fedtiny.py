@@ -8,17 +8,19 @@ one block (progressive pruning).
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from fedmef_dist.methods.base import Method, MethodContext, RoundPlan
+from fedmef_dist.clients.plan import RoundPlan
+from fedmef_dist.methods.base import Method, MethodContext
 from fedmef_dist.methods.candidate_selection import CandidateSelection, candidate_counts
 from fedmef_dist.methods.preparation import Preparation
-from fedmef_dist.methods.swapping import SwappingSettings, TopGradients, strongest_inactive, swap_counts, weakest
-from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.methods.swapping import SwappingSettings, TopGradients
+from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import layer_counts, magnitude_mask
+from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 
 Granularity = Literal["block", "layer", "entire"]
@@ -70,13 +72,15 @@ def turns(layers: Sequence[str], granularity: Granularity) -> list[set[int]]:
 class FedTiny(Method[FedTinySettings]):
     """Clients choose the first mask; adjustments take blocks in turn."""
 
+    Settings: ClassVar[type[FedTinySettings]] = FedTinySettings
+
     def __init__(self, settings: FedTinySettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.schedule = settings.schedule()
         self.turns = turns([layer.name for layer in space.layers], settings.granularity)
         self.counts = layer_counts(space, settings.density, settings.allocation)
 
-    def initial_mask(self, preparation: Preparation) -> Mask:
+    def initial_mask(self, preparation: Preparation) -> Tensor:
         """The candidate of lowest loss; each keeps the start weights of largest magnitude."""
         generator = preparation.generator("candidates")
         candidates = [
@@ -87,20 +91,20 @@ class FedTiny(Method[FedTinySettings]):
             return candidates[0]
         return CandidateSelection(self.space, candidates, preparation).choose()
 
-    def plan(self, round_number: int, values: Tensor) -> RoundPlan:
+    def plan(self, round: int, values: Tensor) -> RoundPlan:
         """In an adjusting round one block has its turn."""
-        if not self.schedule.adjusts(round_number):
-            return RoundPlan()
-        turn = self.turns[(round_number // self.schedule.every - 1) % len(self.turns)]
-        share = self.schedule.share(round_number)
+        if not self.schedule.adjusts(round):
+            return RoundPlan(round, values)
+        turn = self.turns[(round // self.schedule.every - 1) % len(self.turns)]
+        share = self.schedule.share(round)
         everywhere = swap_counts(self.space.layers, self.space.layer_counts(), share)
         counts = [count if place in turn else 0 for place, count in enumerate(everywhere)]
         work = TopGradients(self.space, counts, self.settings.gradient_batches)
-        return RoundPlan(work, adjusts=True, collections=(work.collection,), swap_counts=counts)
+        return RoundPlan(round, values, work, collections=work.collections, adjusts=True, swap_counts=counts)
 
-    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Mask:
+    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Tensor:
         """Prunes the block's weights of smallest magnitude, grows those of largest aggregated gradient."""
         magnitude = values[: self.space.n_prunable].abs()
         pruned = weakest(self.space, magnitude, plan.swap_counts)
         grown = strongest_inactive(self.space, sums["gradient"].mean().abs(), plan.swap_counts)
-        return self.space.mask.swap(pruned, grown)
+        return self.space.mask.swapped(pruned, grown)

@@ -13,9 +13,13 @@ from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.cohort import Cohort
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.data.batches import Batch
+from fedmef_dist.sparsity import Mask
 from fedmef_dist.sums.exact_sum import FixedPoint, is_summable
 from fedmef_dist.sums.placement import assign
+from fedmef_dist.wire.messages import Messages
+from fedmef_dist.wire.traffic import Broadcast, Collection, Upload
 
+_WHERE = "the choice of the first mask"
 Batches = Iterator[Batch]
 
 
@@ -38,20 +42,23 @@ class PreparationCosts:
 class Preparation:
     """The clients that a method may ask before the first round, and the state from which it starts.
 
+    What it sends and collects is encoded, decoded, held against the ledger and counted, as in a round.
+
     Attributes:
         values: float32 (total,), the state of the first round; a method may change it.
         client: trains on the parameter space, whose mask is full.
         cohort: the clients that can be asked, the same on every rank.
         rehearses: nobody will train: what takes long may be left out, as long as its costs are counted.
-        costs: what the simulated devices sent and computed; methods add to it.
+        costs: what the simulated devices sent and computed; methods add what they compute.
 
     Args:
         client: the rank's client.
         values: the start state.
         cohort: whom to ask.
-        batches: (samples or None, epochs) -> the batches of a client, or of the server's own sample of the data.
+        batches: (client or None, epochs) -> the batches of a client, or of the server's own sample of the data.
         seed: of the run.
         group: the ranks.
+        messages: between server and clients.
         rehearses: see above.
     """
 
@@ -63,12 +70,13 @@ class Preparation:
         batches: Callable[[int | None, int], Batches],
         seed: int,
         group: Group,
+        messages: Messages,
         *,
         rehearses: bool = False,
     ) -> None:
         self.client, self.values, self.cohort, self.rehearses = client, values.clone(), cohort, rehearses
         self.costs = PreparationCosts()
-        self._batches, self._seed, self._group = batches, seed, group
+        self._batches, self._seed, self._group, self._messages = batches, seed, group, messages
 
     def generator(self, purpose: str) -> np.random.Generator:
         """A generator of its own for each purpose."""
@@ -92,13 +100,39 @@ class Preparation:
         for tensor in tensors:
             self._group.broadcast(tensor)
 
-    def average(self, measure: Callable[[int], Tensor]) -> Tensor:
+    def send_model(self, mask: Mask, receivers: int) -> None:
+        """The start state goes down under a mask, with the mask unless it is full."""
+        self._messages.send_model(self.values, mask)
+        self.costs.down += receivers * self._messages.ledger.state_bytes(mask, knows_mask=False)
+
+    def return_model(self, values: Tensor, mask: Mask) -> Tensor:
+        """What the server decodes of a client's whole state (float32 (total,)), which comes up with a mask of its own.
+
+        :meth:`count_returned_model` counts the bytes: every rank must, while only one may have the client.
+        """
+        return self._messages.return_model(values, mask)
+
+    def count_returned_model(self, mask: Mask) -> None:
+        """The bytes of a client's whole state with its mask."""
+        self.costs.up += self._messages.ledger.returned_bytes(mask)
+
+    def send(self, sent: Broadcast, receivers: int) -> Tensor:
+        """What every one of the receivers decodes of a broadcast, float32 (over.size,)."""
+        self.costs.down += receivers * self._messages.ledger.broadcast_bytes(sent)
+        return self._messages.broadcast(sent)
+
+    def count_collection(self, wanted: Collection) -> None:
+        """Every client of the cohort sends what is collected: the bytes alone, for rehearsals."""
+        self.costs.up += len(self.cohort.clients) * self._messages.ledger.collection_bytes(wanted)
+
+    def average(self, wanted: Collection, measure: Callable[[int], Tensor]) -> Tensor:
         """The exact mean over the cohort, weighted as in a round, of what ``measure`` finds at each client.
 
         Every rank asks its share of the clients; the bits do not depend on how many ranks there are.
 
         Args:
-            measure: client -> float32 (n,), of one length for all.
+            wanted: what a client sends: a value for every position of a range.
+            measure: client -> float32 (wanted.over.size,).
 
         Raises:
             UserError: nobody can be asked, or what a client finds is not finite or too large for the sum. Every rank
@@ -108,34 +142,31 @@ class Preparation:
         if not len(cohort.clients):
             raise UserError(
                 "no client answers the server before the first round",
-                where="the choice of the first mask",
+                where=_WHERE,
                 mend="raise federation.availability, lower federation.dropout, or choose another seed",
             )
         fixed_point = FixedPoint.for_weight(int(cohort.weights.sum()))
-        total = torch.zeros(0, dtype=torch.int64, device=group.device)
+        total = torch.zeros(wanted.over.size, dtype=torch.int64, device=group.device)
         insane = -1
         for slot in assign(cohort.samples.astype(np.float64), group.world_size)[group.rank]:
             client = int(cohort.clients[slot])
-            found = measure(client)
+            found = self._messages.collect(Upload(None, measure(client)), wanted).values
+            assert found is not None
             if not is_summable(found):
                 insane = client
                 break
-            total = fixed_point.encode(found, int(cohort.weights[slot])) + (total if len(total) else 0)
-        return fixed_point.average(self._add_up(total, insane), int(cohort.weights.sum()))
+            total += fixed_point.encode(found, int(cohort.weights[slot]))
+        self._refuse(insane)
+        group.all_reduce(total)
+        self.count_collection(wanted)
+        return fixed_point.average(total, int(cohort.weights.sum()))
 
-    def _add_up(self, total: Tensor, insane: int) -> Tensor:
-        """Over all ranks; a rank without a client learns the length from the others, and all learn who is ``insane``,
-        a client or -1.
-        """
-        told = self._group.all_gather(torch.tensor([len(total), insane], device=self._group.device))
-        length, insane = told.amax(0).tolist()
+    def _refuse(self, insane: int) -> None:
+        """Tells all ranks of a client whose numbers cannot be added up, or -1 for none."""
+        insane = int(self._group.all_gather(torch.tensor([insane], device=self._group.device)).max())
         if insane >= 0:
             raise UserError(
                 f"the start model gives client {insane} numbers that are not finite or beyond 2^16",
-                where="the choice of the first mask",
+                where=_WHERE,
                 mend="choose another model.norm, or check the data",
             )
-        if not len(total):
-            total = total.new_zeros(length)
-        self._group.all_reduce(total)
-        return total

@@ -7,19 +7,22 @@ for a place by how much the loss falls a unit of time: g_j^2 / t_j (Algorithm 2)
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fedmef_dist.methods.base import Collection, LocalWork, Method, MethodContext, RoundPlan, Upload
+from fedmef_dist.clients.plan import LocalClient, LocalWork, RoundPlan
+from fedmef_dist.methods.base import Method, MethodContext
 from fedmef_dist.methods.preparation import Preparation
-from fedmef_dist.methods.swapping import SparseSettings, spare_counts, strongest_inactive, swap_counts, weakest
+from fedmef_dist.methods.swapping import SparseSettings
 from fedmef_dist.methods.weight_pruning_by_client import ClientPruning
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import layer_counts, random_mask
+from fedmef_dist.sparsity.swaps import spare_counts, strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
+from fedmef_dist.wire.traffic import Upload, at_positions
 
 _NAME = "squared_gradient"
 # A weight that is used costs at least one multiply-add a sample.
@@ -55,13 +58,13 @@ class PruneFlSettings(SparseSettings):
             raise ValueError(f"density {self.density:g} is above max_density {self.max_density:g}")
         return self
 
-    def share(self, round_number: int) -> float:
+    def share(self, round: int) -> float:
         """delta_r = adjust_rate * 0.5^(r / half-life), the share of a layer's weights whose place is contested."""
-        return self.adjust_rate * 0.5 ** (round_number / self.adjust_half_life)
+        return self.adjust_rate * 0.5 ** (round / self.adjust_half_life)
 
-    def adjusts(self, round_number: int) -> bool:
+    def adjusts(self, round: int) -> bool:
         """Whether the round ends with an adjustment."""
-        return round_number % self.adjust_every == 0 and (not self.adjust_until or round_number <= self.adjust_until)
+        return round % self.adjust_every == 0 and (not self.adjust_until or round <= self.adjust_until)
 
 
 class SquaredGradients(LocalWork):
@@ -70,10 +73,10 @@ class SquaredGradients(LocalWork):
     dense_batches = float("inf")
 
     def __init__(self, space: ParameterSpace) -> None:
-        self.space = space
-        self.collection = Collection(_NAME, [layer.size for layer in space.layers])
+        self.space, self.held = space, space.n_prunable
+        self.collection = at_positions(_NAME, space, [layer.size for layer in space.layers])
 
-    def begin(self) -> None:
+    def begin(self, client: LocalClient) -> None:
         """A new sum for each client."""
         self._sum = torch.zeros_like(self.space.gradient[: self.space.n_prunable])
 
@@ -116,6 +119,9 @@ def compete(gain: Tensor, time: Tensor, kept: Tensor, other_time: float, most: i
 class PruneFl(Method[PruneFlSettings]):
     """Keeps large weights, and of all others those whose squared gradient is worth their time."""
 
+    Settings: ClassVar[type[PruneFlSettings]] = PruneFlSettings
+    keeps_counts = False
+
     def __init__(self, settings: PruneFlSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.first_counts = layer_counts(space, settings.density, settings.allocation)
@@ -123,7 +129,7 @@ class PruneFl(Method[PruneFlSettings]):
         if settings.max_density is not None:
             self.most = round(settings.max_density * space.n_parameters) - space.n_dense
 
-    def initial_mask(self, preparation: Preparation) -> Mask:
+    def initial_mask(self, preparation: Preparation) -> Tensor:
         """Random, with the allocation's exact counts; then a client prunes it and trains the weights.
 
         Raises:
@@ -140,35 +146,36 @@ class PruneFl(Method[PruneFlSettings]):
             steps=self.settings.initial_steps,
             rate=self.context.base_rate,
         )
-        return pruning.prune(preparation, mask)
+        return pruning.prune(preparation, Mask(mask)).active
 
-    def _contested(self, round_number: int) -> list[int]:
+    def _contested(self, round: int) -> list[int]:
         """How many of each layer's active weights do not keep their place by magnitude."""
-        share, counts = self.settings.share(round_number), self.space.layer_counts()
+        share, counts = self.settings.share(round), self.space.layer_counts()
         rule = swap_counts if self.settings.fixed_density else spare_counts
         return rule(self.space.layers, counts, share)
 
-    def plan(self, round_number: int, values: Tensor) -> RoundPlan:
+    def plan(self, round: int, values: Tensor) -> RoundPlan:
         """In an adjusting round: squared gradients of everything."""
-        if not self.settings.adjusts(round_number):
-            return RoundPlan()
+        if not self.settings.adjusts(round):
+            return RoundPlan(round, values)
         work = SquaredGradients(self.space)
-        return RoundPlan(work, adjusts=True, collections=(work.collection,), swap_counts=self._contested(round_number))
+        contested = self._contested(round)
+        return RoundPlan(round, values, work, collections=(work.collection,), adjusts=True, swap_counts=contested)
 
-    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Mask:
+    def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Tensor:
         """The competition, or with ``fixed_density`` the swap."""
         return self._adjusted(values, sums[_NAME].mean(), plan.swap_counts)
 
-    def _adjusted(self, values: Tensor, gain: Tensor | None, contested: list[int]) -> Mask:
+    def _adjusted(self, values: Tensor, gain: Tensor | None, contested: list[int]) -> Tensor:
         assert gain is not None
         space = self.space
         weak = weakest(space, values[: space.n_prunable].abs(), contested)
         if self.settings.fixed_density:
-            return space.mask.swap(weak, strongest_inactive(space, gain, contested))
+            return space.mask.swapped(weak, strongest_inactive(space, gain, contested))
         kept = space.mask.active.clone()
         kept[weak] = False
         time, other_time = self._times()
-        return Mask(compete(gain.double(), time, kept, other_time, self.most), space.mask.version + 1)
+        return compete(gain.double(), time, kept, other_time, self.most)
 
     def _times(self) -> tuple[Tensor, float]:
         """t_j of every position, float64 (n_prunable,), and T_0, in the same unit."""

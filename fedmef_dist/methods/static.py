@@ -10,7 +10,7 @@ synaptic flow", NeurIPS 2020, arXiv 2006.05467, algorithm 1.
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -22,14 +22,21 @@ from fedmef_dist.layers.activation_pruning import forget_thresholds
 from fedmef_dist.layers.batchnorm import normalise_by_batch
 from fedmef_dist.methods.base import Method, MethodContext
 from fedmef_dist.methods.preparation import Preparation
-from fedmef_dist.methods.swapping import SparseSettings
+from fedmef_dist.methods.swapping import RandomStartSettings
 from fedmef_dist.methods.synflow import ITERATIONS, REHEARSED_ITERATIONS, synaptic_flow
-from fedmef_dist.sparsity import Mask, ParameterSpace
-from fedmef_dist.sparsity.allocation import keep_largest_of_all, layer_counts, magnitude_mask, random_mask
-from fedmef_dist.wire.ledger import VALUE_BYTES
+from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity.allocation import (
+    even_mask,
+    keep_largest_of_all,
+    layer_counts,
+    magnitude_mask,
+    random_mask,
+)
+from fedmef_dist.wire.ranges import prunable
+from fedmef_dist.wire.traffic import whole
 
 
-class StaticSettings(SparseSettings):
+class StaticSettings(RandomStartSettings):
     """Section ``method`` with ``name: static``."""
 
     name: Literal["static"] = Field("static", description="pruning at initialisation, the mask stays")
@@ -41,24 +48,29 @@ class StaticSettings(SparseSettings):
     )
 
     @model_validator(mode="after")
-    def _only_snip_looks_at_data(self) -> "StaticSettings":
+    def _keys_fit_the_criterion(self) -> "StaticSettings":
         if self.scores == "clients" and self.criterion != "snip":
             raise ValueError(f"scores: clients is for criterion snip; {self.criterion} looks at no data")
+        if self.first_mask == "even" and self.criterion != "random":
+            raise ValueError(f"first_mask: even is for criterion random; {self.criterion} chooses by its scores")
         return self
 
 
 class Static(Method[StaticSettings]):
     """Sparse federated averaging under one mask."""
 
+    Settings: ClassVar[type[StaticSettings]] = StaticSettings
+
     def __init__(self, settings: StaticSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.counts = layer_counts(space, settings.density, settings.allocation)
 
-    def initial_mask(self, preparation: Preparation) -> Mask:
+    def initial_mask(self, preparation: Preparation) -> Tensor:
         """By the criterion. Raises UserError where its scores are not finite."""
         criterion = self.settings.criterion
         if criterion == "random":
-            return random_mask(self.space, self.counts, preparation.generator("mask"))
+            draw = even_mask if self.settings.first_mask == "even" else random_mask
+            return draw(self.space, self.counts, preparation.generator("mask"))
         if criterion == "magnitude":
             return magnitude_mask(self.space, preparation.values, self.counts)
         total = sum(self.counts)
@@ -72,7 +84,7 @@ class Static(Method[StaticSettings]):
         # Processors of other kinds may round a score otherwise, but there is one mask.
         chosen = active.to(torch.uint8)
         preparation.share(chosen)
-        return Mask(chosen.bool())
+        return chosen.bool()
 
     def _sensitivity(self, preparation: Preparation) -> Tensor:
         """|g * theta|, float32 (n_prunable,)."""
@@ -90,13 +102,15 @@ class Static(Method[StaticSettings]):
 
     def _clients_gradient(self, preparation: Preparation) -> Tensor:
         """The clients' mean gradient, which is that of the objective of their round."""
-        cohort, costs, space = preparation.cohort, preparation.costs, self.space
-        costs.down += len(cohort.asked) * VALUE_BYTES * space.total
-        costs.up += len(cohort.clients) * VALUE_BYTES * space.n_prunable
-        costs.gradient_samples += int(cohort.samples.sum())
+        cohort, wanted = preparation.cohort, whole("gradient", prunable(self.space))
+        preparation.send_model(self.space.mask, len(cohort.asked))
+        preparation.costs.gradient_samples += int(cohort.samples.sum())
         if preparation.rehearses:
+            preparation.count_collection(wanted)
             return self._gradient(preparation, [next(preparation.server_batches())])
-        return preparation.average(lambda client: self._gradient(preparation, preparation.client_batches(client)))
+        return preparation.average(
+            wanted, lambda client: self._gradient(preparation, preparation.client_batches(client))
+        )
 
     def _gradient(self, preparation: Preparation, batches: Iterable[Batch]) -> Tensor:
         """The gradient of the mean loss over all samples of the batches, float32 (n_prunable,)."""

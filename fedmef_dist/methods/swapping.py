@@ -1,19 +1,25 @@
 """What methods that prune and grow a few weights in every adjustment have in common."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from math import inf
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedmef_dist.base.settings import Settings
-from fedmef_dist.methods.base import Collection, LocalWork, Method, MethodContext, Upload
+from fedmef_dist.clients.plan import LocalClient, LocalWork
+from fedmef_dist.methods.base import Method, MethodContext
 from fedmef_dist.methods.preparation import Preparation
-from fedmef_dist.sparsity import Mask, ParameterSpace, Slice
-from fedmef_dist.sparsity.allocation import Allocation, layer_counts, random_mask
+from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity.allocation import Allocation, even_mask, layer_counts, random_mask
+from fedmef_dist.sparsity.filter_swaps import strongest_inactive_in_filters
+from fedmef_dist.sparsity.growth import channel_normalised
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
-from fedmef_dist.sparsity.selection import largest, row_largest, smallest
+from fedmef_dist.sparsity.swaps import strongest_inactive
+from fedmef_dist.wire.encodings import InFilters
+from fedmef_dist.wire.traffic import Collection, Upload, at_positions
 
 
 class SparseSettings(Settings):
@@ -21,6 +27,14 @@ class SparseSettings(Settings):
 
     density: float = Field(0.1, gt=0, le=1, description="active share of ALL parameters")
     allocation: Allocation = Field("erk", description="how the density is shared out to layers")
+
+
+class RandomStartSettings(SparseSettings):
+    """Keys of every method whose first mask is random."""
+
+    first_mask: Literal["layer", "even"] = Field(
+        "layer", description="a layer's active weights anywhere in it, or spread evenly over its filters"
+    )
 
 
 class SwappingSettings(SparseSettings):
@@ -35,98 +49,26 @@ class SwappingSettings(SparseSettings):
         return AdjustmentSchedule(self.adjust_every, self.adjust_until, self.adjust_rate)
 
 
-SparseSettingsT = TypeVar("SparseSettingsT", bound=SparseSettings)
+RandomStartSettingsT = TypeVar("RandomStartSettingsT", bound=RandomStartSettings)
 
 
-class RandomStart(Method[SparseSettingsT]):
+class RandomStart(Method[RandomStartSettingsT]):
     """A method whose first mask is random, with the allocation's exact count in every layer.
 
     Attributes:
         counts: active weights of each layer.
     """
 
-    def __init__(self, settings: SparseSettingsT, space: ParameterSpace, context: MethodContext) -> None:
+    Settings: ClassVar[type[RandomStartSettings]] = RandomStartSettings
+
+    def __init__(self, settings: RandomStartSettingsT, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.counts = layer_counts(space, settings.density, settings.allocation)
 
-    def initial_mask(self, preparation: Preparation) -> Mask:
-        """Random, with exactly the layers' counts."""
-        return random_mask(self.space, self.counts, preparation.generator("mask"))
-
-
-def spare_counts(layers: Sequence[Slice], counts: Sequence[int], share: float) -> list[int]:
-    """floor(share * a_l) of every layer, no more than what its filters can spare.
-
-    Args:
-        layers: the prunable layers.
-        counts: active weights of each, a_l.
-        share: of the active weights.
-    """
-    return [
-        min(int(share * count), count - layer.rows * layer.filter_floor)
-        for layer, count in zip(layers, counts, strict=True)
-    ]
-
-
-def swap_counts(layers: Sequence[Slice], counts: Sequence[int], share: float) -> list[int]:
-    """xi_l: :func:`spare_counts`, and no more than what a layer has inactive."""
-    return [
-        min(spare, layer.size - count)
-        for layer, count, spare in zip(layers, counts, spare_counts(layers, counts, share), strict=True)
-    ]
-
-
-def prunable_magnitude(space: ParameterSpace, magnitude: Tensor) -> Tensor:
-    """The magnitude of what may be pruned, float32 (n_prunable,).
-
-    Infinite where a weight is inactive, or among the strongest of its filter that the filter's floor protects.
-
-    Args:
-        space: the parameter space with its current mask.
-        magnitude: float32 (n_prunable,), at least 0.
-    """
-    inactive = ~space.mask.active
-    # A filter's floor is of active weights, those of exactly 0 among them.
-    candidates, protectable = magnitude.masked_fill(inactive, torch.inf), magnitude.masked_fill(inactive, -1)
-    for layer in space.layers:
-        if layer.filter_floor:
-            kept = row_largest(protectable[layer.start : layer.stop].view(layer.rows, -1), layer.filter_floor)
-            candidates[layer.start + kept] = torch.inf
-    return candidates
-
-
-def weakest(space: ParameterSpace, magnitude: Tensor, counts: Sequence[int]) -> Tensor:
-    """Positions (int64) of the ``counts`` active weights of smallest magnitude in each layer.
-
-    No filter falls below its floor.
-
-    Args:
-        space: the parameter space with its current mask.
-        magnitude: float32 (n_prunable,), at least 0.
-        counts: how many of each layer.
-    """
-    candidates = prunable_magnitude(space, magnitude)
-    return torch.cat(
-        [
-            layer.start + smallest(candidates[layer.start : layer.stop], count)
-            for layer, count in zip(space.layers, counts, strict=True)
-        ]
-    )
-
-
-def strongest_inactive(space: ParameterSpace, scores: Tensor, counts: Sequence[int]) -> Tensor:
-    """Positions (int64) of the ``counts`` inactive weights of largest score in each layer.
-
-    Scores are float32 (n_prunable,), at least 0.
-    """
-    # An active weight must never win, not even against a score of 0.
-    scores = scores.masked_fill(space.mask.active, -1)
-    return torch.cat(
-        [
-            layer.start + largest(scores[layer.start : layer.stop], count)
-            for layer, count in zip(space.layers, counts, strict=True)
-        ]
-    )
+    def initial_mask(self, preparation: Preparation) -> Tensor:
+        """Random, with exactly the layers' counts; spread evenly over filters if the settings say so."""
+        draw = even_mask if self.settings.first_mask == "even" else random_mask
+        return draw(self.space, self.counts, preparation.generator("mask"))
 
 
 class TopGradients(LocalWork):
@@ -136,18 +78,56 @@ class TopGradients(LocalWork):
         space: the parameter space.
         counts: how many of each layer.
         batches: on how many fresh batches the gradient is taken.
+        summed: take it from the sum over the steps of the training instead, whose magnitudes are compared channel by
+            channel (:func:`channel_normalised`).
+        filters: int64 (filters,), how many of each filter where that is known beforehand: only those are candidates.
     """
 
-    def __init__(self, space: ParameterSpace, counts: Sequence[int], batches: int) -> None:
-        self.space, self.counts, self.gradient_batches = space, counts, batches
+    def __init__(
+        self,
+        space: ParameterSpace,
+        counts: Sequence[int],
+        batches: int,
+        *,
+        summed: bool = False,
+        filters: Tensor | None = None,
+    ) -> None:
+        self.space, self.counts, self.summed, self.filters = space, counts, summed, filters
+        self.gradient_batches = 0 if summed else batches
+        self.dense_batches = inf if summed else 0
+        self.held = space.n_prunable if summed else 0
 
     @property
-    def collection(self) -> Collection:
-        """What the round collects of it."""
-        return Collection("gradient", self.counts)
+    def collections(self) -> tuple[Collection, ...]:
+        """What the round collects of it; nothing where there is no gradient to choose from."""
+        if not self.summed and not self.gradient_batches:
+            return ()
+        encoding = None if self.filters is None else InFilters(self.space, self.filters)
+        return (at_positions("gradient", self.space, self.counts, encoding),)
+
+    def begin(self, client: LocalClient) -> None:
+        """A new sum for each client."""
+        if self.summed:
+            self._sum = torch.zeros_like(self.space.gradient[: self.space.n_prunable])
+
+    def prepare_step(self, step: int, steps: int, rate: float) -> float | Tensor:
+        """Adds up the gradient."""
+        if self.summed:
+            self._sum += self.space.gradient[: self.space.n_prunable]
+        return rate
 
     def uploads(self, gradient: Tensor | None) -> dict[str, Upload]:
         """The top gradients: position and value."""
-        assert gradient is not None
-        positions = strongest_inactive(self.space, gradient.abs(), self.counts)
-        return {"gradient": Upload(positions, gradient[positions])}
+        if not self.collections:
+            return {}
+        found = self._sum if self.summed else gradient
+        assert found is not None
+        positions = self.strongest(found)
+        return {"gradient": Upload(positions, found[positions])}
+
+    def strongest(self, gradient: Tensor) -> Tensor:
+        """Positions (int64) of the inactive weights that a gradient (float32 (n_prunable,)) makes grow first."""
+        scores = channel_normalised(self.space, gradient) if self.summed else gradient.abs()
+        if self.filters is None:
+            return strongest_inactive(self.space, scores, self.counts)
+        return strongest_inactive_in_filters(self.space, scores, self.filters)

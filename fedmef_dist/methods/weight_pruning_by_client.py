@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.clients.plan import LocalWork, RoundPlan
 from fedmef_dist.data.batches import Batch
-from fedmef_dist.methods.base import LocalWork, RoundPlan, Upload
 from fedmef_dist.methods.preparation import Preparation, PreparationCosts
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sums.exact_sum import is_summable
+from fedmef_dist.wire.traffic import Upload
 
 
 class ClientPruning:
@@ -22,8 +23,8 @@ class ClientPruning:
 
     Args:
         space: the parameter space.
-        work: what the client does beside SGD.
-        adjust: (its state, float32 (total,), and what it would have sent) -> the next mask.
+        work: what the client does in addition to SGD.
+        adjust: (its state, float32 (total,), and what it would have sent) -> who is active next, bool (n_prunable,).
         adjustments: how often.
         steps: SGD steps before each of them.
         rate: the learning rate.
@@ -33,13 +34,13 @@ class ClientPruning:
         self,
         space: ParameterSpace,
         work: LocalWork,
-        adjust: Callable[[Tensor, dict[str, Upload]], Mask],
+        adjust: Callable[[Tensor, dict[str, Upload]], Tensor],
         *,
         adjustments: int,
         steps: int,
         rate: float,
     ) -> None:
-        self.space, self.plan, self.adjust = space, RoundPlan(work), adjust
+        self.space, self.work, self.adjust = space, work, adjust
         self.adjustments, self.steps, self.rate = adjustments, steps, rate
 
     def prune(self, preparation: Preparation, mask: Mask) -> Mask:
@@ -54,7 +55,7 @@ class ClientPruning:
         if not len(cohort.clients):
             return mask
         client = int(cohort.clients[cohort.samples.argmax()])
-        costs.down += self._message_bytes(mask)
+        preparation.send_model(mask, receivers=1)
         bits, samples = mask.to_bits(), torch.zeros(1, dtype=torch.int64)
         if preparation.is_first_rank:
             bits = self._train(client, preparation, mask).to_bits()
@@ -62,21 +63,15 @@ class ClientPruning:
         preparation.share(preparation.values, bits, samples)
         if not is_summable(preparation.values):
             raise UserError(
-                (
-                    f"client {client}, which prunes before the first round, ends with numbers that are not "
-                    "finite or too large"
-                ),
+                f"client {client}, which prunes before the first round, ends with numbers that are not finite or too "
+                "large",
                 where="method.initial: client",
                 mend="choose a lower optimizer.lr, another model.norm, or method.initial=none",
             )
         mask = Mask.from_bits(bits, self.space.n_prunable, 0, self.space.values.device)
-        costs.up += self._message_bytes(mask)
+        preparation.count_returned_model(mask)
         costs.gradient_samples = int(samples)
         return mask
-
-    def _message_bytes(self, mask: Mask) -> int:
-        """The active weights and all that is never pruned, 4 bytes each, and the mask as bits."""
-        return 4 * (mask.count + self.space.total - self.space.n_prunable) + len(mask.to_bits())
 
     def _train(self, client: int, preparation: Preparation, mask: Mask) -> Mask:
         wanted = self.adjustments * self.steps
@@ -87,15 +82,15 @@ class ClientPruning:
             return mask
         values = self._masked(preparation.values, mask)
         for _ in range(self.adjustments):
-            report = preparation.client.train(values, batches, self.steps, self.rate, self.plan)
+            report = preparation.client.train(RoundPlan(0, values, self.work), batches, self.steps, self.rate)
             found = [report.values, *(upload.values for upload in report.uploads.values())]
             if not all(is_summable(numbers) for numbers in found if numbers is not None):
                 values = values * torch.nan
                 break
             values = self.space.unpack(report.values)
-            mask = self.adjust(values, report.uploads)
+            mask = mask.next(self.adjust(values, report.uploads))
             values = self._masked(values, mask)
-        preparation.values = values
+        preparation.values = preparation.return_model(values, mask)
         return mask
 
     def _masked(self, values: Tensor, mask: Mask) -> Tensor:

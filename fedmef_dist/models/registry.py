@@ -1,13 +1,14 @@
-"""Models by name: our own small networks, a GPT, and any torchvision classifier."""
+"""Models by name: our own small networks, a GPT, any torchvision classifier, and those of guests."""
 
 import difflib
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.guests import OWN_FORM, Kind, Options, entry_point_names, is_guest
 from fedmef_dist.base.randomness import torch_seed
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.layers.activation_pruning import SapSettings
@@ -15,6 +16,7 @@ from fedmef_dist.models import small
 from fedmef_dist.models.convert import convert, replace_module, weighted_layers
 from fedmef_dist.models.fit import refuse_misfit
 from fedmef_dist.models.gpt import GPTSettings, build_gpt
+from fedmef_dist.models.guest import build_guest
 from fedmef_dist.models.torchvision_import import import_torchvision
 
 OWN_MODELS = ("cnn", "resnet8", "resnet20", "gpt")
@@ -29,7 +31,12 @@ class NSConvSettings(Settings):
 class ModelSettings(Settings):
     """Section ``model``."""
 
-    name: str = Field("resnet18", min_length=1, description="cnn, resnet8, resnet20, gpt or any torchvision classifier")
+    name: str = Field(
+        "resnet18",
+        min_length=1,
+        description="cnn, resnet8, resnet20, gpt, any torchvision classifier, or package.module:Name of your own",
+    )
+    options: Options = Field(default_factory=dict, description="what a model of your own is called with")
     stem: Literal["cifar", "imagenet"] = Field(
         "cifar", description="cifar: the stem of a torchvision model keeps the resolution of small images"
     )
@@ -37,14 +44,33 @@ class ModelSettings(Settings):
     hidden: int = Field(512, ge=0, description="neurons of cnn's hidden layer; 0 leaves it out")
     gpt: GPTSettings = Field(default_factory=GPTSettings, description="size of model gpt")
     norm: Literal["auto", "nsconv", "batch", "group", "layer", "none"] = Field(
-        "auto", description="normalisation; auto: nsconv for fedmef, for the others batch, or layer for gpt"
+        "auto",
+        description="normalisation; auto: what the method prefers (fedmef: nsconv), or else batch, or layer for gpt",
     )
     nsconv: NSConvSettings = Field(default_factory=NSConvSettings, description="details of norm nsconv")
+
+    @model_validator(mode="after")
+    def _options_are_for_guests(self) -> "ModelSettings":
+        if self.options and not self.is_guest:
+            raise ValueError(f"options are for models of your own; {self.name} has keys of its own")
+        return self
+
+    @property
+    def is_guest(self) -> bool:
+        """Whether the model comes from outside of the package and torchvision."""
+        return is_foreign_model(self.name)
 
     @property
     def stock_norm(self) -> str:
         """The normalisation that the network was made with: layer for gpt, batch for the others."""
         return "layer" if self.name == "gpt" else "batch"
+
+
+def is_foreign_model(name: str) -> bool:
+    """Whether a model of this name is a guest; an entry point takes no name from torchvision. Imports no guest."""
+    if name in OWN_MODELS or not is_guest(Kind.MODEL, name):
+        return False
+    return ":" in name or name not in _torchvision_names()
 
 
 def build_model(
@@ -79,10 +105,13 @@ def stock_model(settings: ModelSettings, *, classes: int, shape: tuple[int, ...]
     """A network of torch's own layers with weights drawn from ``seed``, the same on every rank.
 
     A torchvision classifier, its first convolution fitted to the images (and with stem cifar without downsampling), or
-    one of our own networks. Leaves the global generator as it was. Arguments and errors: see :func:`build_model`.
+    one of our own networks, or a guest. Leaves the global generator as it was. Arguments and errors: see
+    :func:`build_model`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "model"))
+        if settings.is_guest:
+            return build_guest(settings.name, settings.options, settings.width, classes, shape)
         _check_kind(settings, shape)
         if settings.name == "gpt":
             return build_gpt(settings.gpt, classes, context=shape[0])
@@ -116,12 +145,18 @@ def _own(settings: ModelSettings, classes: int, channels: int, image_size: int) 
     return small.SmallResNet({"resnet8": 1, "resnet20": 3}[settings.name], classes, channels, settings.width)
 
 
-def _from_torchvision(settings: ModelSettings, classes: int, channels: int, image_size: int) -> nn.Module:
+def _torchvision_names() -> list[str]:
     models = import_torchvision().models
-    known = models.list_models(module=models)
+    return models.list_models(module=models)
+
+
+def _from_torchvision(settings: ModelSettings, classes: int, channels: int, image_size: int) -> nn.Module:
+    models, known = import_torchvision().models, _torchvision_names()
     if settings.name not in known:
-        near = difflib.get_close_matches(settings.name, [*OWN_MODELS, *known], n=1, cutoff=0)
-        raise UserError(f"unknown model {settings.name!r}", where="model.name", mend=f"did you mean {near[0]}?")
+        names = [*OWN_MODELS, *known, *entry_point_names(Kind.MODEL)]
+        near = difflib.get_close_matches(settings.name, names, n=1, cutoff=0)
+        mend = f"did you mean {near[0]}? write {OWN_FORM} for your own"
+        raise UserError(f"unknown model {settings.name!r}", where="model.name", mend=mend)
     extra = _extra_arguments(settings, image_size)
     try:
         model = models.get_model(settings.name, weights=None, num_classes=classes, **extra)

@@ -7,9 +7,12 @@ from textwrap import fill
 
 from fedmef_dist.base.atomic import write_text
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.report.difference_plot import save_differences
+from fedmef_dist.report.difference_tables import difference_tables, differences_as_csv
+from fedmef_dist.report.differences import differences_from
 from fedmef_dist.report.groups import group_runs
 from fedmef_dist.report.plots import save_plots
-from fedmef_dist.report.rendering import markdown, terminal
+from fedmef_dist.report.rendering import Table, markdown, terminal
 from fedmef_dist.report.runs import read_run
 from fedmef_dist.report.tables import comma_separated, tables
 from fedmef_dist.report.targets import target_of
@@ -18,38 +21,49 @@ _WIDTH_OF_A_FILE = 160
 _WIDTH_OF_A_NOTE = 110
 
 
-def compare(run_dirs: Sequence[Path], out: Path | None = None, target: float | None = None) -> None:
+def compare(
+    run_dirs: Sequence[Path], out: Path | None = None, target: float | None = None, baseline: str | None = None
+) -> None:
     """Write compare.md, compare.csv and the plots of the runs, and print the tables.
 
     ``out`` defaults to ``report`` inside a single run's directory, and to ``report`` here for several; ``target`` is
-    a test accuracy from 0 to 1, by default a little below the best one of the runs. Raises UserError where a run
-    directory is missing, unfinished or damaged, is given twice, where ``target`` is no share, or where ``out`` cannot
-    be written.
+    a test accuracy from 0 to 1, by default a little below the best one of the runs. ``baseline`` is the name of a
+    group, or a part of it: the other groups' differences from it, paired by seed, then have tables, a plot and
+    differences.csv. Raises UserError where a run directory is missing, unfinished or damaged, is given twice, where
+    ``target`` is no share, ``baseline`` does not name one group, or where ``out`` cannot be written.
     """
-    from rich.console import Console
-
     if not run_dirs:
         raise UserError("no run directory was given", mend="name one or several: fedmef-dist compare RUN_DIR ...")
     if len({path.resolve() for path in run_dirs}) < len(run_dirs):
         raise UserError("a run directory was given twice", mend="name each once: twice would count as two seeds")
     groups = group_runs([read_run(path) for path in run_dirs])
     aim = target_of(groups, target)
-    shown = tables(groups, aim)
+    differences = None if baseline is None else differences_from(groups, baseline)
+    shown = tables(groups, aim) + ([] if differences is None else difference_tables(differences))
     directory = out or (run_dirs[0] / "report" if len(run_dirs) == 1 else Path("report"))
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_text(directory / "compare.md", "\n".join(map(markdown, shown)))
         write_text(directory / "compare.csv", comma_separated(groups, aim))
-        plots = save_plots(groups, directory)
+        files = save_plots(groups, directory)
+        if differences is not None:
+            write_text(directory / "differences.csv", differences_as_csv(differences))
+            files += [directory / "differences.csv", *save_differences(differences, directory)]
     except OSError as error:
         raise UserError(
             "the report cannot be written", where=f"{directory}: {error.strerror}", mend="give --out DIR"
         ) from error
+    _show(shown, [directory / "compare.md", directory / "compare.csv", *files])
+
+
+def _show(shown: Sequence[Table], files: Sequence[Path]) -> None:
+    from rich.console import Console
+
     # A file or a pipe has no width: there the tables take what they need.
     width = get_terminal_size((_WIDTH_OF_A_FILE, 0)).columns
     console = Console(width=width, markup=False, emoji=False)
     for table in shown:
         console.print(*terminal(table, width), sep="\n")
         console.print(fill(table.note, min(width, _WIDTH_OF_A_NOTE)) + "\n", highlight=False)
-    for file in ("compare.md", "compare.csv", *(plot.name for plot in plots)):
-        console.print(str(directory / file), highlight=False, soft_wrap=True)
+    for file in files:
+        console.print(str(file), highlight=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """The numbers of a run that the report compares: columns of compare.csv, and cells of the tables."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from fedmef_dist.report.runs import Run
 
@@ -9,6 +10,27 @@ def bytes_per_client_round(run: Run) -> float | None:
     """All bytes on the wire over the number of trainings that entered an average, client by client, round by round."""
     total, trained = run.value("wire/total_bytes"), run.total("clients/trained")
     return total / trained if total is not None and trained else None
+
+
+# Tests whose mean is late accuracy: one test alone swings with the last cohort.
+LATE_EVALUATIONS = 5
+
+
+def accuracy_late(run: Run) -> float | None:
+    """The mean test accuracy of a run's last five evaluations, from 0 to 1; None where there are fewer."""
+    late = _late(run)
+    return sum(float(line["eval/accuracy"]) for line in late) / len(late) if late else None
+
+
+def late_rounds(run: Run) -> tuple[int, int] | None:
+    """The first and the last round of :func:`accuracy_late`; None where there is none."""
+    late = _late(run)
+    return (int(late[0]["round"]), int(late[-1]["round"])) if late else None
+
+
+def _late(run: Run) -> list[Mapping[str, Any]]:
+    tested = [line for line in run.metrics if line.get("eval/accuracy") is not None]
+    return tested[-LATE_EVALUATIONS:] if len(tested) >= LATE_EVALUATIONS else []
 
 
 def _stated(key: str) -> Callable[[Run], float | None]:
@@ -24,6 +46,7 @@ QUANTITIES: Mapping[str, Callable[[Run], float | None]] = {
     "density": _stated("sparsity/density"),
     "accuracy_last": _stated("eval/accuracy_last"),
     "accuracy_best": _stated("eval/accuracy_best"),
+    "accuracy_late": accuracy_late,
     "perplexity_last": _stated("eval/perplexity_last"),
     "up_bytes": _summed("wire/up_bytes"),
     "down_bytes": _summed("wire/down_bytes"),

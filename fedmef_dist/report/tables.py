@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fedmef_dist.report.adjustments import STEPS, Around, around_adjustments
 from fedmef_dist.report.groups import Group, Spread
-from fedmef_dist.report.quantities import QUANTITIES, bytes_per_client_round
+from fedmef_dist.report.quantities import LATE_EVALUATIONS, QUANTITIES, accuracy_late, bytes_per_client_round
 from fedmef_dist.report.rendering import Table
 from fedmef_dist.report.targets import Target, reached
 from fedmef_dist.report.units import DASH, duration, percent, ratio, scaled, scaled_spread
@@ -26,9 +26,12 @@ def tables(groups: Sequence[Group], target: Target | None) -> list[Table]:
 
 def _accuracy(groups: Sequence[Group]) -> Table:
     text = any(group.mean("eval/perplexity_last") is not None for group in groups)
+    late = any(group.spread(accuracy_late).mean is not None for group in groups)
+    late_note = f"Late is the mean of the last {LATE_EVALUATIONS} tests of a run. " if late else ""
+    optional = (*(["Late (%)"] if late else []), *(["Perplexity, final"] if text else []))
     return Table(
         "Accuracy",
-        ("Run", "Method", "Seeds", "Best (%)", "Final (%)", *(["Perplexity, final"] if text else []), "Density"),
+        ("Run", "Method", "Seeds", "Best (%)", "Final (%)", *optional, "Density"),
         [
             (
                 group.label,
@@ -36,12 +39,14 @@ def _accuracy(groups: Sequence[Group]) -> Table:
                 str(len(group.runs)),
                 _percent(group.spread(QUANTITIES["accuracy_best"])),
                 _percent(group.spread(QUANTITIES["accuracy_last"])),
+                *([_percent(group.spread(accuracy_late))] if late else []),
                 *([_plain(group.mean("eval/perplexity_last"))] if text else []),
                 _plain(group.mean("sparsity/density")),
             )
             for group in groups
         ],
-        "On the test set: the mean and, over several seeds, ± the sample standard deviation. Density is the final one.",
+        "On the test set: the mean and, over several seeds, ± the sample standard deviation. "
+        f"{late_note}Density is the final one.",
     )
 
 

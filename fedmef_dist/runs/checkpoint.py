@@ -5,13 +5,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from fedmef_dist.base.atomic import sync_directory, write_json
@@ -19,11 +18,9 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.notices import tell
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.cluster.group import Group
-from fedmef_dist.sparsity import Mask, ParameterSpace
 
 _LOG = logging.getLogger(__name__)
 _TENSORS, _STATE = "state.safetensors", "state.json"
-_LARGEST = 2**62
 T = TypeVar("T")
 
 
@@ -52,25 +49,17 @@ class Checkpoint:
     where: str = "checkpoint"
 
 
-class RunState(BaseModel):
-    """The plain values that a run's checkpoint must hold; what adds up over the rounds is checked by its owner."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-    round: int = Field(ge=1, le=_LARGEST)
-    mask_version: int = Field(ge=0, le=_LARGEST)
-    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
-    costs: list[float] = Field(min_length=5, max_length=5)
-    totals: dict[str, Any]
-    tracker: dict[str, str]
-
-
 class CheckpointStore:
-    """The directory ``checkpoints/`` of a run. Only rank 0 reads and writes it."""
+    """The directory ``checkpoints/`` of a run. Only rank 0 reads and writes it.
+
+    Attributes:
+        last: the round whose checkpoint this object has written or found whole; 0 at first.
+    """
 
     def __init__(self, run_dir: Path, keep: int) -> None:
         self.directory = run_dir / "checkpoints"
         self.keep = keep
+        self.last = 0
         self._failing = False
 
     def rounds(self) -> list[int]:
@@ -112,7 +101,7 @@ class CheckpointStore:
                 tell(f"checkpoints cannot be written: {error.strerror}; the run goes on; where: {self.directory}")
             self._failing = True
             return False
-        self._failing = False
+        self._failing, self.last = False, checkpoint.state["round"]
         _LOG.info("round %d: checkpoint written", checkpoint.state["round"])
         return True
 
@@ -150,7 +139,9 @@ class CheckpointStore:
         rounds = self.rounds()
         for number, before in zip(reversed(rounds), reversed([None, *rounds[:-1]]), strict=True):
             try:
-                return self.load(number)
+                found = self.load(number)
+                self.last = number
+                return found
             except UserError as error:
                 if before is None:
                     raise
@@ -176,45 +167,21 @@ def broadcast(checkpoint: Checkpoint | None, group: Group) -> Checkpoint | None:
     return Checkpoint(load(data), json.loads(state), where.decode()) if state else None
 
 
-def check_values(checkpoint: Checkpoint, kind: type[T], values: Any) -> T:
-    """Plain values of the checkpoint as a model or dataclass, each of its type and range. Raises UserError."""
+def check_values(checkpoint: Checkpoint, kind: type[T], values: Any, name: str = "") -> T:
+    """Plain values of the checkpoint as a model or another type, each of its type and range.
+
+    ``name`` is what messages call them. Raises UserError.
+    """
     try:
         return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise misfit(checkpoint, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise misfit(checkpoint, explain(error, name)) from None
 
 
-def check_tensors(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> None:
-    """Makes sure that the checkpoint holds tensors like these: names, types and shapes. Raises UserError."""
-    if checkpoint.tensors.keys() != expected.keys():
-        names = ", ".join(sorted(checkpoint.tensors.keys() ^ expected.keys()))
-        raise misfit(checkpoint, f"tensors missing or too many: {names[:200]}")
-    for name, tensor in checkpoint.tensors.items():
-        wanted = expected[name]
-        if (tensor.dtype, tensor.shape) != (wanted.dtype, wanted.shape):
-            found = f"{tensor.dtype} {tuple(tensor.shape)} instead of {wanted.dtype} {tuple(wanted.shape)}"
-            raise misfit(checkpoint, f"tensor {name}: {found}")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise misfit(checkpoint, f"tensor {name}: a value is not finite")
-
-
-def model_tensors(space: ParameterSpace, values: Tensor) -> dict[str, Tensor]:
-    """The space's mask, and a state (float32 (total,)) packed by it: inactive weights take no room."""
-    return {"values": space.pack(values).cpu(), "mask": space.mask.to_bits()}
-
-
-def read_model(checkpoint: Checkpoint, space: ParameterSpace) -> tuple[Tensor, Mask]:
-    """The inverse of :func:`model_tensors`: the state, float32 (total,), and the mask, which becomes the space's.
-
-    Raises UserError where the checkpoint is of another model.
-    """
-    state, tensors = check_values(checkpoint, RunState, checkpoint.state), checkpoint.tensors
-    device = space.values.device
-    check_tensors(replace(checkpoint, tensors=_part(tensors, "mask")), {"mask": space.mask.to_bits()})
-    space.set_mask(Mask.from_bits(tensors["mask"], space.n_prunable, state.mask_version, device))
-    check_tensors(replace(checkpoint, tensors=_part(tensors, "values")), {"values": space.pack(space.values)})
-    return space.unpack(tensors["values"].to(device)), space.mask
+def explain(error: ValidationError, name: str = "") -> str:
+    """The first of the wrong values within ``name``, and why, in one line."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join([*([name] if name else []), *map(str, first['loc'])])}: {first['msg']}"
 
 
 def misfit(checkpoint: Checkpoint, what: str) -> UserError:
@@ -224,20 +191,6 @@ def misfit(checkpoint: Checkpoint, what: str) -> UserError:
         where=checkpoint.where,
         mend="delete that directory, or choose another --run-dir",
     )
-
-
-def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under names that begin with ``prefix``, on the CPU."""
-    return {prefix + name: tensor.cpu() for name, tensor in tensors.items()}
-
-
-def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``prefix``, under their own names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key: tensor for key, tensor in tensors.items() if key == name}
 
 
 def _write(directory: Path, checkpoint: Checkpoint) -> None:

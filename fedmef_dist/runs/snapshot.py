@@ -1,84 +1,110 @@
-"""The whole state of a run: everything that its next round depends on, taken and put back."""
+"""The whole state of a run as a dictionary of parts: each gives what it remembers, and takes it back.
 
+Tensors of a part go to the checkpoint under ``<part>/<name>``, its plain values under ``parts`` in the state.
+"""
+
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
+from pydantic import Field, ValidationError
 from torch import Tensor
 
-from fedmef_dist.runs.checkpoint import (
-    Checkpoint,
-    RunState,
-    check_tensors,
-    check_values,
-    misfit,
-    model_tensors,
-    read_model,
-    with_prefix,
-    without_prefix,
-)
-from fedmef_dist.sparsity import Mask
+from fedmef_dist.base.settings import Settings
+from fedmef_dist.runs.checkpoint import Checkpoint, check_values, explain, misfit
 
-if TYPE_CHECKING:
-    from fedmef_dist.simulation.loop import Simulation
-
-_METHOD, _OPTIMIZER, _CLIENTS = "method/", "server_optimizer/", "clients/"
-Metrics = dict[str, float | int | str]
+_LARGEST = 2**31 - 1
 
 
-@dataclass
-class Totals:
-    """What adds up over the rounds of a run, and survives in its checkpoints."""
+class Part(Protocol):
+    """Something that the next round depends on."""
 
-    wire_bytes: int = 0
-    models_sent: int = 0  # to clients and back
-    flops: float = 0.0
-    seconds: float = 0.0
-    best_accuracy: float = 0.0
-    last: Metrics = field(default_factory=dict)
+    def state(self) -> Mapping[str, Any]:
+        """Tensors, and plain values that JSON holds; names, types and shapes are the same over a whole run."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes back what :meth:`state` gave (tensors on the CPU). Raises ValueError where a value is impossible."""
 
 
-def take_checkpoint(run: "Simulation", tracker_state: dict[str, str], kept: Mapping[str, Tensor]) -> Checkpoint:
-    """The run's state after a round; ``kept`` is what clients keep, of all ranks."""
-    tensors = {
-        **model_tensors(run.space, run.server.values),
-        "known_version": torch.from_numpy(run.accounting.wire.known_version),
-        "first_mask": run.server.first_mask.to_bits(),
-        **with_prefix(_METHOD, run.method.state()),
-        **with_prefix(_OPTIMIZER, run.server.optimizer.state()),
-        **with_prefix(_CLIENTS, kept),
-    }
-    state: dict[str, Any] = {
-        "round": run.round,
-        "mask_version": run.space.mask.version,
-        "digest": run.server.digest(),
-        "costs": run.costs.sums.tolist(),
-        "totals": vars(run.totals),
-        "tracker": tracker_state,
-    }
-    return Checkpoint(tensors, state)
+class _Content(Settings):
+    """The plain values of a checkpoint that :func:`take` has made."""
+
+    round: int = Field(ge=1, le=_LARGEST)
+    parts: dict[str, dict[str, Any]]
+    tracker: dict[str, str]
 
 
-def restore(run: "Simulation", checkpoint: Checkpoint) -> None:
-    """Lets the run go on where the checkpoint was taken, on any number of ranks. Raises UserError for another run's."""
-    state = check_values(checkpoint, RunState, checkpoint.state)
-    kept = run.client_states.blank() if run.client_states is not None else {}
-    run.server.set_state(*read_model(checkpoint, run.space))
-    check_tensors(checkpoint, take_checkpoint(run, {}, kept).tensors)
-    tensors = checkpoint.tensors
-    run.server.first_mask = Mask.from_bits(tensors["first_mask"], run.space.n_prunable, 0, run.group.device)
-    run.accounting.wire.known_version = tensors["known_version"].numpy().copy()
-    run.costs.sums = np.array(state.costs)
-    run.totals = check_values(checkpoint, Totals, state.totals)
+def take(round: int, parts: Mapping[str, Part], tracker: Mapping[str, str]) -> Checkpoint:
+    """The parts' states after a round, and what trackers must find again. Every rank must call it."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for name, part in parts.items():
+        state = part.state()
+        tensors |= {f"{name}/{key}": value.cpu() for key, value in state.items() if isinstance(value, Tensor)}
+        plain[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+    return Checkpoint(tensors, {"round": round, "parts": plain, "tracker": dict(tracker)})
+
+
+def restore(checkpoint: Checkpoint, parts: Mapping[str, Part], *, whole: bool = True) -> None:
+    """Lets the parts go on where the checkpoint was taken, one after another, in their order.
+
+    Args:
+        checkpoint: what :func:`take` gave.
+        parts: of the same run.
+        whole: whether these are all of its parts.
+
+    Raises:
+        UserError: it is another run's.
+    """
+    plain = check_values(checkpoint, _Content, checkpoint.state).parts
+    names = {name.partition("/")[0] for name in checkpoint.tensors} | plain.keys()
+    if parts.keys() - plain.keys() or (whole and names - parts.keys()):
+        raise misfit(checkpoint, f"parts missing or too many: {', '.join(sorted(names ^ parts.keys()))[:200]}")
+    for name, part in parts.items():
+        # Asked for each one in its turn: the shapes of a later part may depend on what an earlier one took.
+        state = {**tensors_of(checkpoint, name), **plain[name]}
+        _check(checkpoint, name, state, part.state())
+        try:
+            part.restore(state)
+        except ValidationError as error:
+            raise misfit(checkpoint, explain(error, name)) from None
+        except ValueError as error:
+            raise misfit(checkpoint, f"{name}: {error}") from None
+
+
+def tensors_of(checkpoint: Checkpoint, part: str) -> dict[str, Tensor]:
+    """A part's tensors under their own names."""
+    prefix = f"{part}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in checkpoint.tensors.items() if name.startswith(prefix)}
+
+
+def _check(checkpoint: Checkpoint, part: str, state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Names, types, shapes and finite numbers, as the part gives them."""
+    if state.keys() != expected.keys():
+        names = ", ".join(sorted(state.keys() ^ expected.keys()))
+        raise misfit(checkpoint, f"{part}: missing or too many: {names[:200]}")
+    for name, wanted in expected.items():
+        found = state[name]
+        if isinstance(wanted, Tensor) != isinstance(found, Tensor):
+            raise misfit(checkpoint, f"{part}: {name} is not of the right kind")
+        if isinstance(wanted, Tensor):
+            _check_tensor(checkpoint, f"{part}/{name}", found, wanted)
+        else:
+            _check_plain(checkpoint, f"{part}.{name}", found, wanted)
+
+
+def _check_plain(checkpoint: Checkpoint, name: str, found: Any, wanted: Any) -> None:
+    check_values(checkpoint, type(wanted), found, name)
     try:
-        run.method.restore(without_prefix(_METHOD, tensors))
-        run.server.optimizer.restore(without_prefix(_OPTIMIZER, tensors))
-        if run.client_states is not None:
-            run.client_states.restore(without_prefix(_CLIENTS, tensors))
-    except ValueError as error:
-        raise misfit(checkpoint, f"{run.config.method.name}: {error}") from None
-    if run.server.digest() != state.digest:
-        raise misfit(checkpoint, "weights and mask have another digest than it says")
-    run.round = run.saved_round = state.round
+        json.dumps(found, allow_nan=False)
+    except ValueError:  # JSON has no such number, but 1e999 is read as one
+        raise misfit(checkpoint, f"{name}: a value is not finite") from None
+
+
+def _check_tensor(checkpoint: Checkpoint, name: str, found: Tensor, wanted: Tensor) -> None:
+    if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
+        pair = f"{found.dtype} {tuple(found.shape)} instead of {wanted.dtype} {tuple(wanted.shape)}"
+        raise misfit(checkpoint, f"tensor {name}: {pair}")
+    if found.is_floating_point() and not torch.isfinite(found).all():
+        raise misfit(checkpoint, f"tensor {name}: a value is not finite")

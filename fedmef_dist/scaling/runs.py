@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedmef_dist.base.atomic import write_json
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.cluster.ending import INTERRUPTED
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import STOPPED_EARLY
 from fedmef_dist.cluster.local_ranks import run_ranks, wait_for
@@ -47,8 +48,8 @@ class Place:
                 return run_ranks(arguments, ranks, output)
             nodes = -(-ranks // self.tasks_per_node[0])
             threads = os.environ.get("SLURM_CPUS_PER_TASK", "1")
-            step = [f"--nodes={nodes}", f"--ntasks={ranks}", f"--cpus-per-task={threads}", "--kill-on-bad-exit=1"]
-            command = ["srun", *step, sys.executable, "-m", "fedmef_dist", *arguments]
+            step = [f"--nodes={nodes}", f"--ntasks={ranks}", f"--cpus-per-task={threads}", "--kill-on-bad-exit=0"]
+            command = ["srun", *step, "--wait=30", sys.executable, "-m", "fedmef_dist", *arguments]
             return wait_for([(command, os.environ)], output)
 
 
@@ -102,8 +103,8 @@ def _refuse_another(run_dir: Path, wanted: dict[str, object]) -> None:
 
 
 def _give_up(status: int, point: Point, log: Path) -> None:
-    if status == STOPPED_EARLY:
-        raise SystemExit(STOPPED_EARLY)
+    if status in (STOPPED_EARLY, INTERRUPTED):
+        raise SystemExit(status)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
     print(f"the run {point.name} ended with exit status {status}; {log} ends with:", *lines, sep="\n", file=sys.stderr)
     raise SystemExit(2 if status == 2 else 1)

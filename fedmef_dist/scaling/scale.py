@@ -13,6 +13,8 @@ import torch
 from fedmef_dist import __version__
 from fedmef_dist.base.atomic import write_json, write_text
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.cluster.group import STOPPED_EARLY
+from fedmef_dist.cluster.interruption import Interruption, listening
 from fedmef_dist.cluster.symptoms import processor_name
 from fedmef_dist.config import load_config
 from fedmef_dist.scaling.cost_model import fit
@@ -44,18 +46,28 @@ def scale(
     for point in study.points:
         load_config(path, [*overrides, *point.overrides(rounds)])  # wrong before the first run is better than after it
     directory = out or Path("runs") / f"{config.name}-scaling"
-    results = _measure_all(place, path, overrides, study, rounds, repeats, directory)
-    head = _head(path, overrides, place)
-    _write(study, results, directory, head)
+    with listening(ends_process=True) as interruption:
+        results = _measure_all(place, path, overrides, study, rounds, repeats, directory, interruption)
+        head = _head(path, overrides, place)
+        _write(study, results, directory, head)
 
 
 def _measure_all(
-    place: Place, path: Path, overrides: Sequence[str], study: Study, rounds: int, repeats: int, out: Path
+    place: Place,
+    path: Path,
+    overrides: Sequence[str],
+    study: Study,
+    rounds: int,
+    repeats: int,
+    out: Path,
+    interruption: Interruption,
 ) -> Results:
     results: Results = {point: [] for point in study.points}
     # Points take turns: what changes the machine's speed for a while touches all of them.
     for repeat in range(repeats):
         for point in study.points:
+            if interruption.asked_at is not None:  # the run before was over when the signal came
+                raise SystemExit(STOPPED_EARLY)
             print(f"repetition {repeat + 1} of {repeats}: {point.name}", flush=True)
             run_dir = measure(place, path, overrides, point, rounds, repeat, out)
             results[point].append(read_measurement(run_dir, point, place.local_ranks(point.ranks)))

@@ -8,20 +8,22 @@ from torch import Tensor, nn
 
 from fedmef_dist.base.atomic import sync_directory
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.config import Config, parse_config, read_tree
+from fedmef_dist.config import Config, foreign_names, parse_config, read_tree
 from fedmef_dist.data.batches import evaluation_batches
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.sources import load_dataset
 from fedmef_dist.data.text import TextDataset
 from fedmef_dist.models import build_model, prunable_weights, stock_model
 from fedmef_dist.models.plain import make_plain
-from fedmef_dist.runs.checkpoint import Checkpoint, CheckpointStore, read_model
+from fedmef_dist.runs.checkpoint import Checkpoint, CheckpointStore
+from fedmef_dist.runs.snapshot import restore
+from fedmef_dist.simulation.global_state import GlobalState, MaskPart, ModelPart
 from fedmef_dist.sparsity import ParameterSpace
 
 _PROBES = 8
 
 
-def export(run_dir: Path, out: Path) -> None:
+def export(run_dir: Path, out: Path, *, allow_plugins: bool = False) -> None:
     """Writes the newest checkpoint's model, inactive weights as 0, and prints the names of the files.
 
     ``out`` has the names of the run's own model. ``<stem>.torchvision.safetensors`` beside it is for the stock network,
@@ -32,11 +34,13 @@ def export(run_dir: Path, out: Path) -> None:
     Args:
         run_dir: a run with a checkpoint.
         out: safetensors file; ``load_state_dict`` of the model takes its content.
+        allow_plugins: whether code that the directory's configuration names may be imported.
 
     Raises:
-        UserError: the directory holds no readable run, or ``out`` cannot be written.
+        UserError: the directory holds no readable run or names foreign code that is not allowed, or ``out`` cannot be
+            written.
     """
-    config = _config_of(run_dir)
+    config = config_of(run_dir, allow_plugins=allow_plugins)
     checkpoint = _newest(run_dir, config)
     dataset = load_dataset(config.data, config.seed)
     model, stock = _models(config, dataset)
@@ -51,14 +55,31 @@ def export(run_dir: Path, out: Path) -> None:
         print(f"{plain} was not written: the stock {config.model.name} cannot compute what norm {config.norm} does")
 
 
-def _config_of(run_dir: Path) -> Config:
+def config_of(run_dir: Path, *, allow_plugins: bool) -> Config:
+    """The configuration that a run directory holds.
+
+    Args:
+        run_dir: the directory; whoever wrote it need not be who reads it.
+        allow_plugins: whether code that it names may be imported.
+
+    Raises:
+        UserError: it holds none, or names foreign code that is not allowed.
+    """
     path = run_dir / "config.yaml"
     try:
-        return parse_config(read_tree(path.read_text(encoding="utf-8"), str(path)), str(path))
+        tree = read_tree(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise UserError(
             f"not a run directory: {error.strerror}", where=str(path), mend="give a run's directory"
         ) from None
+    foreign = foreign_names(tree)
+    if foreign and not allow_plugins:
+        raise UserError(
+            f"the run names code from outside of the package: {', '.join(foreign)}",
+            where=str(path),
+            mend="add --allow-plugins if you trust it: it is then imported and run",
+        )
+    return parse_config(tree, str(path))
 
 
 def _newest(run_dir: Path, config: Config) -> Checkpoint:
@@ -77,8 +98,9 @@ def _models(config: Config, dataset: Dataset | TextDataset) -> tuple[nn.Module, 
 
 def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
     space = ParameterSpace(model, prunable_weights(model))
-    # Normalised layers count their active weights: they need the mask too, which the space has taken over.
-    space.load(read_model(checkpoint, space)[0])
+    state = GlobalState(space)
+    # Normalised layers count their active weights: they need the mask too.
+    restore(checkpoint, {"mask": MaskPart(state), "model": ModelPart(state)}, whole=False)
 
 
 def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

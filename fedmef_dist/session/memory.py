@@ -6,9 +6,9 @@ from fedmef_dist.data.batches import Batch, client_batches
 from fedmef_dist.data.shapes import Shape
 from fedmef_dist.devices.device_memory import device_memory
 from fedmef_dist.devices.training_step import TrainingStep
-from fedmef_dist.runs.snapshot import Metrics
 from fedmef_dist.simulation.footprint import dense_fedavg, modelled_step, own_setting, training_step
 from fedmef_dist.simulation.loop import Simulation
+from fedmef_dist.tracking.tracker import Metrics
 from fedmef_dist.wire.ledger import VALUE_BYTES
 
 

@@ -3,31 +3,40 @@
 import logging
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fedmef_dist import __version__
 from fedmef_dist.base.atomic import write_json
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.guests import lent
 from fedmef_dist.base.notices import tell
+from fedmef_dist.cluster.ending import give_up_output
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.failure import ends_together
 from fedmef_dist.cluster.group import STOPPED_EARLY, Group, open_group
 from fedmef_dist.cluster.interruption import Interruption, listening
 from fedmef_dist.config import Config, load_config, to_tree
-from fedmef_dist.runs.checkpoint import Checkpoint, broadcast
+from fedmef_dist.data.dataset import Dataset
+from fedmef_dist.data.text import TextDataset
+from fedmef_dist.methods.base import Method
+from fedmef_dist.runs.checkpoint import Checkpoint, CheckpointStore, broadcast
 from fedmef_dist.runs.directory import Resume, claim, round_to_resume
-from fedmef_dist.runs.snapshot import restore
+from fedmef_dist.runs.snapshot import restore, take
+from fedmef_dist.session.loan import Loan, share_weights
 from fedmef_dist.session.memory import RunMemory
 from fedmef_dist.simulation.loop import Simulation
 from fedmef_dist.tracking import METRICS, Tracker, open_trackers
+from fedmef_dist.tracking.callbacks import Callbacks
 from fedmef_dist.tracking.jsonl import lines_until
 from fedmef_dist.tracking.logs import rank_log
+from fedmef_dist.tracking.timeline import Timeline
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,24 +57,49 @@ def run_command(path: Path, overrides: list[str], run_dir: Path | None, resume: 
         with open_group(environment, config.runtime) as group, ends_together(group):
             summary = simulate(config, group, run_dir or Path("runs") / config.name, resume, interruption)
             if group.rank == 0:
-                with suppress(OSError):  # a closed pipe: the files have it all
+                try:
                     print(_closing_line(summary), flush=True)
+                except OSError:  # a closed pipe: the files have it all
+                    give_up_output()
 
 
-def run(config: Config, run_dir: str | Path | None = None, resume: Resume = "auto") -> Summary:
+def run(
+    config: Config,
+    run_dir: str | Path | None = None,
+    *,
+    resume: Resume = "auto",
+    method: type[Method[Any]] | None = None,
+    model: nn.Module | Callable[..., nn.Module] | None = None,
+    dataset: Dataset | TextDataset | None = None,
+    trackers: Sequence[Any] = (),
+    callbacks: Sequence[Any] = (),
+) -> Summary:
     """One simulation from Python, under any launcher.
+
+    Objects take the place of what the configuration names, or join it (trackers and callbacks); config.yaml records
+    their names. Under a launcher every rank gives its own, and all must be alike; of a module rank 0's weights count.
 
     Args:
         config: the run.
         run_dir: where rank 0 writes; default: ``runs/<name>``.
         resume: ``auto`` goes on from a checkpoint where there is one, ``must`` needs one, ``never`` an empty directory.
+        method: a class. Keys that the configuration gives and its settings have stay, the others are dropped with a
+            notice.
+        model: a class or callable ``(*, classes, shape, **options)``, or a module, which is copied and whose weights
+            the run starts from.
+        dataset: images or text.
+        trackers: objects with the methods of :class:`Tracker`, or classes, called with ``run_dir`` and ``config``.
+        callbacks: objects of subclasses of :class:`Callback`, or such classes.
 
     Raises:
         UserError: something in the configuration, the data or the run directory is wrong.
         SystemExit: USR1, USR2, TERM or INT stopped the run early, with status 75 and a checkpoint.
     """
     with listening() as interruption, open_group(detect(os.environ), config.runtime) as group:
-        return simulate(config, group, Path(run_dir or Path("runs") / config.name), resume, interruption)
+        loan = Loan(method, share_weights(model, group), dataset, trackers, callbacks)
+        with lent(loan.objects):
+            settled = loan.apply(config)
+            return simulate(settled, group, Path(run_dir or Path("runs") / config.name), resume, interruption)
 
 
 def simulate(
@@ -75,21 +109,27 @@ def simulate(
 
     Raises UserError, or SystemExit with status 75 where a signal stopped it early.
     """
-    simulation = Simulation(config, group, run_dir, interruption)
-    checkpoint = _agree_on_start(simulation, run_dir, resume)
+    timeline = Timeline(run_dir if config.tracking.timeline else None, group.rank)
+    callbacks = Callbacks(config.callbacks, group, run_dir, to_tree(config))
+    simulation = Simulation(config, group, interruption, timeline, callbacks)
+    store = CheckpointStore(run_dir, config.checkpoint.keep)
+    checkpoint = _agree_on_start(simulation, store, run_dir, resume)
     if checkpoint is not None:
-        restore(simulation, checkpoint)
+        restore(checkpoint, simulation.parts)
+        simulation.round = checkpoint.state["round"]
     else:
         simulation.start()
     if group.rank == 0:
         claim(run_dir, config)
     group.barrier()  # the logs of all ranks lie in the directory that rank 0 claims
     with rank_log(run_dir, group):
-        summary = _play(simulation, run_dir, checkpoint)
+        summary = _play(simulation, store, run_dir, checkpoint)
     return Summary(run_dir, summary)
 
 
-def _play(simulation: Simulation, run_dir: Path, checkpoint: Checkpoint | None) -> dict[str, Any]:
+def _play(
+    simulation: Simulation, store: CheckpointStore, run_dir: Path, checkpoint: Checkpoint | None
+) -> dict[str, Any]:
     """The rounds that are left, and the summary; ``checkpoint`` is what the simulation goes on from."""
     rank = simulation.group.rank
     resumed, state = (checkpoint.state["round"], checkpoint.state["tracker"]) if checkpoint is not None else (None, {})
@@ -99,7 +139,7 @@ def _play(simulation: Simulation, run_dir: Path, checkpoint: Checkpoint | None) 
     with _tracking(simulation, run_dir, resumed, state) as tracker:
         if memory is not None:
             simulation.more_metrics = memory.news
-        simulation.run(tracker)
+        simulation.run(tracker.log, lambda: _save(simulation, store, tracker))
         summary = _summary(simulation, memory)
         if not simulation.stopped_early:
             tracker.finish(summary)
@@ -108,7 +148,15 @@ def _play(simulation: Simulation, run_dir: Path, checkpoint: Checkpoint | None) 
     if rank == 0:
         _write_summary(run_dir, summary)
     simulation.group.barrier()
+    simulation.grace.interruption.over = True
     return summary
+
+
+def _save(simulation: Simulation, store: CheckpointStore, tracker: Tracker) -> bool:
+    """Every rank gives what it holds; rank 0 writes it, unless that round is saved already. Whether it has."""
+    checkpoint = take(simulation.round, simulation.parts, tracker.state())
+    new = simulation.group.rank == 0 and simulation.round > store.last
+    return new and store.try_save(checkpoint)
 
 
 def _write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
@@ -127,17 +175,18 @@ def _stop_early(simulation: Simulation) -> None:
     """All ranks leave together: the first to go would make the launcher end one that is still writing."""
     config, done = simulation.config, simulation.round
     simulation.group.barrier()
+    simulation.grace.interruption.over = True
     if simulation.group.rank == 0:
         rounds = config.federation.rounds
         tell(f"stopped by a signal after {done} of {rounds} rounds; the same command goes on from there")
     raise SystemExit(STOPPED_EARLY)
 
 
-def _agree_on_start(simulation: Simulation, run_dir: Path, resume: Resume) -> Checkpoint | None:
+def _agree_on_start(simulation: Simulation, store: CheckpointStore, run_dir: Path, resume: Resume) -> Checkpoint | None:
     """Rank 0 looks at the directory and gives the others what it goes on from."""
     checkpoint = None
     if simulation.group.rank == 0 and round_to_resume(run_dir, simulation.config, resume) is not None:
-        checkpoint = simulation.store.load_newest()
+        checkpoint = store.load_newest()
         lines_until(run_dir / METRICS, checkpoint.state["round"])  # refuses before anything is written
     return broadcast(checkpoint, simulation.group)
 
@@ -155,21 +204,11 @@ def _tracking(simulation: Simulation, run_dir: Path, resumed: int | None, state:
         tracker.close()
 
 
-class _NoTracker:
+class _NoTracker(Tracker):
     """The tracker of every rank but 0."""
 
     def log(self, metrics: Any) -> None:
         """Does nothing."""
-
-    def finish(self, summary: Any) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
-
-    def state(self) -> dict[str, str]:
-        """Nothing."""
-        return {}
 
 
 def _summary(simulation: Simulation, memory: RunMemory | None) -> dict[str, Any]:
@@ -181,6 +220,7 @@ def _summary(simulation: Simulation, memory: RunMemory | None) -> dict[str, Any]
         "eval/loss_last": last.get("eval/loss"),
         **({"eval/perplexity_last": last["eval/perplexity"]} if "eval/perplexity" in last else {}),
         "rounds": simulation.round,
+        **({"stopped": simulation.callbacks.stop_reason} if simulation.callbacks.stop_reason is not None else {}),
         "sparsity/density": simulation.space.density,
         "wire/total_bytes": totals.wire_bytes,
         "flops/total": totals.flops,
@@ -197,7 +237,8 @@ def _summary(simulation: Simulation, memory: RunMemory | None) -> dict[str, Any]
 
 def _closing_line(summary: Summary) -> str:
     values = summary.values
+    accuracy = values["eval/accuracy_last"]  # a callback may stop a run before anything is evaluated
     return (
-        f"{values['rounds']} rounds, accuracy {values['eval/accuracy_last']:.4f}, "
+        f"{values['rounds']} rounds, accuracy {'not measured' if accuracy is None else f'{accuracy:.4f}'}, "
         f"{values['time/total']:.1f} s, digest {values['model/digest'][:16]}, results in {summary.run_dir}"
     )

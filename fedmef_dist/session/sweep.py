@@ -13,8 +13,10 @@ from pydantic import Field, ValidationError
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.settings import Settings
+from fedmef_dist.cluster.ending import INTERRUPTED
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import STOPPED_EARLY
+from fedmef_dist.cluster.interruption import listening
 from fedmef_dist.cluster.local_ranks import run_ranks
 from fedmef_dist.config import load_config, read_tree
 from fedmef_dist.runs.checkpoint import CheckpointStore
@@ -53,21 +55,26 @@ class Sweep:
     def state(self, cell: Cell) -> tuple[int, int]:
         """Rounds that the cell's run has done, as its checkpoints and its summary say, and rounds that it is to do.
 
+        A run that a callback has stopped is to do no more than it has done.
+
         Raises UserError where the configuration is wrong.
         """
         config = load_config(self.config, cell.overrides)
         wanted = config.federation.rounds
         if (cell.run_dir / "summary.json").is_file():
-            return min(_summary_rounds(cell.run_dir), wanted), wanted
+            done, is_stopped = _read_summary(cell.run_dir)
+            return min(done, wanted), done if is_stopped else wanted
         saved = CheckpointStore(cell.run_dir, config.checkpoint.keep).rounds()
         # Without its summary a run is not finished, even where its last round is saved.
         return min(saved[-1] if saved else 0, wanted - 1), wanted
 
 
-def _summary_rounds(run_dir: Path) -> int:
+def _read_summary(run_dir: Path) -> tuple[int, bool]:
+    """Rounds that a finished run has done, and whether a callback has stopped it."""
     try:
-        return int(json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["rounds"])
-    except (OSError, ValueError, KeyError, TypeError):
+        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+        return int(summary["rounds"]), summary.get("stopped") is not None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             "the summary is damaged", where=f"{run_dir / 'summary.json'}", mend="delete it; the run then ends once more"
         ) from None
@@ -138,7 +145,8 @@ def run_sweep(sweep: Sweep, overrides: Sequence[str], ranks: int) -> int:
     """Run the unfinished cells one after another, each on so many ranks of this machine; returns the exit status.
 
     A cell that fails does not stop the others: 0 if all are finished, 2 if those that failed were all wrong input, else
-    1; 75 if a signal stopped a cell early, which stops the sweep. Raises UserError under a launcher of several ranks.
+    1. A signal stops the sweep behind the cell that runs, which it stops too: 75, or 130 after a second INT; 0 if that
+    was the last one and has finished all the same. Raises UserError under a launcher of several ranks.
     """
     if detect(os.environ).world_size > 1:
         raise UserError(
@@ -146,13 +154,21 @@ def run_sweep(sweep: Sweep, overrides: Sequence[str], ranks: int) -> int:
             where="command line",
             mend="add --cell NUMBER, or leave the launcher out and give --ranks",
         )
-    statuses = []
-    for cell in sweep.cells:
-        print(f"cell {cell.number}: {cell.run_dir}", flush=True)
-        arguments = ["sweep", str(sweep.path), *overrides, "--cell", str(cell.number)]
-        statuses.append(run_ranks(arguments, ranks))
-        if statuses[-1] == STOPPED_EARLY:
-            return STOPPED_EARLY
+    with listening(ends_process=True) as interruption:
+        statuses: list[int] = []
+        for cell in sweep.cells:
+            if interruption.asked_at is not None:
+                return STOPPED_EARLY
+            print(f"cell {cell.number}: {cell.run_dir}", flush=True)
+            arguments = ["sweep", str(sweep.path), *overrides, "--cell", str(cell.number)]
+            statuses.append(run_ranks(arguments, ranks))
+            if statuses[-1] in (STOPPED_EARLY, INTERRUPTED):
+                return statuses[-1]
+        return _closing(sweep, statuses)
+
+
+def _closing(sweep: Sweep, statuses: Sequence[int]) -> int:
+    """Say which cells failed; the exit status of the sweep."""
     failed = [(cell, status) for cell, status in zip(sweep.cells, statuses, strict=True) if status]
     for cell, status in failed:
         print(f"cell {cell.number} failed with exit status {status}: {cell.run_dir}", file=sys.stderr)

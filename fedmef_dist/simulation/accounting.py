@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 
 from fedmef_dist.clients.cohort import Cohort
+from fedmef_dist.clients.plan import RoundPlan
 from fedmef_dist.config import Config
 from fedmef_dist.data.batches import steps_per_epoch
 from fedmef_dist.devices.flops import FlopsLedger
-from fedmef_dist.methods.base import RoundPlan
 from fedmef_dist.methods.preparation import PreparationCosts
-from fedmef_dist.runs.snapshot import Metrics, Totals
+from fedmef_dist.simulation.totals import Totals
 from fedmef_dist.sparsity import Mask, ParameterSpace
-from fedmef_dist.wire.ledger import WireLedger
+from fedmef_dist.tracking.tracker import Metrics
+from fedmef_dist.wire.ledger import VALUE_BYTES, WireLedger
 
 
 class Accounting:
@@ -45,16 +46,20 @@ class Accounting:
         federation, work = self.federation, plan.work
         samples = cohort.samples
         batches = np.array([steps_per_epoch(int(n), federation.batch_size) for n in samples], np.int64)
-        trained, steps = federation.local_epochs * samples, federation.local_epochs * int(batches.sum())
+        epochs = federation.local_epochs + work.extra_epochs
+        steps = epochs * int(batches.sum())
+        own = federation.local_epochs * samples
         flops = self.flops.round(
             self.space.layer_counts(mask),
-            samples=int(trained.sum()),
+            samples=int((epochs * samples).sum()),
             steps=steps + int(np.minimum(batches, work.gradient_batches).sum()),
-            extrusion_steps=steps if work.penalises else 0,
+            extrusion_steps=federation.local_epochs * int(batches.sum()) if work.penalises else 0,
             gradient_samples=int(np.minimum(samples, federation.batch_size * work.gradient_batches).sum()),
-            dense_gradient_samples=int(np.minimum(trained, federation.batch_size * work.dense_batches).sum()),
+            dense_gradient_samples=int(np.minimum(own, federation.batch_size * work.dense_batches).sum()),
         )
-        wire = self.wire.round(cohort.asked, len(cohort.clients), mask, plan)
+        wire = self.wire.round(
+            cohort.asked, len(cohort.clients), mask, plan.broadcasts, plan.collections, plan.returns_weights
+        )
         totals.wire_bytes += wire.up + wire.down
         totals.models_sent += len(cohort.asked) + len(cohort.clients)
         totals.flops += flops.total
@@ -65,4 +70,5 @@ class Accounting:
             "flops/train": flops.total,
             "flops/overhead": flops.overhead,
             "flops/total": totals.flops,
+            **({"memory/method_bytes": VALUE_BYTES * work.held} if work.held else {}),
         }

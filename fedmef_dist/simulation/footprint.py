@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from fedmef_dist.base.randomness import numpy_generator, torch_generator
-from fedmef_dist.clients.client import Batch
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import open_group
 from fedmef_dist.config import Config, load_config
+from fedmef_dist.data.batches import Batch
 from fedmef_dist.data.shapes import Shape, shape_of
 from fedmef_dist.devices.device_memory import Activations, DeviceMemory, device_memory, model_activations
 from fedmef_dist.devices.memory import StepMemory
 from fedmef_dist.devices.training_step import TrainingStep
 from fedmef_dist.layers.activation_pruning import SapSettings
-from fedmef_dist.methods.fedmef import FedMefSettings
+from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
 from fedmef_dist.models import build_model, prunable_weights
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import layer_counts, random_mask
@@ -61,11 +61,12 @@ def compared_settings(config: Config) -> list[Setting]:
     sparse = config.method if hasattr(config.method, "density") else FedMefSettings()
     density = sparse.density
     dense = dense_fedavg(config)
+    norm = FedMef.preferences.norm or config.model.stock_norm
     pruned = [config.sap.model_copy(update={"enabled": True, "prune_ratio": ratio}) for ratio in PRUNE_RATIOS]
     settings = [
         dense,
         replace(dense, method="fedtiny", density=density),
-        *(Setting("fedmef", "nsconv", sap, density) for sap in pruned),
+        *(Setting(FedMefSettings().name, norm, sap, density) for sap in pruned),
     ]
     own = own_setting(config)
     return settings if own in settings else [*settings, own]
@@ -126,7 +127,7 @@ def training_step(config: Config, setting: Setting, shape: Shape, batch: Batch) 
     space = ParameterSpace(model, prunable_weights(model))
     if setting.density < 1:
         counts = _counts(config, setting, space)
-        space.set_mask(random_mask(space, counts, numpy_generator(config.seed, "mask")))
+        space.set_mask(space.mask.next(random_mask(space, counts, numpy_generator(config.seed, "mask"))))
     return TrainingStep(model, space, config.optimizer, batch, config.runtime.precision == "bf16")
 
 

@@ -1,23 +1,15 @@
 """What a run would be like, without training: who holds what, what a round moves and computes, how ranks share it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.clients.cohort import Cohort, draw_cohort
-from fedmef_dist.cluster.environment import detect
-from fedmef_dist.cluster.group import open_group
-from fedmef_dist.config import load_config
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.population import Population
-from fedmef_dist.data.shapes import Shape
 from fedmef_dist.data.text import TextDataset
-from fedmef_dist.simulation.footprint import modelled
 from fedmef_dist.simulation.loop import Simulation
-from fedmef_dist.sparsity import Mask
 from fedmef_dist.sums.placement import assign
 
 _ROUNDS = 50
@@ -75,27 +67,6 @@ class PlannedRound:
     imbalance: float
 
 
-def plan_command(path: Path, overrides: list[str], ranks: int, out: Path | None) -> None:
-    """The command ``plan``. Raises UserError."""
-    from fedmef_dist.report.partition import describe, save_partition
-
-    config = load_config(path, ["runtime.device=cpu", "runtime.backend=gloo", *overrides])
-    with open_group(detect({}), config.runtime) as group:
-        simulation = Simulation(config, group, Path("runs") / config.name)
-        simulation.start(rehearses=True)
-        view = look_at_partition(simulation.dataset, simulation.population, config.seed)
-        memory = modelled(config, Shape(simulation.dataset.shape, simulation.dataset.classes))
-        before = simulation.totals.wire_bytes, simulation.totals.flops
-        print(describe(config, simulation.space, view, plan_rounds(simulation, ranks), memory, before))
-    if out is not None:
-        try:
-            save_partition(view, out)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"the plot cannot be written: {error}", where=f"--out {out}", mend="name a PNG file"
-            ) from None
-
-
 def look_at_partition(dataset: Dataset | TextDataset, population: Population, seed: int) -> PartitionView:
     """Counts the labels of every client, or of a thousand drawn from the seed where there are more."""
     chosen = np.arange(min(population.clients, _CLIENTS))
@@ -119,7 +90,7 @@ def plan_rounds(simulation: Simulation, ranks: int) -> list[PlannedRound]:
         plan = simulation.method.plan(number, simulation.server.values)
         costs = simulation.accounting.round(cohort, plan, space.mask, simulation.totals)
         if plan.adjusts:
-            space.set_mask(Mask(space.mask.active, space.mask.version + 1))
+            space.set_mask(space.mask.next(space.mask.active))
         slots = _share_out(simulation, cohort, ranks)
         loads = np.array([cohort.samples[own].sum() for own in slots])
         rounds.append(
@@ -140,7 +111,7 @@ def plan_rounds(simulation: Simulation, ranks: int) -> list[PlannedRound]:
 
 def _share_out(simulation: Simulation, cohort: Cohort, ranks: int) -> list[list[int]]:
     """The cohort's places for each rank, as a run would choose them before it has measured anything."""
-    if simulation.client_states is None:
+    if simulation.local.kept is None:
         return assign(cohort.samples.astype(np.float64), ranks)
     population = simulation.population
     owned = assign(population.sizes(np.arange(population.clients)).astype(np.float64), ranks)

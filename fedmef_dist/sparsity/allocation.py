@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.sparsity.mask import Mask
-from fedmef_dist.sparsity.selection import largest, row_largest
+from fedmef_dist.sparsity.selection import largest, row_largest, row_ranks
 from fedmef_dist.sparsity.space import ParameterSpace, Slice
 
 Allocation = Literal["erk", "er", "uniform"]
@@ -84,10 +83,8 @@ def layer_counts(space: ParameterSpace, density: float, allocation: Allocation) 
         # Rounded up: what the message names can be reached.
         smallest = ceil(1e4 * (least + space.n_dense) / space.n_parameters) / 1e4
         raise UserError(
-            (
-                f"density {density:g} cannot be reached: {space.n_dense:,} of {space.n_parameters:,} "
-                "parameters are never pruned"
-            ),
+            f"density {density:g} cannot be reached: {space.n_dense:,} of {space.n_parameters:,} parameters are never "
+            "pruned",
             where="method.density",
             mend=f"choose at least {smallest:.4f}, or a model with fewer dense parameters",
         )
@@ -125,8 +122,8 @@ def keep_largest_of_all(space: ParameterSpace, scores: torch.Tensor, total: int)
     return active
 
 
-def magnitude_mask(space: ParameterSpace, values: torch.Tensor, counts: Sequence[int]) -> Mask:
-    """The mask that keeps the weights of largest magnitude, exactly ``counts`` of them in the layers.
+def magnitude_mask(space: ParameterSpace, values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """The weights of largest magnitude, exactly ``counts`` of them in the layers, bool (n_prunable,).
 
     Args:
         space: the parameter space.
@@ -136,13 +133,29 @@ def magnitude_mask(space: ParameterSpace, values: torch.Tensor, counts: Sequence
     active = torch.zeros(space.n_prunable, dtype=torch.bool, device=values.device)
     for layer, count in zip(space.layers, counts, strict=True):
         active[layer.start + keep_largest(layer, values[layer.start : layer.stop].abs(), count)] = True
-    return Mask(active)
+    return active
 
 
-def random_mask(space: ParameterSpace, counts: Sequence[int], generator: np.random.Generator) -> Mask:
-    """A random mask with exactly ``counts`` active weights in the layers."""
+def random_mask(space: ParameterSpace, counts: Sequence[int], generator: np.random.Generator) -> torch.Tensor:
+    """Random weights, exactly ``counts`` of them in the layers, bool (n_prunable,)."""
     active = torch.zeros(space.n_prunable, dtype=torch.bool)
     for layer, count in zip(space.layers, counts, strict=True):
         scores = torch.from_numpy(generator.random(layer.size))
         active[layer.start + keep_largest(layer, scores, count)] = True
-    return Mask(active.to(space.values.device))
+    return active.to(space.values.device)
+
+
+def even_mask(space: ParameterSpace, counts: Sequence[int], generator: np.random.Generator) -> torch.Tensor:
+    """Random weights, bool (n_prunable,), each layer's ``counts`` spread evenly over its filters.
+
+    Two filters of a layer differ by one weight at most. Which filters get one more, and the positions within each, are
+    drawn. A layer's count covers the floors of its filters, so an even share does too.
+    """
+    active = torch.zeros(space.n_prunable, dtype=torch.bool)
+    for layer, count in zip(space.layers, counts, strict=True):
+        share, extra = divmod(count, layer.rows)
+        shares = torch.full((layer.rows,), share)
+        shares[largest(torch.from_numpy(generator.random(layer.rows)), extra)] += 1
+        scores = torch.from_numpy(generator.random((layer.rows, layer.size // layer.rows)))
+        active[layer.start : layer.stop] = (row_ranks(scores) < shares.unsqueeze(1)).flatten()
+    return active.to(space.values.device)

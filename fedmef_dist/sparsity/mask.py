@@ -50,11 +50,15 @@ class Mask:
         """SHA-256 of the bits, 32 bytes."""
         return hashlib.sha256(self.to_bits().numpy().tobytes()).digest()
 
-    def swap(self, pruned: Tensor, grown: Tensor) -> "Mask":
-        """The next version: positions ``pruned`` leave and positions ``grown`` (both int64) join."""
+    def swapped(self, pruned: Tensor, grown: Tensor) -> Tensor:
+        """What is active, bool (n_prunable,), once ``pruned`` have left and ``grown`` (both int64) have joined."""
         active = self.active.clone()
         active[pruned] = False
         active[grown] = True
+        return active
+
+    def next(self, active: Tensor) -> "Mask":
+        """The version behind this one, with these weights (bool (n_prunable,)) active."""
         return Mask(active, self.version + 1)
 
     def overlap(self, other: "Mask") -> float:

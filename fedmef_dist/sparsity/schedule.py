@@ -18,12 +18,12 @@ class AdjustmentSchedule:
     until: int
     rate: float
 
-    def share(self, round_number: int) -> float:
+    def share(self, round: int) -> float:
         """zeta_r = rate / 2 * (1 + cos(pi * r / until)); 0 from ``until`` on."""
-        if round_number >= self.until:
+        if round >= self.until:
             return 0.0
-        return self.rate / 2 * (1 + cos(pi * round_number / self.until))
+        return self.rate / 2 * (1 + cos(pi * round / self.until))
 
-    def adjusts(self, round_number: int) -> bool:
+    def adjusts(self, round: int) -> bool:
         """Whether the round ends with an adjustment. Where the share is 0 there is nothing to adjust."""
-        return round_number > 0 and round_number % self.every == 0 and self.share(round_number) > 0
+        return round > 0 and round % self.every == 0 and self.share(round) > 0

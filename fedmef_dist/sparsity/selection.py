@@ -35,3 +35,15 @@ def row_largest(scores: Tensor, count: int) -> Tensor:
     columns = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
     rows = torch.arange(scores.shape[0], device=scores.device).unsqueeze(1)
     return (rows * scores.shape[1] + columns).flatten()
+
+
+def row_ranks(scores: Tensor) -> Tensor:
+    """The place of every score among those of its row, int64 like ``scores``: 0 for the largest.
+
+    Args:
+        scores: floating (rows, columns). NaN counts as infinite, as in :func:`largest`.
+    """
+    scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)

@@ -14,7 +14,8 @@ from fedmef_dist.sparsity.mask import Mask
 class Slice:
     """Where one tensor of the model lies in the flat vector: ``[start, stop)`` in storage order.
 
-    ``centred`` tells that the layer subtracts every filter's mean from its weights (NSConv, NSLinear).
+    ``centred`` tells that the layer subtracts every filter's mean from its weights (NSConv, NSLinear); ``gamma`` is the
+    constant of a layer that normalises its filters, None where none is normalised; ``groups`` are a convolution's.
     """
 
     name: str
@@ -22,6 +23,8 @@ class Slice:
     stop: int
     shape: tuple[int, ...]
     centred: bool = False
+    gamma: float | None = None
+    groups: int = 1
 
     @property
     def size(self) -> int:
@@ -87,8 +90,10 @@ class ParameterSpace:
         slices, start = [], 0
         for name, tensor in tensors.items():
             owner = model.get_submodule(name.rpartition(".")[0])
-            centred = name.endswith("weight") and getattr(owner, "centre", False)
-            slices.append(Slice(name, start, start + tensor.numel(), tuple(tensor.shape), centred))
+            rule = owner if name.endswith("weight") else None
+            centred, groups = getattr(rule, "centre", False), getattr(rule, "groups", 1)
+            gamma = getattr(getattr(rule, "normaliser", None), "gamma", None)
+            slices.append(Slice(name, start, start + tensor.numel(), tuple(tensor.shape), centred, gamma, groups))
             start += tensor.numel()
         return slices
 
@@ -110,15 +115,20 @@ class ParameterSpace:
             if bind_mask is not None:
                 bind_mask(layer.view(self.mask_values))
 
+    def gain_of(self, layer: Slice) -> Slice | None:
+        """Where the gains g_i of a layer lie, one a filter; None where the layer does not normalise its filters."""
+        name = layer.name.removesuffix("weight") + "gain"
+        gains = (piece for piece in self.slices if piece.name == name)
+        return next(gains, None) if layer.gamma is not None else None
+
     @property
     def n_dense(self) -> int:
         """Parameters that are never pruned."""
         return self.n_parameters - self.n_prunable
 
-    @property
-    def packed_size(self) -> int:
-        """Elements of a packed state: the active weights and everything behind the prunable part."""
-        return self.mask.count + self.total - self.n_prunable
+    def packed_size(self, with_weights: bool = True) -> int:
+        """Elements of a packed state, see :meth:`pack`."""
+        return self.mask.count * with_weights + self.total - self.n_prunable
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -136,19 +146,28 @@ class ParameterSpace:
         """Copies a state (float32 (total,)) into the model."""
         self.values.copy_(values)
 
-    def pack(self, values: Tensor) -> Tensor:
-        """The active weights and the dense tail of a state, (packed_size,); a view where nothing is pruned."""
+    def pack(self, values: Tensor, with_weights: bool = True) -> Tensor:
+        """The active weights and everything behind the prunable part of a state; a view where nothing is left out.
+
+        Args:
+            values: float32 (total,).
+            with_weights: False leaves out the prunable weights.
+        """
+        if not with_weights:
+            return values[self.n_prunable :]
         if self.mask.is_full:
             return values
         return torch.cat([values[self.mask.index], values[self.n_prunable :]])
 
-    def unpack(self, packed: Tensor) -> Tensor:
-        """The inverse of :meth:`pack`; inactive weights are 0."""
-        if self.mask.is_full:
+    def unpack(self, packed: Tensor, with_weights: bool = True) -> Tensor:
+        """The inverse of :meth:`pack`, float32 (total,); what was left out is 0."""
+        if with_weights and self.mask.is_full:
             return packed
         values = packed.new_zeros(self.total)
-        values[self.mask.index] = packed[: self.mask.count]
-        values[self.n_prunable :] = packed[self.mask.count :]
+        count = self.mask.count if with_weights else 0
+        if with_weights:
+            values[self.mask.index] = packed[:count]
+        values[self.n_prunable :] = packed[count:]
         return values
 
     def layer_counts(self, mask: Mask | None = None) -> list[int]:

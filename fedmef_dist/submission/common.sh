@@ -12,22 +12,21 @@ export FEDMEF_BATCH_SCRIPT=$0 # rank 0 keeps a copy in the run directory
 
 # ranks COMMAND [ARGUMENT ...]: python -m fedmef_dist as one task a rank; every rank ends when one fails.
 ranks() {
-    # Since 22.05 a step does not take --cpus-per-task over from its job.
-    srun --kill-on-bad-exit=1 --cpus-per-task="$OMP_NUM_THREADS" --label "$PYTHON" -m fedmef_dist "$@"
+    # The ranks end each other; what is left 30 s after the first is killed. Slurm's own way would call every run that a
+    # signal stopped early a cancelled step. Since 22.05 a step does not take --cpus-per-task over from its job.
+    srun --kill-on-bad-exit=0 --wait=30 --cpus-per-task="$OMP_NUM_THREADS" --label "$PYTHON" -m fedmef_dist "$@"
 }
 
 # mpi_ranks COMMAND [ARGUMENT ...]: the same under mpirun, which dies of USR2 but hands USR1 on to its ranks.
 mpi_ranks() {
-    local mpirun status=0
+    local mpirun
     read -r -a mpirun <<<"${MPIRUN:-mpirun}"
     "${mpirun[@]}" -n "$SLURM_NTASKS" "$PYTHON" -m fedmef_dist "$@" &
-    trap 'kill -USR1 $!' USR2
-    wait $! || status=$?
-    while ((status == 128 + $(kill -l USR2))); do # only the wait was interrupted
-        status=0
-        wait $! || status=$?
+    trap 'if kill -0 $! 2>/dev/null; then kill -USR1 $!; fi' USR2
+    while kill -0 $! 2>/dev/null; do
+        wait $! || true # USR2 interrupts it
     done
-    return "$status"
+    wait $! # the status of mpirun, which has ended
 }
 
 # finish COMMAND [ARGUMENT ...]: runs it and ends the job with its status. Where a signal stopped the run early, the job

@@ -2,8 +2,8 @@
 
 from fedmef_dist.clients.client import ClientReport
 from fedmef_dist.clients.cohort import Cohort
+from fedmef_dist.clients.plan import RoundPlan
 from fedmef_dist.cluster.group import Group
-from fedmef_dist.methods.base import RoundPlan
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sums.exact_sum import is_summable
 from fedmef_dist.sums.position_sum import PositionSum, Sums
@@ -23,11 +23,11 @@ class CohortSum:
     def __init__(self, space: ParameterSpace, cohort: Cohort, plan: RoundPlan, group: Group) -> None:
         self.cohort = cohort
         weight = int(cohort.weights.sum())
-        size = space.total - space.n_prunable if plan.client_masks else space.packed_size
+        size = space.packed_size(plan.returns_weights)
         self.states = RoundSum(size, len(cohort.clients), weight, space.mask.digest, group)
         self.collections = {
             wanted.name: PositionSum(
-                space.n_prunable,
+                wanted.over.size,
                 has_values=wanted.has_values,
                 has_votes=wanted.has_votes,
                 fixed_point=self.states.fixed_point,

@@ -1,9 +1,12 @@
 """Which rank trains which client: longest job first, with costs learned from earlier rounds."""
 
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 
 def assign(costs: np.ndarray, world_size: int) -> list[list[int]]:
@@ -23,7 +26,7 @@ def assign(costs: np.ndarray, world_size: int) -> list[list[int]]:
 
 
 @dataclass
-class CostModel:
+class TrainingTimes:
     """Seconds a client takes as a line over its samples, fitted to all rounds seen.
 
     Every rank feeds it the same measurements, so every rank makes the same placement. The placement changes how long a
@@ -31,6 +34,17 @@ class CostModel:
     """
 
     sums: np.ndarray = field(default_factory=lambda: np.zeros(5))
+
+    def state(self) -> dict[str, list[float]]:
+        """The sums that the line is fitted from."""
+        return {"sums": self.sums.tolist()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes back what :meth:`state` gave. Raises ValueError where that is impossible."""
+        sums = np.array(TypeAdapter(list[float]).validate_python(state["sums"], strict=True), dtype=np.float64)
+        if sums.shape != self.sums.shape:
+            raise ValueError(f"{sums.size} sums of training times instead of {self.sums.size}")
+        self.sums = sums
 
     def observe(self, samples: np.ndarray, seconds: np.ndarray) -> None:
         """Adds one round: samples and seconds of its clients, both (cohort,)."""

@@ -88,14 +88,15 @@ class PositionSum:
         self._total = torch.zeros(has_values + has_votes, size, dtype=torch.int64, device=group.device)
         self._touched = torch.zeros(size, dtype=torch.bool, device=group.device)
 
-    def add(self, positions: Tensor, values: Tensor | None, weight: int) -> None:
-        """Adds a client of this weight at ``positions`` (int64, each at most once)."""
+    def add(self, positions: Tensor | None, values: Tensor | None, weight: int) -> None:
+        """Adds a client of this weight at ``positions`` (int64, each at most once; None: all)."""
+        where = slice(None) if positions is None else positions
         if self._has_values:
             assert values is not None
-            self._total[0, positions] += self.fixed_point.encode(values, weight)
+            self._total[0, where] += self.fixed_point.encode(values, weight)
         if self._has_votes:
-            self._total[-1, positions] += weight
-        self._touched[positions] = True
+            self._total[-1, where] += weight
+        self._touched[where] = True
 
     def reduce(self, weight: int) -> Sums:
         """The sums over all ranks; ``weight`` is that of all clients that count.

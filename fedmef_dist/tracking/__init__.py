@@ -1,10 +1,11 @@
-"""Where a run's measurements go: metrics.jsonl always; the console and Weights & Biases as configured."""
+"""Where a run's measurements go: metrics.jsonl always; the console, Weights & Biases and guests as configured."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedmef_dist.tracking.console import console_tracker
+from fedmef_dist.tracking.guest import open_guests
 from fedmef_dist.tracking.jsonl import JsonlTracker
 from fedmef_dist.tracking.settings import TrackingSettings, WandbSettings
 from fedmef_dist.tracking.tracker import Metrics, Tracker, Trackers
@@ -26,11 +27,12 @@ def open_trackers(
     """All trackers of a run as one, for rank 0.
 
     ``resume_round`` is the last round that the loaded checkpoint has done (None: a fresh run), ``state`` what
-    ``Tracker.state`` gave when it was saved. Raises UserError where metrics.jsonl is damaged.
+    ``Tracker.state`` gave when it was saved. Raises UserError where metrics.jsonl is damaged, or a guest cannot be had.
     """
     trackers: list[Tracker] = [JsonlTracker(run_dir / METRICS, resume_round)]
     if settings.wandb.mode != "disabled":
         trackers.append(WandbTracker(settings.wandb, run_dir, config, state))
+    trackers += open_guests(settings.trackers, run_dir, config, None if resume_round is None else state)
     if settings.console:
         trackers.append(console_tracker(total_rounds, resume_round))
     return Trackers(trackers)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from fedmef_dist.tracking.tracker import Metrics, Tracker
@@ -18,7 +18,7 @@ def console_tracker(total_rounds: int, resume_round: int | None, stream: TextIO 
     return LineTracker(total_rounds, stream)
 
 
-class LineTracker:
+class LineTracker(Tracker):
     """One line for each evaluated round, for the first one seen, and whenever half a minute passed in silence."""
 
     def __init__(self, total_rounds: int, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,18 +35,8 @@ class LineTracker:
             print("  ".join(parts), file=self._stream, flush=True)
             self._last = now
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Do nothing: the command prints the result."""
 
-    def close(self) -> None:
-        """Do nothing: the stream is not ours."""
-
-    def state(self) -> dict[str, str]:
-        """Nothing to keep."""
-        return {}
-
-
-class BarTracker:
+class BarTracker(Tracker):
     """A progress bar with the newest loss, accuracy and seconds a round."""
 
     def __init__(self, total_rounds: int, done: int, stream: TextIO) -> None:
@@ -71,16 +61,9 @@ class BarTracker:
         self._shown = {**accuracy, **metrics}
         self._progress.update(self._task, completed=int(metrics["round"]), newest="  ".join(describe(self._shown)))
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Do nothing: the command prints the result."""
-
     def close(self) -> None:
         """Stop drawing and give the terminal back."""
         self._progress.stop()
-
-    def state(self) -> dict[str, str]:
-        """Nothing to keep."""
-        return {}
 
 
 def describe(metrics: Metrics) -> list[str]:

@@ -3,17 +3,15 @@
 import json
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fedmef_dist.base.atomic import write_text
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.notices import tell
-from fedmef_dist.tracking.tracker import Metrics
+from fedmef_dist.tracking.tracker import Metrics, Tracker
 
 
-class JsonlTracker:
+class JsonlTracker(Tracker):
     """Appends one line a round, on disk before the next round starts.
 
     A fresh run (``resume_round`` None) starts an empty file. A run resumed after round r keeps the lines of rounds
@@ -54,16 +52,9 @@ class JsonlTracker:
         self._waiting = b""
         self._failing = False
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Do nothing: the summary has a file of its own."""
-
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def state(self) -> dict[str, str]:
-        """Nothing: the file's own lines say where it stands."""
-        return {}
 
 
 def _not_finite(value: float | int | str) -> bool:

@@ -4,6 +4,7 @@ Modules write to their own standard loggers below ``fedmef_dist``. Nothing of th
 """
 
 import logging
+import os
 import platform
 import socket
 import sys
@@ -57,6 +58,14 @@ class _RankFile(logging.FileHandler):
         """Called by emit where writing failed; takes no further events."""
         self.setLevel(logging.CRITICAL + 1)
         _tell(Path(self.baseFilename), sys.exc_info()[1])
+
+    def close(self) -> None:
+        """Closes the file once the disk has it."""
+        try:
+            if self.stream is not None:
+                os.fsync(self.stream.fileno())
+        finally:
+            super().close()
 
 
 def _open(path: Path) -> logging.Handler:

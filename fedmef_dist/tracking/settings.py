@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from fedmef_dist.base.guests import GuestSettings, Kind, is_guest, unknown_name
 from fedmef_dist.base.settings import Settings
 
 
@@ -24,10 +25,21 @@ class WandbSettings(Settings):
 
 
 class TrackingSettings(Settings):
-    """Where metrics go beside metrics.jsonl."""
+    """Where metrics go in addition to metrics.jsonl."""
 
     console: bool = Field(default=True, description="show progress: a bar on a terminal, plain lines elsewhere")
     timeline: bool = Field(
         default=False, description="write what each rank did and when to timeline/; ui.perfetto.dev opens these traces"
     )
     wandb: WandbSettings = Field(default=WandbSettings(), description="Weights & Biases")
+    trackers: list[GuestSettings] = Field(
+        default_factory=list, description="trackers of your own: package.module:Name, or {name: ..., option: value}"
+    )
+
+    @field_validator("trackers")
+    @classmethod
+    def _are_known(cls, trackers: list[GuestSettings]) -> list[GuestSettings]:
+        for tracker in trackers:
+            if not is_guest(Kind.TRACKER, tracker.name):
+                raise unknown_name(Kind.TRACKER, tracker.name, ())
+        return trackers

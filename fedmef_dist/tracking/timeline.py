@@ -4,12 +4,12 @@ The format is Chrome's JSON array, one event a line. It needs no closing bracket
 or goes on later in the same file, is one too.
 """
 
-import itertools
 import json
 import resource
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,30 @@ _MICROSECONDS = 1e6
 _KIBIBYTE = 1024
 
 
-class Stopwatch:
-    """Readings of ``time.perf_counter``, the first one when it is made."""
+class Phases:
+    """The spans of one round by name, one behind the other, between readings of ``time.perf_counter``."""
 
     def __init__(self) -> None:
-        self.laps = [time.perf_counter()]
+        self.start = self._end = time.perf_counter()
+        self.spans: dict[str, tuple[float, float]] = {}
 
-    def lap(self) -> None:
-        """Takes a reading."""
-        self.laps.append(time.perf_counter())
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """The body is the phase of this name; it begins where the one before it ended."""
+        yield
+        start, self._end = self._end, time.perf_counter()
+        self.spans[name] = (start, self._end)
+
+    def split(self, name: str, first: str, seconds: float) -> None:
+        """The first part of a phase, so many seconds but no more than it took, is another one."""
+        start, end = self.spans.pop(name)
+        border = min(start + seconds, end)
+        self.spans |= {first: (start, border), name: (border, end)}
+
+    @property
+    def seconds(self) -> float:
+        """From the start to the end of the last phase."""
+        return self._end - self.start
 
 
 class Timeline:
@@ -50,13 +65,12 @@ class Timeline:
             place = {"ts": round((self._epoch + start) * _MICROSECONDS), "dur": round((end - start) * _MICROSECONDS)}
             self._events.append(self._event(name, "X", **place, args=details))
 
-    def phases(self, round: int, edges: Sequence[float]) -> dict[str, float]:
-        """The spans of a round's PHASES, which follow one another at these six readings, and the metrics of them."""
-        spans = dict(zip(PHASES, itertools.pairwise(edges), strict=True))
-        for name, (start, end) in spans.items():
+    def phases(self, round: int, phases: Phases) -> dict[str, float]:
+        """Notes the spans of a round's phases; returns their seconds as metrics."""
+        for name, (start, end) in phases.spans.items():
             self.add(name, start, end, round=round)
         self._write()
-        return {f"time/{name}": end - start for name, (start, end) in spans.items()}
+        return {f"time/{name}": end - start for name, (start, end) in phases.spans.items()}
 
     def _event(self, name: str, kind: str, **fields: Any) -> dict[str, Any]:
         return {"name": name, "ph": kind, "pid": self._rank, "tid": 0, **fields}

@@ -1,30 +1,35 @@
 """What every tracker can do, and several of them as one."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from fedmef_dist.base.notices import tell
 
-Metrics = Mapping[str, float | int | str]
+Metrics = dict[str, float | int | str]
 
 
 class Tracker(Protocol):
-    """Receives what a run measures, on rank 0."""
+    """Receives what a run measures, on rank 0. A subclass defines :meth:`log`, and of the others what it needs."""
 
+    @abstractmethod
     def log(self, metrics: Metrics) -> None:
         """Take one round's metrics; they hold ``round``. Called once a round, as the round ends."""
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Take the summary of a run that has reached its last round."""
+        return None
 
     def close(self) -> None:
         """Let go of files, bars and threads; called once, also where the run stopped early."""
+        return None
 
     def state(self) -> dict[str, str]:
         """What a checkpoint must keep, so that a resumed run goes on under the same identity."""
+        return {}
 
 
-class Trackers:
+class Trackers(Tracker):
     """Several trackers as one. One that cannot write (a full disk, a closed pipe) is left out from then on."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from fedmef_dist.base.notices import tell
 from fedmef_dist.tracking.settings import WandbSettings
-from fedmef_dist.tracking.tracker import Metrics
+from fedmef_dist.tracking.tracker import Metrics, Tracker
 
 _STATE_KEY = "wandb/run_id"
 _CONNECT_SECONDS = 30.0
 _FINISH_SECONDS = 60.0
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """Sends what the run measures to W&B, offline or online, resumed under the id in ``state``.
 
     A server that cannot be reached turns the run into an offline one; any other failure ends the reporting. Either is

@@ -4,24 +4,21 @@ Lengths follow from how many positions and values a message has. `messages.py` e
 and holds their lengths against these.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from fedmef_dist.base.settings import Settings
-from fedmef_dist.methods.base import WEIGHTS, Collection, RoundPlan
-from fedmef_dist.sparsity import Mask, ParameterSpace, Slice
-from fedmef_dist.wire.encoding import (
-    FP32,
-    NUMBERS,
-    Number,
-    encoded_bytes,
-    positions_bytes,
-    signs_bytes,
-    values_bytes,
-)
+from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.wire.encodings import WithMask
+from fedmef_dist.wire.layer_encoding import FP32, NUMBERS, Number, values_bytes
+from fedmef_dist.wire.ranges import Block, never_pruned, prunable
+from fedmef_dist.wire.traffic import Broadcast, Collection
 
 VALUE_BYTES = 4
 
@@ -52,16 +49,6 @@ class WireBytes:
     down: int
 
 
-def masked_bytes(layer: Slice, count: int, number: Number) -> int:
-    """Bytes of a layer's active values together with its mask; a full layer is dense.
-
-    Unlike :func:`encoded_bytes`, a layer that is nearly full is not sent as dense: zeros would not tell what is active.
-    """
-    if count == layer.size:
-        return encoded_bytes(layer.size, count, layer.rows, number)
-    return positions_bytes(layer.size, count, layer.rows) + values_bytes(count, number)
-
-
 class WireLedger:
     """Counts what each sampled client would receive and send.
 
@@ -78,55 +65,77 @@ class WireLedger:
         self.space = space
         self.settings = settings
         self.known_version = np.full(clients, -1, dtype=np.int32)
-        self._tail = VALUE_BYTES * (space.total - space.n_prunable)
+        self.rest_bytes = values_bytes(never_pruned(space).size, FP32)
 
-    def round(self, asked: np.ndarray, uploads: int, mask: Mask, plan: RoundPlan) -> WireBytes:
+    def round(
+        self,
+        asked: np.ndarray,
+        uploads: int,
+        mask: Mask,
+        broadcasts: Sequence[Broadcast] = (),
+        collections: Sequence[Collection] = (),
+        returns_weights: bool = True,
+    ) -> WireBytes:
         """Bytes of one round; remembers which mask the clients now know.
 
         Args:
             asked: int64 (K,), the clients that received the model.
             uploads: how many of them sent their update.
             mask: what the round was trained with.
-            plan: what else travelled.
+            broadcasts: what else went down.
+            collections: what else came up.
+            returns_weights: whether the prunable weights came up at the positions of the mask.
         """
         new = len(asked)
         if self.settings.stateful_clients:
             new = int((self.known_version[asked] != mask.version).sum())
         self.known_version[asked] = mask.version
         down = new * self.state_bytes(mask, knows_mask=False) + (len(asked) - new) * self.state_bytes(mask)
-        return WireBytes(
-            up=uploads * self.uplink_bytes(mask, plan), down=down + len(asked) * self.direction_bytes(plan)
-        )
+        down += len(asked) * sum(self.broadcast_bytes(sent) for sent in broadcasts)
+        return WireBytes(up=uploads * self.uplink_bytes(mask, collections, returns_weights), down=down)
 
     def state_bytes(self, mask: Mask, knows_mask: bool = True) -> int:
-        """A model on its way down, as fp32; with the mask for a client that does not know it. All know the full one."""
-        return self._tail + self._weights(mask, FP32, knows_mask or mask.is_full)
+        """A model on its way down, with its mask for a client that does not know it; everybody knows the full one."""
+        return self.rest_bytes + self.weights_bytes(mask, knows_mask or mask.is_full, FP32)
 
-    def direction_bytes(self, plan: RoundPlan) -> int:
-        """The direction map that a plan sends down; 0 where it has none."""
-        if plan.direction is None:
-            return 0
-        return sum(
-            signs_bytes(layer.size, int(plan.direction[layer.start : layer.stop].count_nonzero()), layer.rows)
-            for layer in self.space.layers
-        )
+    def returned_bytes(self, mask: Mask) -> int:
+        """A client's whole model on its way up, with a mask of its own; it also tells that the mask is full."""
+        return self.rest_bytes + self.weights_bytes(mask, False, self.settings.uplink)
 
-    def uplink_bytes(self, mask: Mask, plan: RoundPlan) -> int:
-        """What one client sends: its state, and what the plan collects beside it."""
-        state = 0 if plan.client_masks else self._weights(mask, self.settings.uplink, knows_mask=True)
-        return self._tail + state + sum(self._collection(wanted) for wanted in plan.collections if wanted.travels)
-
-    def _weights(self, mask: Mask, number: Number, knows_mask: bool) -> int:
+    def weights_bytes(self, mask: Mask, knows_mask: bool, number: Number) -> int:
+        """The active prunable weights, with or without their positions."""
         counts = self.space.layer_counts(mask)
         if knows_mask:
             return sum(values_bytes(count, number) for count in counts)
-        return sum(masked_bytes(layer, count, number) for layer, count in zip(self.space.layers, counts, strict=True))
+        blocks = zip(prunable(self.space).blocks, counts, strict=True)
+        return sum(WithMask().length(block, count, number) for block, count in blocks)
 
-    def _collection(self, wanted: Collection) -> int:
-        number = self.settings.uplink
-        layers = list(zip(self.space.layers, wanted.counts, strict=True))
-        if wanted.name == WEIGHTS:
-            return sum(masked_bytes(layer, count, number) for layer, count in layers)
-        if wanted.has_values:
-            return sum(encoded_bytes(layer.size, count, layer.rows, number) for layer, count in layers)
-        return sum(positions_bytes(layer.size, count, layer.rows) for layer, count in layers)
+    def broadcast_bytes(self, sent: Broadcast) -> int:
+        """What goes down to one client in addition to the model; numbers are fp32."""
+        counts = (int(sent.values[block.start : block.stop].count_nonzero()) for block in sent.over.blocks)
+        blocks = zip(sent.over.blocks, counts, strict=True)
+        return sum(sent.encoding.length(block, count, FP32) for block, count in blocks)
+
+    def uplink_bytes(self, mask: Mask, collections: Sequence[Collection] = (), returns_weights: bool = True) -> int:
+        """What one client sends: its state, and what is collected in addition."""
+        weights = self.weights_bytes(mask, knows_mask=True, number=self.settings.uplink) if returns_weights else 0
+        return self.rest_bytes + weights + sum(self.collection_bytes(wanted) for wanted in collections)
+
+    def collection_bytes(self, wanted: Collection) -> int:
+        """What one client sends for a collection; 0 where nothing travels for it."""
+        if not wanted.travels:
+            return 0
+        blocks = zip(wanted.over.blocks, wanted.counts, strict=True)
+        return sum(wanted.encoding.length(block, count, self.number(block)) for block, count in blocks)
+
+    def number(self, block: Block) -> Number:
+        """The type in which a block's values go up."""
+        return self.settings.uplink if block.quantised else FP32
+
+    def state(self) -> dict[str, Tensor]:
+        """``known_version``, int32 (clients,): which mask each client knows."""
+        return {"known_version": torch.from_numpy(self.known_version)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes back what :meth:`state` gave."""
+        self.known_version = state["known_version"].numpy().copy()

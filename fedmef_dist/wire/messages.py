@@ -4,28 +4,17 @@ What the server adds up is what it decoded. As fp32 that is what the clients sen
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedmef_dist.clients.client import ClientReport
-from fedmef_dist.methods.base import WEIGHTS, RoundPlan, Upload
-from fedmef_dist.sparsity import Slice
-from fedmef_dist.wire.encoding import (
-    FP32,
-    Number,
-    decode,
-    decode_positions,
-    decode_signs,
-    decode_values,
-    encode,
-    encode_positions,
-    encode_signs,
-    encode_values,
-)
-from fedmef_dist.wire.ledger import VALUE_BYTES, WireLedger
+from fedmef_dist.sparsity import Mask
+from fedmef_dist.wire.encodings import Encoding, WithMask
+from fedmef_dist.wire.layer_encoding import FP32, Number, decode_values, encode_values
+from fedmef_dist.wire.ledger import WireLedger
+from fedmef_dist.wire.ranges import Block, Range, prunable
+from fedmef_dist.wire.traffic import Broadcast, Collection, Upload
 
 
 class GarbledMessageError(RuntimeError):
@@ -41,50 +30,85 @@ class Messages:
 
     def __init__(self, ledger: WireLedger) -> None:
         self.ledger, self.space = ledger, ledger.space
-        self._sent_version = -1
 
-    def broadcast(self, values: Tensor, plan: RoundPlan) -> None:
-        """Encodes and decodes the state (float32 (total,)) with its mask, once for each mask, and the direction map.
-
-        Raises:
-            GarbledMessageError: a message is not what the ledger counts, or does not decode to what was sent.
-        """
-        mask = self.space.mask
-        if mask.version != self._sent_version and not mask.is_full:
-            received, length = self._with_mask(Upload(mask.index, values[mask.index]), FP32)
-            tail = values[self.space.n_prunable :]
-            self._check(length + tail.nbytes, self.ledger.state_bytes(mask, knows_mask=False), "the model")
-            if not torch.equal(received.positions, mask.index) or not _same(received.values, values[mask.index]):
-                raise GarbledMessageError("the model does not decode to what was sent")
-            self._sent_version = mask.version
-        if plan.direction is not None:
-            self._send_direction(plan.direction, self.ledger.direction_bytes(plan))
-
-    def receive(self, report: ClientReport, plan: RoundPlan) -> ClientReport:
-        """A client's report as the server decodes it.
+    def send_model(self, values: Tensor, mask: Mask) -> None:
+        """The state (float32 (total,)) on its way down, with its mask; everybody knows the full one.
 
         Raises:
-            GarbledMessageError: its messages are not as long as the ledger counts.
+            GarbledMessageError: it is not as long as the ledger counts, or does not decode to what was sent.
         """
-        mask, number = self.space.mask, self.ledger.settings.uplink
-        tail = self.space.total - self.space.n_prunable
-        uploads, length = {}, VALUE_BYTES * tail
-        values = report.values
-        if not plan.client_masks:
-            weights, sent = self._values(values[: mask.count], number)
-            values = torch.cat([weights, values[mask.count :]])
-            length += sent
-        for wanted in plan.collections:
-            uploads[wanted.name] = upload = report.uploads[wanted.name]
-            if wanted.travels:
-                send = self._with_mask if wanted.name == WEIGHTS else self._collected
-                uploads[wanted.name], sent = send(upload, number)
-                length += sent
-        self._check(length, self.ledger.uplink_bytes(mask, plan), "a client's report")
-        return replace(report, values=values, uploads=uploads)
+        if not mask.is_full:
+            self._send_with_mask(values, mask, FP32)
 
-    def _values(self, values: Tensor, number: Number) -> tuple[Tensor, int]:
-        """Active values (float32 (count,)) whose positions the receiver knows, and their bytes."""
+    def return_model(self, values: Tensor, mask: Mask) -> Tensor:
+        """A client's whole state (float32 (total,)) on its way up, with a mask of its own; as the server decodes it.
+
+        Raises:
+            GarbledMessageError: as :meth:`send_model`.
+        """
+        received = torch.zeros_like(values)
+        received[: self.space.n_prunable] = self._send_with_mask(values, mask, self.ledger.settings.uplink)
+        received[self.space.n_prunable :] = values[self.space.n_prunable :]
+        return received
+
+    def broadcast(self, sent: Broadcast) -> Tensor:
+        """What a client decodes of a broadcast: float32 (over.size,), 0 where nothing is named, 1 at bare positions.
+
+        Raises:
+            GarbledMessageError: it is not as long as the ledger counts.
+        """
+        values = sent.values.float()
+        named = values.nonzero().flatten() if sent.encoding.names_positions else None
+        upload = Upload(named, values if named is None else values[named] if sent.encoding.has_values else None)
+        received, length = self._send(upload, sent.over, sent.encoding, lambda block: FP32)
+        self._check(length, self.ledger.broadcast_bytes(sent), f"the broadcast {sent.name}")
+        return _spread(received, sent.over.size, values)
+
+    def return_state(self, packed: Tensor, *, returns_weights: bool) -> Tensor:
+        """A client's packed state as the server decodes it.
+
+        Args:
+            packed: float32, the active prunable weights unless they come as a collection, then everything else.
+            returns_weights: whether they do not.
+
+        Raises:
+            GarbledMessageError: it is not as long as the ledger counts.
+        """
+        if not returns_weights:
+            self._check(packed.nbytes, self.ledger.uplink_bytes(self.space.mask, (), False), "a client's state")
+            return packed
+        count = self.space.mask.count
+        weights, length = self._at_known_positions(packed[:count], self.ledger.settings.uplink)
+        self._check(length + packed[count:].nbytes, self.ledger.uplink_bytes(self.space.mask), "a client's state")
+        return torch.cat([weights, packed[count:]])
+
+    def collect(self, upload: Upload, wanted: Collection) -> Upload:
+        """A client's contribution to a collection as the server decodes it.
+
+        Raises:
+            GarbledMessageError: it is not as long as the ledger counts.
+        """
+        if not wanted.travels:
+            return upload
+        received, length = self._send(upload, wanted.over, wanted.encoding, self.ledger.number)
+        self._check(length, self.ledger.collection_bytes(wanted), f"a client's {wanted.name}")
+        return received
+
+    def _send_with_mask(self, values: Tensor, mask: Mask, number: Number) -> Tensor:
+        """Prunable weights with their mask; returns what is decoded, float32 (n_prunable,)."""
+        sent = Upload(mask.index, values[mask.index])
+        received, length = self._send(sent, prunable(self.space), WithMask(), lambda block: number)
+        self._check(length, self.ledger.weights_bytes(mask, False, number), "a model's weights")
+        same = number != FP32 or _same(received.values, sent.values)
+        if not torch.equal(_positions(received), mask.index) or not same:
+            raise GarbledMessageError("the model does not decode to what was sent")
+        return _spread(received, self.space.n_prunable, values)
+
+    def _at_known_positions(self, values: Tensor, number: Number) -> tuple[Tensor, int]:
+        """Active values (float32 (count,)) whose positions the receiver knows, and their bytes.
+
+        Every client sends its state so: no positions are looked up, the packed values are parted by the layers' counts.
+        """
         parts, length, start = [], 0, 0
         for count in self.space.layer_counts():
             message = encode_values(values[start : start + count].cpu().numpy(), number)
@@ -92,62 +116,19 @@ class Messages:
             length, start = length + len(message), start + count
         return torch.cat(parts).to(values.device) if parts else values[:0], length
 
-    def _with_mask(self, upload: Upload, number: Number) -> tuple[Upload, int]:
-        """Weights and which of their layer are active."""
-
-        def layer_message(layer: Slice, active: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-            if active.all():
-                message = encode(values, active, layer.rows, number)
-                return *decode(message, layer.size, layer.rows, number), len(message)
-            where = encode_positions(active, layer.rows)
-            what = encode_values(values[active], number)
-            return decode_positions(where, layer.size, layer.rows), decode_values(what, number), len(where) + len(what)
-
-        return self._by_layer(upload, layer_message)
-
-    def _collected(self, upload: Upload, number: Number) -> tuple[Upload, int]:
-        """Positions with or without values."""
-
-        def layer_message(layer: Slice, active: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-            if upload.values is None:
-                message = encode_positions(active, layer.rows)
-                return decode_positions(message, layer.size, layer.rows), values[:0], len(message)
-            message = encode(values, active, layer.rows, number)
-            positions, decoded = decode(message, layer.size, layer.rows, number)
-            return positions, decoded, len(message)
-
-        return self._by_layer(upload, layer_message)
-
-    def _by_layer(
-        self,
-        upload: Upload,
-        layer_message: Callable[[Slice, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, int]],
+    def _send(
+        self, upload: Upload, over: Range, encoding: Encoding, number: Callable[[Block], Number]
     ) -> tuple[Upload, int]:
-        """``layer_message``: (layer, active (size,), values (size,)) -> positions, values and bytes."""
-        active, values = np.zeros(self.space.n_prunable, np.bool_), np.zeros(self.space.n_prunable, np.float32)
-        index = upload.positions.cpu().numpy()
-        active[index] = True
-        if upload.values is not None:
-            values[index] = upload.values.cpu().numpy()
-        parts = []
-        for layer in self.space.layers:
-            rows = slice(layer.start, layer.stop)
-            found, decoded, length = layer_message(layer, active[rows], values[rows])
-            parts.append((found + layer.start, decoded, length))
-        device = upload.positions.device
-        positions, received = (
-            torch.from_numpy(np.concatenate([part[place] for part in parts])).to(device) for place in (0, 1)
-        )
-        return Upload(positions, None if upload.values is None else received), sum(part[2] for part in parts)
-
-    def _send_direction(self, direction: Tensor, expected: int) -> None:
-        sent = direction.cpu().numpy()
-        layers = [(layer, sent[layer.start : layer.stop]) for layer in self.space.layers]
-        messages = [encode_signs(signs, layer.rows) for layer, signs in layers]
-        self._check(sum(map(len, messages)), expected, "the direction map")
-        for (layer, signs), message in zip(layers, messages, strict=True):
-            if not np.array_equal(decode_signs(message, layer.size, layer.rows), signs):
-                raise GarbledMessageError("the direction map does not decode to what was sent")
+        """Encodes and decodes every block; what was decoded, and the bytes of all."""
+        active, values = _dense(upload, over.size)
+        parts, length = [], 0
+        for block in over.blocks:
+            rows = slice(block.start, block.stop)
+            message = encoding.encode(block, active[rows], values[rows], number(block))
+            found, decoded = encoding.decode(message, block, number(block))
+            parts.append((found + block.start, decoded))
+            length += len(message)
+        return _joined(parts, upload, over.size), length
 
     @staticmethod
     def _check(length: int, expected: int, what: str) -> None:
@@ -155,6 +136,48 @@ class Messages:
             raise GarbledMessageError(f"{what} takes {length} bytes, the ledger counts {expected}")
 
 
-def _same(received: Tensor | None, sent: Tensor) -> bool:
+def _dense(upload: Upload, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of ``size`` positions are named, bool, and their values, float32."""
+    if upload.positions is None:
+        assert upload.values is not None
+        return np.ones(size, np.bool_), upload.values.cpu().numpy()
+    active, values = np.zeros(size, np.bool_), np.zeros(size, np.float32)
+    index = upload.positions.cpu().numpy()
+    active[index] = True
+    if upload.values is not None:
+        values[index] = upload.values.cpu().numpy()
+    return active, values
+
+
+def _joined(parts: list[tuple[np.ndarray, np.ndarray]], sent: Upload, size: int) -> Upload:
+    """One upload of all blocks, on the device of what was sent; all positions are None where they were."""
+    nothing = np.empty(0, np.int64), np.empty(0, np.float32)  # of a range without blocks
+    positions, values = (np.concatenate([part[place] for part in (nothing, *parts)]) for place in (0, 1))
+    like = sent.values if sent.values is not None else sent.positions
+    assert like is not None
+    received = None if sent.values is None else torch.from_numpy(values).to(like.device)
+    if sent.positions is None and len(positions) == size:
+        return Upload(None, received)
+    return Upload(torch.from_numpy(positions).to(like.device), received)
+
+
+def _positions(upload: Upload) -> Tensor:
+    assert upload.positions is not None
+    return upload.positions
+
+
+def _spread(upload: Upload, size: int, like: Tensor) -> Tensor:
+    """The values at their positions, or 1 where positions alone travel, float32 (size,); 0 elsewhere."""
+    if upload.positions is None:
+        assert upload.values is not None
+        return upload.values
+    spread = torch.zeros(size, device=like.device)
+    spread[upload.positions] = 1.0 if upload.values is None else upload.values
+    return spread
+
+
+def _same(received: Tensor | None, sent: Tensor | None) -> bool:
     """Bit for bit; values that are not a number are equal too."""
-    return received is not None and torch.equal(received.view(torch.int32), sent.contiguous().view(torch.int32))
+    if received is None or sent is None:
+        return received is sent
+    return torch.equal(received.view(torch.int32), sent.contiguous().view(torch.int32))

@@ -13,14 +13,15 @@ from torch.nn import functional as F
 from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.kept_state import Keepsake
 from fedmef_dist.clients.optimizer import OptimizerSettings
+from fedmef_dist.clients.plan import LocalWork, RoundPlan
 from fedmef_dist.data.batches import client_batches
 from fedmef_dist.data.synthetic import SyntheticSettings, load_synthetic
 from fedmef_dist.layers.activation_pruning import Pruning, SapSettings
 from fedmef_dist.layers.nsconv import NSConv2d
-from fedmef_dist.methods.base import LocalWork, RoundPlan
 from fedmef_dist.methods.swapping import TopGradients
 from fedmef_dist.models import ModelSettings, build_model, prunable_weights
 from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.wire.traffic import Upload
 
 SAMPLE = (torch.tensor([[1.0, 2.0]]), torch.tensor([0]))
 
@@ -34,10 +35,16 @@ def linear(mask=(1, 1, 1, 1), **optimizer):
     return Client(model, space, OptimizerSettings(**optimizer), autocast=False)
 
 
+def plan_of(space, work=None, values=None, **fields):
+    """A plan that broadcasts these values, by default the space's own."""
+    values = space.values.clone() if values is None else values
+    return RoundPlan(1, values, work or LocalWork(), **fields)
+
+
 def train(client, batches, rate=0.1, plan=None):
-    plan = plan or RoundPlan()
+    plan = plan_of(client.space) if plan is None else plan
     steps = len(batches) - plan.work.gradient_batches
-    return client.train(client.space.values.clone(), iter(batches), steps, rate, plan)
+    return client.train(plan, iter(batches), steps, rate)
 
 
 def test_one_step_by_hand():
@@ -71,7 +78,7 @@ def test_the_loss_is_the_mean_over_samples_not_over_batches():
 
 def test_top_gradients_by_hand():
     client = linear(mask=(1, 0, 0, 0))
-    plan = RoundPlan(TopGradients(client.space, [1], batches=2))
+    plan = plan_of(client.space, TopGradients(client.space, [1], batches=2))
     other = (torch.tensor([[3.0, 0.0]]), torch.tensor([1]))
     report = train(client, [SAMPLE, SAMPLE, other], rate=0.0, plan=plan)
     # Mean of [[-1/2, -1], [1/2, 1]] and [[3/2, 0], [-3/2, 0]]; of the inactive 1: -1/2, 2: -1/2, 3: 1/2 the first wins.
@@ -82,7 +89,7 @@ def test_top_gradients_by_hand():
 
 def test_top_gradients_are_those_of_the_trained_weights():
     client = linear(mask=(1, 0, 0, 1))
-    plan = RoundPlan(TopGradients(client.space, [2], batches=1))
+    plan = plan_of(client.space, TopGradients(client.space, [2], batches=1))
     report = train(client, [SAMPLE, SAMPLE], plan=plan)
     p = 1 / (1 + torch.tensor(0.25).exp())  # as in the second step above
     assert report.uploads["gradient"].positions.tolist() == [1, 2]
@@ -91,7 +98,7 @@ def test_top_gradients_are_those_of_the_trained_weights():
 
 def test_an_active_weight_never_wins_even_where_all_gradients_are_0():
     client = linear(mask=(1, 1, 1, 0))
-    plan = RoundPlan(TopGradients(client.space, [1], batches=1))
+    plan = plan_of(client.space, TopGradients(client.space, [1], batches=1))
     nothing = (torch.zeros(1, 2), torch.tensor([0]))
     report = train(client, [SAMPLE, nothing], plan=plan)
     assert report.uploads["gradient"].positions.tolist() == [3]
@@ -106,9 +113,10 @@ def test_the_objective_changes_gradient_and_rate():
             return torch.tensor(0.2)
 
     seen, client = [], linear()
-    report = train(client, [SAMPLE], plan=RoundPlan(Pull()))
+    start = client.space.values.clone()
+    report = train(client, [SAMPLE], plan=plan_of(client.space, Pull(), start))
     torch.testing.assert_close(report.values, torch.tensor([-0.1, 0.2, -0.1, -0.2]))
-    train(client, [SAMPLE] * 3, plan=RoundPlan(Pull()))
+    train(client, [SAMPLE] * 3, plan=plan_of(client.space, Pull(), start))
     assert seen == [(0, 1, 0.1), (0, 3, 0.1), (1, 3, 0.1), (2, 3, 0.1)]
 
 
@@ -120,8 +128,12 @@ class Swap(LocalWork):
 
     def prepare_step(self, step, steps, rate):
         if step == self.at:
-            self.space.set_mask(self.space.mask.swap(torch.tensor([0]), torch.tensor([2])))
+            self.space.set_mask(self.space.mask.next(self.space.mask.swapped(torch.tensor([0]), torch.tensor([2]))))
         return rate
+
+    def uploads(self, gradient):
+        index = self.space.mask.index
+        return {"weights": Upload(index, self.space.values[index])}
 
 
 def swapping(steps, at=2):
@@ -131,7 +143,7 @@ def swapping(steps, at=2):
     space.values.copy_(torch.tensor([1.0, 0, 0, 1, 0, 0]))
     space.set_mask(Mask(torch.tensor([True, False, False, True])))
     client = Client(model, space, OptimizerSettings(), autocast=False)
-    return client, train(client, [SAMPLE] * steps, plan=RoundPlan(Swap(space, at), client_masks=True))
+    return client, train(client, [SAMPLE] * steps, plan=plan_of(space, Swap(space, at), returns_weights=False))
 
 
 def test_a_client_with_a_mask_of_its_own_sends_its_own_positions():
@@ -164,10 +176,10 @@ def test_momentum_does_not_revive_what_the_client_pruned(kept):
     class Watched(Swap):
         def uploads(self, gradient):
             seen.append(space.values[:4].clone())
-            return {}
+            return super().uploads(gradient)
 
-    plan = RoundPlan(Watched(space), client_masks=True)
-    report = client.train(space.values.clone(), iter([SAMPLE] * 6), 6, 0.1, plan, state)
+    plan = plan_of(space, Watched(space), returns_weights=False)
+    report = client.train(plan, iter([SAMPLE] * 6), 6, 0.1, None, state)
     assert seen[0][:2].tolist() == [0, 0]  # what was pruned, and what never was active
     assert (seen[0][2:] != 0).all()
     assert report.uploads["weights"].values.tolist() == seen[0][2:].tolist()
@@ -187,9 +199,9 @@ def test_a_client_that_is_interrupted_leaves_the_rounds_mask():
 
     client, _ = swapping(3)
     mask = client.space.mask
-    plan = RoundPlan(Swap(client.space), client_masks=True)
+    plan = plan_of(client.space, Swap(client.space), returns_weights=False)
     with pytest.raises(Interrupted):
-        client.train(client.space.values.clone(), batches(), 6, 0.1, plan)
+        client.train(plan, batches(), 6, 0.1)
     assert client.space.mask is mask
     assert client.space.mask_values.tolist() == [1, 0, 0, 1]
 
@@ -265,8 +277,8 @@ def test_nothing_outside_the_mask_becomes_non_zero_or_is_uploaded(dataset, optim
     before = space.values.clone()
     client = Client(model, space, OptimizerSettings(**optimizer), autocast=False)
     samples = torch.arange(40).numpy()
-    plan = RoundPlan(TopGradients(space, [2, 3, 5], batches=2))
-    report = client.train(before, batches_of(dataset, samples, 8, 2), 5, 0.1, plan)
+    plan = plan_of(space, TopGradients(space, [2, 3, 5], batches=2))
+    report = client.train(plan, batches_of(dataset, samples, 8, 2), 5, 0.1)
     inactive = ~space.mask.active
     assert not space.values[: space.n_prunable][inactive].any()
     assert (space.values[: space.n_prunable] != before[: space.n_prunable])[space.mask.active].float().mean() > 0.9
@@ -298,7 +310,9 @@ def test_a_client_smaller_than_one_batch_trains(dataset, samples, norm):
     space = ParameterSpace(model, prunable_weights(model))
     before = space.values.clone()
     client = Client(model, space, OptimizerSettings(), autocast=False)
-    report = client.train(before, batches_of(dataset, torch.arange(samples).numpy(), 64, 2), 2, 0.1, RoundPlan())
+    report = client.train(
+        plan_of(space, values=before), batches_of(dataset, torch.arange(samples).numpy(), 64, 2), 2, 0.1
+    )
     assert report.values.isfinite().all()
     assert report.loss > 0
     assert not torch.equal(report.values, before)
@@ -307,11 +321,10 @@ def test_a_client_smaller_than_one_batch_trains(dataset, samples, norm):
 def test_one_client_does_not_see_the_one_before(dataset):
     model, space = sparse_network()
     client = Client(model, space, OptimizerSettings(momentum=0.9, prox_mu=0.1), autocast=False)
-    start = space.values.clone()
-    plan = RoundPlan(TopGradients(space, [2, 3, 5], batches=1))
+    plan = plan_of(space, TopGradients(space, [2, 3, 5], batches=1))
 
     def report(first, last):
-        return client.train(start, batches_of(dataset, torch.arange(first, last).numpy(), 8, 2), 3, 0.1, plan)
+        return client.train(plan, batches_of(dataset, torch.arange(first, last).numpy(), 8, 2), 3, 0.1)
 
     one, other = report(0, 20), report(20, 40)
     again = report(0, 20)
@@ -326,7 +339,7 @@ def test_bfloat16_is_for_the_layers_only(dataset):
     start = space.values.clone()
     exact, rounded = (
         Client(model, space, OptimizerSettings(), autocast).train(
-            start, batches_of(dataset, torch.arange(40).numpy(), 8, 1), 5, 0.1, RoundPlan()
+            plan_of(space, values=start), batches_of(dataset, torch.arange(40).numpy(), 8, 1), 5, 0.1
         )
         for autocast in (False, True)
     )

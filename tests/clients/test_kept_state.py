@@ -1,12 +1,11 @@
-import numpy as np
 import pytest
 import torch
-from tiny import Recorder, alone, started, tiny
+from tiny import Recorder, alone, restore, started, tiny
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.clients.kept_state import ClientStates, Keepsake
+from fedmef_dist.clients.cohort import FederationSettings
+from fedmef_dist.clients.kept_state import Keepsake, KeptStates, kept_tensors
 from fedmef_dist.data.batches import normalise
-from fedmef_dist.runs.snapshot import restore
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
 SILOS = {"clients": 4, "clients_per_round": 4, "local_epochs": 1, "batch_size": 16}
@@ -16,6 +15,12 @@ def space():
     """Six prunable weights, two biases, and a running mean and variance of two channels: 8 parameters, 12 values."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2, affine=False))
     return ParameterSpace(model, ["0.weight"])
+
+
+def states(kept, clients):
+    """What so many clients keep of the space, on one rank."""
+    tensors = kept_tensors(FederationSettings(client_state=kept), 0.9, space())
+    return KeptStates(tensors, [range(clients)], alone(), torch.device("cpu"))
 
 
 def silos(tmp_path, kept, **changes):
@@ -30,29 +35,29 @@ def silos(tmp_path, kept, **changes):
 
 def test_a_state_by_hand():
     values = torch.arange(12.0)
-    states = ClientStates("both", space(), np.array([5, 5]), alone())
-    first = states.recall(1, values)
+    kept = states("both", 2)
+    first = kept.recall(1, values)
     assert first.velocity.tolist() == [0] * 8
     assert first.statistics.tolist() == [8, 9, 10, 11]
     first.velocity.add_(3)
-    assert states.recall(1, values).velocity.tolist() == [0] * 8  # nothing stays unless it is kept
-    states.keep(1, first)
-    states.settle(counts=False)
-    assert states.recall(1, values).velocity.tolist() == [0] * 8  # nor where the round does not count
-    states.keep(1, first)
-    states.settle(counts=True)
-    again = states.recall(1, values + 100)
+    assert kept.recall(1, values).velocity.tolist() == [0] * 8  # nothing stays unless it is kept
+    kept.keep(1, first)
+    kept.forget()
+    assert kept.recall(1, values).velocity.tolist() == [0] * 8  # nor where the round does not count
+    kept.keep(1, first)
+    kept.settle()
+    again = kept.recall(1, values + 100)
     assert again.velocity.tolist() == [3] * 8
     assert again.statistics.tolist() == [8, 9, 10, 11]
-    assert states.recall(0, values + 100).statistics.tolist() == [108, 109, 110, 111]
+    assert kept.recall(0, values + 100).statistics.tolist() == [108, 109, 110, 111]
 
 
 def test_only_what_is_asked_for_stays():
     values = torch.arange(12.0)
-    momentum = ClientStates("momentum", space(), np.array([5]), alone()).recall(0, values)
+    momentum = states("momentum", 1).recall(0, values)
     assert momentum.statistics is None
     assert momentum.velocity.numel() == 8
-    statistics = ClientStates("statistics", space(), np.array([5]), alone()).recall(0, values)
+    statistics = states("statistics", 1).recall(0, values)
     assert statistics.velocity is None
     assert statistics.statistics.tolist() == [8, 9, 10, 11]
 
@@ -84,7 +89,7 @@ def test_momentum_goes_on_where_the_last_round_ended(tmp_path):
     plain.run(Recorder())
     assert kept.server.digest() != plain.server.digest()
 
-    flat, client = plain.space, plain.client
+    flat, client = plain.space, plain.local.client
     flat.load(started(plain.config, alone(), tmp_path).server.values)
     plain.model.train()
     velocity = torch.zeros(flat.n_parameters)
@@ -102,24 +107,24 @@ def test_momentum_goes_on_where_the_last_round_ended(tmp_path):
 def test_statistics_are_the_clients_own(tmp_path):
     run = silos(tmp_path, "statistics", federation={"rounds": 2})
     run.run(Recorder())
-    tails = [run.client_states.recall(client, run.server.values).statistics for client in range(4)]
+    tails = [run.kept.recall(client, run.server.values).statistics for client in range(4)]
     assert not torch.equal(tails[0], tails[1])
     assert not torch.equal(tails[0], run.server.values[run.space.n_parameters :])
 
 
 def test_a_refused_client_keeps_what_it_had(tmp_path):
     run = silos(tmp_path, "both")
-    train = run.client.train
+    train = run.local.client.train
 
     def spoiled(*arguments):
         report = train(*arguments)
         report.values[0] = torch.nan
         return report
 
-    run.client.train = spoiled
+    run.local.client.train = spoiled
     run.round = 1
     assert run.play_round()["clients/refused"] == 4
-    assert not run.client_states.recall(0, run.server.values).velocity.any()
+    assert not run.kept.recall(0, run.server.values).velocity.any()
 
 
 @pytest.mark.parametrize("method", [{"name": "fedavg"}, {"name": "fedmef", "density": 0.5, "adjust_every": 2}])
@@ -134,7 +139,7 @@ def test_states_survive_a_checkpoint(tmp_path, method):
     assert resumed.server.digest() == undisturbed.server.digest()
     forgetful = silos(tmp_path, "both", **changes)
     restore(forgetful, undisturbed.store.load(1))
-    forgetful.client_states._rows.clear()
+    forgetful.kept._rows.clear()
     forgetful.run(Recorder())
     assert forgetful.server.digest() != undisturbed.server.digest()
 
@@ -151,7 +156,7 @@ def test_states_survive_a_checkpoint(tmp_path, method):
     ],
 )
 def test_there_must_be_something_to_keep(tmp_path, kept, changes, message):
-    with pytest.raises(UserError, match=rf"{message}\nfederation.client_state={kept}\n"):
+    with pytest.raises(UserError, match=rf"{message}\nwhere: federation.client_state={kept}\n"):
         silos(tmp_path, kept, **changes)
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import started
+from tiny import restore, started
 
 from fedmef_dist.cluster import interruption as module
 from fedmef_dist.cluster.environment import Environment
@@ -19,17 +19,8 @@ from fedmef_dist.cluster.interruption import SIGNALS, GraceTime, Interruption, R
 from fedmef_dist.cluster.transport import PeerLostError
 from fedmef_dist.cluster.watch import Watch
 from fedmef_dist.config import parse_config
-from fedmef_dist.runs.snapshot import restore
 
 SINGLE = Environment("single", 0, 1, 0, 1, None, None)
-
-
-@pytest.fixture(autouse=True)
-def _handlers_as_before():
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 # --- listening
@@ -88,12 +79,19 @@ def test_outside_the_main_thread_nothing_is_changed():
     assert found == [(None, signal.getsignal(signal.SIGUSR1))]
 
 
-@pytest.mark.parametrize(("status", "kept"), [(75, signal.SIG_IGN), (0, signal.SIG_DFL)])
-def test_nothing_changes_the_status_of_a_process_that_has_stopped_early(status, kept):
+@pytest.mark.parametrize("status", [75, 0, 2])
+def test_nothing_changes_the_status_of_a_process_that_ends_with_the_body(status):
     signal.signal(signal.SIGUSR2, signal.SIG_DFL)
     with pytest.raises(SystemExit), listening(ends_process=True):
         raise SystemExit(status)
-    assert signal.getsignal(signal.SIGUSR2) is kept
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN
+
+
+def test_a_second_interrupt_does_not_undo_a_run_that_is_over():
+    with listening() as interruption:
+        interruption.over = True
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_signal_is_noticed_while_the_main_thread_is_busy_outside_python():
@@ -291,7 +289,7 @@ def state(simulation):
         simulation.server.digest(),
         simulation.space.mask.version,
         simulation.accounting.wire.known_version.tolist(),
-        simulation.costs.sums.tolist(),
+        simulation.local.times.sums.tolist(),
         vars(simulation.totals).copy(),
     )
 
@@ -370,7 +368,7 @@ def test_a_signal_in_the_last_round_ends_the_run_as_usual(tmp_path, undisturbed)
 def test_what_was_saved_by_schedule_is_not_saved_again(tmp_path, monkeypatch):
     stopped = simulation(tmp_path, every=3)
     saved = []
-    monkeypatch.setattr(stopped.store, "try_save", lambda checkpoint: saved.append(checkpoint.state["round"]) or True)
+    monkeypatch.setattr(stopped.store, "save", lambda checkpoint: saved.append(checkpoint.state["round"]))
     asks_in(4, 1, stopped)
     stopped.grace.seconds = 0.0
     stopped.run(Tracker())
@@ -384,5 +382,5 @@ def test_the_checkpoint_holds_everything(tmp_path):
     again = simulation(tmp_path)
     restore(again, again.store.load_newest())
     assert state(again) == state(stopped)
-    assert np.array_equal(again.costs.sums, stopped.costs.sums)
+    assert np.array_equal(again.local.times.sums, stopped.local.times.sums)
     assert again.store.load_newest().state["tracker"] == {"wandb/run_id": "abc"}

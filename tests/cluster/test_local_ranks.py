@@ -57,6 +57,24 @@ time.sleep(60)
     assert signal.getsignal(number) is before
 
 
+def test_a_rank_that_dies_of_a_signal_before_it_listens_was_stopped_early(tmp_path):
+    code = f"import pathlib, time; pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)"
+
+    def send():
+        while not (tmp_path / "up").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert wait_for([python(code)]) == 75
+    sender.join()
+
+
+def test_but_not_one_that_dies_of_a_signal_that_nobody_sent_here():
+    assert wait_for([python("import os; os.kill(os.getpid(), 12)")]) == 140
+
+
 def test_output_goes_where_it_is_wanted(tmp_path):
     with (tmp_path / "out").open("wb") as output:
         assert run_ranks(["run", str(tmp_path / "missing.yaml")], 1, output) == 2

@@ -160,27 +160,65 @@ def edit(entry, old, new):
     path.write_text(path.read_text().replace(old, new, 1))
 
 
+NOT_FOUND = "[Errno 2] No such file or directory: '{path}'"
+NO_LABEL = "test: not a label of 0 to 2 for every image"
+NO_DESCRIPTION = "not a description of a data set"
+
+
 @pytest.mark.parametrize(
-    ("spoil", "name"),
+    ("spoil", "name", "reason"),
     [
-        (lambda entry: (entry / "train-images.npy").write_bytes(b""), "train-images.npy"),
-        (lambda entry: (entry / "train-images.npy").write_bytes(pickle.dumps(Bomb())), "train-images.npy"),
-        (lambda entry: np.save(entry / "train-images.npy", np.array([Bomb()], object)), "train-images.npy"),
-        (lambda entry: np.save(entry / "train-images.npy", np.zeros((3, 4, 5, 3))), "train-images.npy"),
-        (lambda entry: np.save(entry / "train-images.npy", np.zeros((2, 4, 5, 3), np.uint8)), "train-images.npy"),
-        (lambda entry: os.truncate(entry / "train-images.npy", 200), "train-images.npy"),
-        (lambda entry: (entry / "test-labels.npy").unlink(), "test-labels.npy"),
-        (lambda entry: np.save(entry / "test-labels.npy", np.array([0, 3, 1])), ""),
-        (lambda entry: np.save(entry / "test-labels.npy", np.array([0, -1, 1])), ""),
-        (lambda entry: (entry / "dataset.json").write_bytes(b"\xff\xfe"), "dataset.json"),
-        (lambda entry: (entry / "dataset.json").write_text("[" * 100_000), "dataset.json"),
-        (lambda entry: edit(entry, '"classes": 3', '"classes": "3"'), "dataset.json"),
-        (lambda entry: edit(entry, '"train-images"', '"../../labels"'), ""),
-        (lambda entry: edit(entry, '"fingerprint": "', '"fingerprint": "0'), "dataset.json"),
-        (lambda entry: edit(entry, "0.25,", "0.25, 0.25,"), ""),
+        (
+            lambda entry: (entry / "train-images.npy").write_bytes(b""),
+            "train-images.npy",
+            "EOF: reading magic string, expected 8 bytes got 0",
+        ),
+        (
+            lambda entry: (entry / "train-images.npy").write_bytes(pickle.dumps(Bomb())),
+            "train-images.npy",
+            r"""the magic string is not correct; expected b'\x93NUMPY', got b'\x80\x04\x95"\x00\x00'""",
+        ),
+        (
+            lambda entry: np.save(entry / "train-images.npy", np.array([Bomb()], object)),
+            "train-images.npy",
+            "Array can't be memory-mapped: Python objects in dtype.",
+        ),
+        (
+            lambda entry: np.save(entry / "train-images.npy", np.zeros((3, 4, 5, 3))),
+            "train-images.npy",
+            "expected uint8 (3, 4, 5, 3), found float64 (3, 4, 5, 3)",
+        ),
+        (
+            lambda entry: np.save(entry / "train-images.npy", np.zeros((2, 4, 5, 3), np.uint8)),
+            "train-images.npy",
+            "expected uint8 (3, 4, 5, 3), found uint8 (2, 4, 5, 3)",
+        ),
+        (
+            lambda entry: os.truncate(entry / "train-images.npy", 200),
+            "train-images.npy",
+            "mmap length is greater than file size",
+        ),
+        (lambda entry: (entry / "test-labels.npy").unlink(), "test-labels.npy", NOT_FOUND),
+        # What disagrees between the arrays is found once the last one is open.
+        (lambda entry: np.save(entry / "test-labels.npy", np.array([0, 3, 1])), "test-labels.npy", NO_LABEL),
+        (lambda entry: np.save(entry / "test-labels.npy", np.array([0, -1, 1])), "test-labels.npy", NO_LABEL),
+        (lambda entry: (entry / "dataset.json").write_bytes(b"\xff\xfe"), "dataset.json", NO_DESCRIPTION),
+        (lambda entry: (entry / "dataset.json").write_text("[" * 100_000), "dataset.json", NO_DESCRIPTION),
+        (lambda entry: edit(entry, '"classes": 3', '"classes": "3"'), "dataset.json", NO_DESCRIPTION),
+        (lambda entry: edit(entry, '"train-images"', '"../../labels"'), "labels.npy", NOT_FOUND),
+        (
+            lambda entry: edit(entry, '"fingerprint": "', '"fingerprint": "0'),
+            "dataset.json",
+            "it describes other files",
+        ),
+        (
+            lambda entry: edit(entry, "0.25,", "0.25, 0.25,"),
+            "test-labels.npy",
+            "not a mean and a deviation for every channel",
+        ),
     ],
-)  # fmt: skip
-def test_an_entry_that_is_not_what_was_written_is_refused(tmp_path, reader, monkeypatch, spoil, name):
+)
+def test_an_entry_that_is_not_what_was_written_is_refused(tmp_path, reader, monkeypatch, spoil, name, reason):
     monkeypatch.chdir(tmp_path)
     load_cached(reader.source(), tmp_path / "data")
     (entry,) = entries(tmp_path)

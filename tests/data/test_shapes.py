@@ -1,12 +1,10 @@
-from typing import get_args
-
 import pytest
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.shapes import Shape, shape_of
-from fedmef_dist.data.sources import DataSettings, load_dataset
+from fedmef_dist.data.sources import DataSettings, load_dataset, own_datasets
 
-NAMES = set(get_args(DataSettings.model_fields["dataset"].annotation))
+NAMES = set(own_datasets())
 
 
 @pytest.mark.parametrize("name", sorted(NAMES - {"folder", "arrays", "parquet", "shakespeare", "tinystories"}))

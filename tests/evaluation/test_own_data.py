@@ -39,7 +39,7 @@ def found(group=None, population=PEOPLE, natural=False, data=None, **settings):
     space = ParameterSpace(model, [])
     settings = EvaluationSettings(**{"per_client": 9, "batch_size": 3, **settings})
     evaluation = ClientEvaluation(settings, data or dataset(), population, natural, seed=0)
-    return evaluation.metrics(model, space, space.values.clone(), None, group or alone())
+    return evaluation.metrics(model, space, space.values.clone(), None, lambda values, kept: values, group or alone())
 
 
 def test_accuracies_by_hand():
@@ -135,8 +135,10 @@ def test_a_client_is_tested_with_the_statistics_that_it_keeps(tmp_path):
     recorder = Recorder()
     run = started(config, alone(), tmp_path)
     run.run(recorder)
-    for row in run.client_states._rows.values():
+    for row in run.kept._rows.values():
         row[len(row) // 2 :] = 1e12  # variances of which nothing comes through
-    spoiled = run.client_evaluation.metrics(run.model, run.space, run.server.values, run.client_states, run.group)
+    spoiled = run.client_evaluation.metrics(
+        run.model, run.space, run.server.values, run.kept, run.method.personal, run.group
+    )
     assert spoiled["eval/client_accuracy_mean"] < recorder.rounds[-1]["eval/client_accuracy_mean"]
     assert run.test()[1] == recorder.rounds[-1]["eval/accuracy"]

@@ -1,16 +1,19 @@
 import pytest
 import torch
-from made_methods import Seeded, server_for, sums_of, vector
+from made_methods import Seeded, adjust, positions, server_for, sums_of, vector
 from torch import nn
 
 from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.optimizer import OptimizerSettings
+from fedmef_dist.clients.plan import LocalClient
 from fedmef_dist.layers.nsconv import NSConv2d
-from fedmef_dist.methods.base import WEIGHTS, Collection, MethodContext
-from fedmef_dist.methods.client_masks import LocalSwap, prune_to_counts
+from fedmef_dist.methods.base import MethodContext, Received
+from fedmef_dist.methods.client_masks import WEIGHTS, LocalSwap, prune_to_counts
 from fedmef_dist.methods.feddst import FedDst, FedDstSettings
 from fedmef_dist.methods.fedsgc import FedSgc, FedSgcSettings
 from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.wire.encodings import WithMask
+from fedmef_dist.wire.ranges import prunable
 
 
 def twelve(active):
@@ -60,9 +63,9 @@ def test_a_gradient_that_is_not_finite_keeps_the_count():
 def test_the_union_is_pruned_to_the_counts_and_an_inactive_weight_never_stays():
     space = twelve([1, 2, 5, 8])
     kept = prune_to_counts(space, vector({1: 0.3, 5: 0.2, 8: 0.9}), [3])
-    assert kept.index.tolist() == [1, 5, 8]
+    assert positions(kept) == [1, 5, 8]
     # All four: one of them is 0, as all that is inactive.
-    assert prune_to_counts(space, vector({1: 0.3, 5: 0.2, 8: 0.9}), [4]).index.tolist() == [1, 2, 5, 8]
+    assert positions(prune_to_counts(space, vector({1: 0.3, 5: 0.2, 8: 0.9}), [4])) == [1, 2, 5, 8]
 
 
 def test_pruning_the_union_spares_the_floors_of_depthwise_filters():
@@ -70,7 +73,24 @@ def test_pruning_the_union_spares_the_floors_of_depthwise_filters():
     magnitude = torch.tensor([9.0, 8, 7, 6, 5, 4, 3, 2, 1, 0.2, 0.1, 0, 0, 0, 0, 0, 0, 0])
     space.set_mask(Mask(magnitude > 0))
     # Five weights: without a floor all would be of the first filter.
-    assert prune_to_counts(space, magnitude, [5]).index.tolist() == [0, 1, 2, 9, 10]
+    assert positions(prune_to_counts(space, magnitude, [5])) == [0, 1, 2, 9, 10]
+
+
+def test_what_the_server_makes_of_masks_of_their_own():
+    space = twelve([0, 1])
+    method = FedDst(
+        FedDstSettings(density=0.7, adjust_every=2, adjust_rate=0.5, adjust_until=9), space, MethodContext()
+    )
+    average, sums = torch.arange(space.total) + 20.0, {WEIGHTS: sums_of((1, {0: 8.0, 3: 4.0}), (3, {3: 8.0, 5: 0.0}))}
+    # In an ordinary round the average, under the mask as it is.
+    made, active = method.aggregate(method.plan(1, space.values), Received(average, {}, 2))
+    assert made is average
+    assert active is None
+    # Position 3: (1 * 4 + 3 * 8) / 4 = 7; 0 and 5 have one voter each, and 1 has none.
+    made, active = method.aggregate(method.plan(2, space.values), Received(average, sums, 2))
+    assert made.tolist() == [8, 0, 0, 7, *[0] * 8, *average[12:].tolist()]
+    assert positions(active) == [0, 3, 5]
+    assert space.mask.index.tolist() == [0, 1]  # only the server makes masks
 
 
 def depthwise(method_class, settings):
@@ -116,17 +136,18 @@ def test_clients_and_server_keep_every_layers_count_and_every_filters_floor(meth
     counts, moved = space.layer_counts(), 0
     for number in range(1, 25):
         plan, mask, sent = method.plan(number, server.values), space.mask, []
+        receiver = LocalClient(0, {down.name: down.values for down in plan.broadcasts})
         for weight in (1, 2, 3):
-            report = client.train(server.values, batches(10 * number + weight, 3), 3, 0.1, plan)
+            report = client.train(plan, batches(10 * number + weight, 3), 3, 0.1, receiver)
             assert space.mask is mask
             active, entries = uploaded(space, report.uploads[WEIGHTS])
             assert space.layer_counts(Mask(active)) == counts
             assert active[space.layers[1].start :].view(8, 9).sum(1).min() >= 2
             sent.append((weight, entries))
         sums = {WEIGHTS: sums_of(*sent, size=space.n_prunable)}
-        server.update(plan, server.values[space.n_prunable :].clone(), sums)
+        server.update(plan, server.values[space.n_prunable :].clone(), sums, 3)
         assert all(union <= now for union, now in zip(counts, space.layer_counts(), strict=True))
-        server.adjust(plan, sums, lambda step: None)
+        adjust(server, plan, sums)
         assert space.layer_counts() == counts
         assert space.mask.active[space.layers[1].start :].view(8, 9).sum(1).min() >= 2
         assert not server.values[: space.n_prunable][~space.mask.active].any()
@@ -140,6 +161,7 @@ def test_a_dense_model_has_nothing_to_swap(settings):
     _, space, method, server = depthwise(method_class, settings)
     plan = method.plan(10, server.values)
     assert plan.swap_counts == [0, 0]
+    plan.work.begin(LocalClient(0, {down.name: down.values for down in plan.broadcasts}))
     plan.work.prepare_step(0, 1, 0.1)
     assert space.mask.is_full
 
@@ -147,8 +169,10 @@ def test_a_dense_model_has_nothing_to_swap(settings):
 def test_what_an_adjusting_round_asks_for_and_an_ordinary_one_does_not():
     _, space, method, server = depthwise(FedDst, FedDstSettings(**KEYS | {"adjust_every": 3}))
     ordinary, adjusting = method.plan(2, server.values), method.plan(3, server.values)
-    assert (ordinary.adjusts, ordinary.client_masks, ordinary.collections) == (False, False, ())
+    assert (ordinary.adjusts, ordinary.returns_weights, ordinary.collections) == (False, True, ())
     assert ordinary.work.dense_batches == 0
     (weights,) = adjusting.collections
-    assert (adjusting.adjusts, adjusting.client_masks, adjusting.work.dense_batches) == (True, True, 1)
-    assert weights == Collection(WEIGHTS, space.layer_counts(), has_values=True, has_votes=True, travels=True)
+    assert (adjusting.adjusts, adjusting.returns_weights, adjusting.work.dense_batches) == (True, False, 1)
+    assert (weights.name, weights.over, weights.counts) == (WEIGHTS, prunable(space), space.layer_counts())
+    assert (weights.has_values, weights.has_votes, weights.travels) == (True, True, True)
+    assert isinstance(weights.encoding, WithMask)

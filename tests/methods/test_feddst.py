@@ -15,13 +15,13 @@ Nobody keeps 11. Of the nine of the union the six largest stay: 0, 2, 3, 4, 6, 9
 
 import pytest
 import torch
-from made_methods import server_for, sums_of, vector
+from made_methods import adjust, server_for, sums_of, vector
 from pydantic import ValidationError
 from torch import nn
 
 from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.feddst import FedDst, FedDstSettings
-from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity import ParameterSpace
 
 WEIGHTS = {0: 0.5, 2: -0.1, 3: 0.9, 6: 0.2, 9: -0.7, 11: 0.05}
 CLIENT_A = {0: 0.4, 3: 1.0, 4: 0.3, 6: 0.2, 7: -0.05, 9: -0.6}
@@ -36,7 +36,7 @@ def example():
     method = FedDst(settings, space, MethodContext())
     space.values[:12] = vector(WEIGHTS)
     server = server_for(method)
-    server.start(space.values, Mask(vector(WEIGHTS) != 0))
+    server.start(space.values, vector(WEIGHTS) != 0)
     return space, method, server
 
 
@@ -66,11 +66,10 @@ def test_the_servers_adjustment(example):
     plan = method.plan(1, server.values)
     sums = {"weights": sums_of((1, CLIENT_A), (3, CLIENT_B))}
     tail = torch.arange(6.0)
-    server.update(plan, tail, sums)
+    server.update(plan, tail, sums, 2)
     assert space.mask.index.tolist() == sorted(MERGED)
     torch.testing.assert_close(server.values, torch.cat([vector(MERGED), tail]), rtol=0, atol=1e-5)
-    seen = {}
-    server.adjust(plan, sums, lambda step: seen.update({step: server.values[:12].clone()}))
+    seen = adjust(server, plan, sums, lambda: server.values[:12].clone())
     assert space.mask.index.tolist() == [0, 2, 3, 4, 6, 9]
     kept = vector({position: MERGED[position] for position in (0, 2, 3, 4, 6, 9)})
     torch.testing.assert_close(server.values[:12], kept, rtol=0, atol=1e-5)

@@ -9,7 +9,7 @@ Gradients of inactive weights: 1: 0.3, 4: -0.9, 5: 0.2, 7: 0.8, 8: 0, 10: 0.1; t
 
 import pytest
 import torch
-from made_methods import Seeded, gradients, server_for, vector
+from made_methods import Seeded, adjust, gradients, server_for, vector
 from pydantic import ValidationError
 from torch import nn
 
@@ -17,7 +17,7 @@ from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
 from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
-from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity import ParameterSpace
 
 WEIGHTS = {0: 0.5, 2: -0.1, 3: 0.9, 6: 0.2, 9: -0.7, 11: 0.05}
 GRADIENT = {0: 5.0, 1: 0.3, 4: -0.9, 5: 0.2, 7: 0.8, 10: 0.1, 11: -5.0}
@@ -30,7 +30,7 @@ def example():
     method = FedMef(settings, space, MethodContext(base_rate=0.1))
     space.values[:12] = vector(WEIGHTS)
     server = server_for(method)
-    server.start(space.values, Mask(vector(WEIGHTS) != 0))
+    server.start(space.values, vector(WEIGHTS) != 0)
     return space, method, server
 
 
@@ -72,8 +72,7 @@ def test_the_extrusion_rate_follows_rex(example):
 def test_prune_and_grow(example):
     space, method, server = example
     plan = method.plan(1, server.values)
-    seen = {}
-    server.adjust(plan, gradients(vector(GRADIENT)), lambda step: seen.update({step: server.values[:12].clone()}))
+    seen = adjust(server, plan, gradients(vector(GRADIENT)), lambda: server.values[:12].clone())
     assert space.mask.index.tolist() == [0, 3, 4, 6, 7, 9]
     assert space.mask.version == 1
     torch.testing.assert_close(server.values[:12], vector({0: 0.5, 3: 0.9, 6: 0.2, 9: -0.7}))
@@ -85,7 +84,7 @@ def test_marking_on_the_aggregate_ranks_again(example):
     method.settings = method.settings.model_copy(update={"marking": "aggregate"})
     plan = method.plan(1, server.values)
     server.values[11] = 0.6
-    server.adjust(plan, gradients(vector(GRADIENT)), lambda step: None)
+    adjust(server, plan, gradients(vector(GRADIENT)))
     # Position 11 has grown; now 2 and 6 are the smallest.
     assert space.mask.index.tolist() == [0, 3, 4, 7, 9, 11]
 
@@ -95,7 +94,7 @@ def test_shrinkage_is_the_ratio_of_the_marked_norms(example):
     plan = method.plan(1, server.values)
     after = server.values.clone()
     after[[2, 11]] /= 4
-    found = method.metrics(plan, server.values, after)
+    found = method.metrics(plan, after)
     assert found["extrusion/shrinkage"] == pytest.approx(0.25)
     assert found["extrusion/norm_after"] == pytest.approx(0.25 * found["extrusion/norm_before"])
 
@@ -121,20 +120,18 @@ def outputs(model, space, server):
 def test_with_target_mean_growing_leaves_the_function_unchanged():
     model, space, method, server = normalised("mean")
     plan = method.plan(1, server.values)
-    seen = {}
     gradient = torch.randn(space.n_prunable)
     before = space.mask
-    server.adjust(plan, gradients(gradient), lambda step: seen.update({step: outputs(model, space, server)}))
+    seen = adjust(server, plan, gradients(gradient), lambda: outputs(model, space, server))
     assert (space.mask.active & ~before.active).sum() > 20
     torch.testing.assert_close(seen["after_grow"], seen["after_prune"], rtol=1e-4, atol=1e-5)
 
 
 def test_with_target_zero_growing_does_change_the_function():
     model, space, method, server = normalised("zero")
-    seen = {}
     plan = method.plan(1, server.values)
     grown = gradients(torch.randn(space.n_prunable))
-    server.adjust(plan, grown, lambda step: seen.update({step: outputs(model, space, server)}))
+    seen = adjust(server, plan, grown, lambda: outputs(model, space, server))
     assert (seen["after_grow"] - seen["after_prune"]).abs().max() > 0.01
 
 
@@ -146,9 +143,8 @@ def test_with_target_mean_pruning_what_is_fully_extruded_leaves_the_function_unc
         centres = method.grown_values(server.values, plan.marked)
         server.values[plan.marked] = centres
     before = outputs(model, space, server)
-    seen = {}
     grown = gradients(torch.randn(space.n_prunable))
-    server.adjust(plan, grown, lambda step: seen.update({step: outputs(model, space, server)}))
+    seen = adjust(server, plan, grown, lambda: outputs(model, space, server))
     torch.testing.assert_close(seen["after_prune"], before, rtol=1e-4, atol=1e-4)
 
 
@@ -180,7 +176,7 @@ def test_every_adjustment_keeps_every_layers_count_and_every_filters_floor(targe
         space.load(server.values)
         server.values = server.values + torch.randn(space.total) * 0.1
         server.values[: space.n_prunable] *= space.mask_values
-        server.adjust(plan, gradients(torch.randn(space.n_prunable)), lambda step: None)
+        adjust(server, plan, gradients(torch.randn(space.n_prunable)))
         assert space.layer_counts() == counts
         assert space.mask.active[space.layers[1].start :].view(8, 9).sum(1).min() >= 2
         assert not server.values[: space.n_prunable][~space.mask.active].any()

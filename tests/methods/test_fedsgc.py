@@ -21,13 +21,16 @@ counts with the old value:
 
 import pytest
 import torch
-from made_methods import Seeded, server_for, sums_of, vector
+from made_methods import Seeded, adjust, messages_for, server_for, sums_of, vector
 from pydantic import ValidationError
 from torch import nn
 
+from fedmef_dist.clients.plan import LocalClient
 from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.fedsgc import FedSgc, FedSgcSettings, preferred_first
-from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.wire.encodings import Signs
+from fedmef_dist.wire.ranges import prunable
 
 WEIGHTS = {0: 0.5, 2: -0.1, 3: 0.9, 6: 0.2, 9: -0.7, 11: 0.05}
 CLIENT_A = {0: 0.4, 3: 1.0, 4: 0.3, 6: 0.2, 7: -0.05, 9: -0.6}
@@ -45,7 +48,7 @@ def example(**keys):
     method = FedSgc(settings, space, MethodContext(total_weight=8))
     space.values[:12] = vector(WEIGHTS)
     server = server_for(method)
-    server.start(space.values, Mask(vector(WEIGHTS) != 0))
+    server.start(space.values, vector(WEIGHTS) != 0)
     method.restore({"previous": vector(BEFORE)})
     return space, method, server
 
@@ -53,9 +56,11 @@ def example(**keys):
 def test_the_direction():
     _, method, server = example()
     plan = method.plan(1, server.values)
-    assert plan.direction.dtype == torch.int8
-    assert plan.direction.tolist() == [1, 0, 1, -1, 0, -1, -1, 1, 0, 1, 0, 0]
-    assert method.plan(2, server.values).direction is None
+    (sent,) = plan.broadcasts
+    assert (sent.name, sent.over) == ("direction", prunable(method.space))
+    assert isinstance(sent.encoding, Signs)
+    assert sent.values.tolist() == [1, 0, 1, -1, 0, -1, -1, 1, 0, 1, 0, 0]
+    assert method.plan(2, server.values).broadcasts == ()
 
 
 @pytest.mark.parametrize(
@@ -70,6 +75,7 @@ def test_a_clients_swap(strength, expected):
     space, method, server = example(congruity_lambda=strength)
     plan = method.plan(1, server.values)
     space.load(server.values)
+    plan.work.begin(LocalClient(0, {"direction": messages_for(space).broadcast(plan.broadcasts[0])}))
     space.values[:12] = vector(TRAINED)
     space.gradient[:12] = vector(GRADIENT)
     plan.work.prepare_step(1, 2, 0.1)
@@ -86,10 +92,10 @@ def test_the_servers_adjustment(absent, merged, kept):
     space, method, server = example(absent=absent)
     plan = method.plan(1, server.values)
     sums = {"weights": sums_of((1, CLIENT_A), (3, CLIENT_B))}
-    server.update(plan, torch.zeros(6), sums)
+    server.update(plan, torch.zeros(6), sums, 2)
     assert space.mask.index.tolist() == sorted(merged)
     torch.testing.assert_close(server.values[:12], vector(merged), rtol=0, atol=1e-5)
-    server.adjust(plan, sums, lambda step: None)
+    adjust(server, plan, sums)
     assert space.mask.index.tolist() == kept
     expected = vector({position: merged[position] for position in kept})
     torch.testing.assert_close(server.values[:12], expected, rtol=0, atol=1e-5)
@@ -121,13 +127,13 @@ def test_preferred_ones_come_first_as_far_as_there_are_any():
 def test_the_first_round_has_no_direction_and_each_later_one_that_of_the_round_before():
     space, method, server = example()
     server.start(space.values, method.initial_mask(Seeded(0, space.values)))
-    assert not method.plan(1, server.values).direction.any()
+    assert not method.plan(1, server.values).broadcasts[0].values.any()
     first = server.values[:12].clone()
     packed = space.pack(server.values) + 0.25
-    server.update(method.plan(2, server.values), packed, {})
+    server.update(method.plan(2, server.values), packed, {}, 1)
     assert torch.equal(method.state()["previous"], first)
-    direction = method.plan(1, server.values).direction
-    assert direction.tolist() == space.mask.active.to(torch.int8).tolist()
+    (direction,) = method.plan(1, server.values).broadcasts
+    assert direction.values.tolist() == space.mask.active.to(torch.int8).tolist()
 
 
 def test_a_round_that_does_not_count_leaves_the_memory_as_it_was():

@@ -10,7 +10,7 @@ Active weights:   position  0    2     3    6    9     11   | 12   15
 
 import pytest
 import torch
-from made_methods import Seeded, gradients, preparation_for, server_for, vector
+from made_methods import Seeded, adjust, gradients, preparation_for, server_for, vector
 from torch import nn
 
 from fedmef_dist.layers.nsconv import NSConv2d
@@ -30,7 +30,7 @@ def example():
     method = FedTiny(settings, space, MethodContext())
     space.values[:16] = vector(WEIGHTS, 16)
     server = server_for(method)
-    server.start(space.values, Mask(vector(WEIGHTS, 16) != 0))
+    server.start(space.values, vector(WEIGHTS, 16) != 0)
     return space, method, server
 
 
@@ -45,11 +45,11 @@ def test_one_layer_has_its_turn(example):
 
 def test_prune_and_grow_inside_the_layer(example):
     space, method, server = example
-    server.adjust(method.plan(2, server.values), gradients(vector(GRADIENT, 16)), lambda step: None)
+    adjust(server, method.plan(2, server.values), gradients(vector(GRADIENT, 16)))
     # 2 and 11 are the smallest of layer 0; 4 and 7 have its largest gradients. Layer 1 is as it was.
     assert space.mask.index.tolist() == [0, 3, 4, 6, 7, 9, 12, 15]
     assert server.values[:16].tolist() == vector({0: 0.5, 3: 0.9, 6: 0.2, 9: -0.7, 12: 0.3, 15: -0.2}, 16).tolist()
-    server.adjust(method.plan(1, server.values), gradients(vector(GRADIENT, 16)), lambda step: None)
+    adjust(server, method.plan(1, server.values), gradients(vector(GRADIENT, 16)))
     assert space.mask.index.tolist() == [0, 3, 4, 6, 7, 9, 12, 14]
 
 
@@ -113,7 +113,7 @@ def test_every_adjustment_keeps_every_layers_count_and_every_filters_floor(granu
         plan = method.plan(number, server.values)
         server.values = server.values + torch.randn(space.total) * 0.1
         server.values[: space.n_prunable] *= space.mask_values
-        server.adjust(plan, gradients(torch.randn(space.n_prunable)), lambda step: None)
+        adjust(server, plan, gradients(torch.randn(space.n_prunable)))
         assert space.layer_counts() == counts
         assert space.mask.active[space.layers[1].start :].view(8, 9).sum(1).min() >= 2
         assert not server.values[: space.n_prunable][~space.mask.active].any()
@@ -123,13 +123,13 @@ def test_every_adjustment_keeps_every_layers_count_and_every_filters_floor(granu
 
 def test_one_candidate_is_the_allocation_itself_and_asks_nobody():
     _, space, method = convolutions(candidates=1)
-    mask = method.initial_mask(Seeded(0, space.values))
-    assert space.layer_counts(mask) == method.counts
-    kept = space.values[:216][mask.active[:216]].abs().min()
-    assert (space.values[:216][~mask.active[:216]].abs() <= kept).all()
+    active = method.initial_mask(Seeded(0, space.values))
+    assert space.layer_counts(Mask(active)) == method.counts
+    kept = space.values[:216][active[:216]].abs().min()
+    assert (space.values[:216][~active[:216]].abs() <= kept).all()
 
 
 def test_at_density_1_nothing_is_swapped():
     _, space, method = convolutions(density=1.0, candidates=1)
-    assert method.initial_mask(Seeded(0, space.values)).is_full
+    assert method.initial_mask(Seeded(0, space.values)).all()
     assert method.plan(1, space.values).swap_counts == [0, 0]

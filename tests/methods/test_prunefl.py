@@ -13,17 +13,18 @@ The others:       position  3    10   4    11   6    9    5    1    7
 
 import pytest
 import torch
-from made_methods import FORMAT, Seeded, server_for, vector
+from made_methods import FORMAT, Seeded, adjust, server_for, vector
 from pydantic import ValidationError
 from tiny import alone, started, tiny
 from torch import nn
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.clients.cohort import draw_cohort
+from fedmef_dist.clients.plan import LocalClient
 from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.prunefl import PruneFl, PruneFlSettings, SquaredGradients, compete
 from fedmef_dist.simulation.loop import Simulation
-from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sums.position_sum import Sums
 
 WEIGHTS = {0: 0.5, 1: -0.1, 2: 0.9, 5: 0.3, 8: 0.4, 9: -0.2}
@@ -42,7 +43,7 @@ def example(**settings):
     method = PruneFl(PruneFlSettings(**options), space, MethodContext(layer_flops=[16, 32], other_flops=10.0))
     space.values[:12] = vector(WEIGHTS)
     server = server_for(method)
-    server.start(space.values, Mask(vector(WEIGHTS) != 0))
+    server.start(space.values, vector(WEIGHTS) != 0)
     return method, server
 
 
@@ -63,7 +64,7 @@ def test_an_adjustment(settings, expected):
     method, server = example(**settings)
     plan = method.plan(1, server.values)
     assert plan.swap_counts == [2, 1]
-    server.adjust(plan, squared_gradients(vector(GAINS)), lambda step: None)
+    adjust(server, plan, squared_gradients(vector(GAINS)))
     assert method.space.mask.index.tolist() == expected
     assert method.space.mask.version == 1
     kept = {0: 0.5, 2: 0.9, 8: 0.4} | ({9: 0.0} if 9 in expected else {})
@@ -73,10 +74,10 @@ def test_an_adjustment(settings, expected):
 
 def test_a_full_layer_contests_its_weights_too():
     method, server = example()
-    server.start(server.values, Mask(torch.ones(12, dtype=torch.bool)))
+    server.start(server.values, torch.ones(12, dtype=torch.bool))
     assert method.plan(1, server.values).swap_counts == [4, 2]
     method, server = example(fixed_density=True)
-    server.start(server.values, Mask(torch.ones(12, dtype=torch.bool)))
+    server.start(server.values, torch.ones(12, dtype=torch.bool))
     assert method.plan(1, server.values).swap_counts == [0, 0]
 
 
@@ -106,7 +107,7 @@ def test_a_client_adds_up_its_squared_gradients_and_begins_anew():
     method, _ = example()
     work = SquaredGradients(method.space)
     for gradients in ([2.0, -3.0], [1.0, 0.0]):
-        work.begin()
+        work.begin(LocalClient())
         for gradient in gradients:
             method.space.gradient.fill_(9.0)
             method.space.gradient[:12] = vector({0: gradient, 7: 0.5})
@@ -121,7 +122,7 @@ def test_a_client_adds_up_its_squared_gradients_and_begins_anew():
 def test_a_large_square_is_capped_and_what_is_not_a_number_stays():
     method, _ = example()
     work = SquaredGradients(method.space)
-    work.begin()
+    work.begin(LocalClient())
     method.space.gradient[:12] = vector({0: 181.0, 1: 1e30, 2: -256.0, 3: float("nan")})
     work.prepare_step(0, 1, 0.1)
     values = work.uploads(None)["squared_gradient"].values
@@ -145,7 +146,7 @@ def test_any_adjustment_keeps_floors_and_bounds(settings):
     for number in range(1, 40):
         server.values[: space.n_prunable] += 0.1 * torch.randn(space.n_prunable) * space.mask_values
         gains = torch.randn(space.n_prunable).square() * 10.0 ** -(number % 4)
-        server.adjust(method.plan(number, server.values), squared_gradients(gains), lambda step: None)
+        adjust(server, method.plan(number, server.values), squared_gradients(gains))
         counts = space.layer_counts()
         seen.add(tuple(counts))
         assert min(counts) > 0
@@ -158,22 +159,37 @@ def test_any_adjustment_keeps_floors_and_bounds(settings):
 # --- before the first round
 
 
-def test_a_client_prunes_before_the_first_round(tmp_path):
-    plain = started(tiny(method=FAST | {"initial": "none"}), alone(), tmp_path)
-    run = started(tiny(method=FAST), alone(), tmp_path)
+def test_a_client_prunes_before_the_first_round():
+    plain = started(tiny(method=FAST | {"initial": "none"}), alone())
+    run = started(tiny(method=FAST), alone())
     space, mask = run.space, run.space.mask
     assert not torch.equal(mask.active, plain.space.mask.active)
     assert not run.server.values[: space.n_prunable][~mask.active].any()
     assert not torch.equal(run.server.values[space.n_prunable :], plain.server.values[space.n_prunable :])
     assert mask.version == 0
-    # Down the random mask's model, up the client's: 4 bytes a value, and a bit a position.
-    tail, bits = 4 * (space.total - space.n_prunable), -(-space.n_prunable // 8)
-    assert run.totals.wire_bytes == 4 * (plain.space.mask.count + mask.count) + 2 * (tail + bits)
+    # Down the random mask's model, up the client's: 4 bytes a value, and a tag and a bit a position in each of the
+    # layers of 100, 800 and 256 weights. A full one, as the first and the last of the random mask, is a tag alone.
+    assert [layer.size for layer in space.layers] == [100, 800, 256]
+    assert space.layer_counts(plain.space.mask)[::2] == [100, 256]
+    assert not {100, 256} & set(space.layer_counts())
+    tail, down, up = 4 * (space.total - space.n_prunable), 1 + 101 + 1, 14 + 101 + 33
+    assert run.totals.wire_bytes == 4 * (plain.space.mask.count + mask.count) + 2 * tail + down + up
     assert run.totals.flops > plain.totals.flops == 0
 
 
-def test_it_is_the_client_with_the_most_samples_and_they_are_counted(tmp_path):
-    run = Simulation(tiny(method=FAST), alone(), tmp_path)
+def test_its_weights_come_up_in_the_type_of_the_uplink():
+    exact, run = (started(tiny(method=FAST, wire={"uplink_values": number}), alone()) for number in ("fp32", "fp16"))
+    assert run.space.mask.active.equal(exact.space.mask.active)
+    active = exact.server.values[exact.space.mask.index]
+    assert run.server.values[run.space.mask.index].equal(active.half().float())
+    assert not run.server.values[run.space.mask.index].equal(active)
+    tail = slice(run.space.n_prunable, None)
+    assert run.server.values[tail].equal(exact.server.values[tail])
+    assert exact.totals.wire_bytes - run.totals.wire_bytes == 2 * run.space.mask.count
+
+
+def test_it_is_the_client_with_the_most_samples_and_they_are_counted():
+    run = Simulation(tiny(method=FAST), alone())
     cohort = draw_cohort(run.population, run.config.federation, 0, 0)
     taken, own_batches = [], run.own_batches
 
@@ -191,10 +207,9 @@ def test_it_is_the_client_with_the_most_samples_and_they_are_counted(tmp_path):
     assert run.totals.flops == expected
 
 
-def test_a_rehearsal_counts_the_costs_and_trains_nobody(tmp_path):
+def test_a_rehearsal_counts_the_costs_and_trains_nobody():
     plain, run, rehearsed = (
-        Simulation(tiny(method=FAST | {"initial": initial}), alone(), tmp_path)
-        for initial in ("none", "client", "client")
+        Simulation(tiny(method=FAST | {"initial": initial}), alone()) for initial in ("none", "client", "client")
     )
     plain.start()
     run.start()
@@ -204,20 +219,19 @@ def test_a_rehearsal_counts_the_costs_and_trains_nobody(tmp_path):
     assert rehearsed.totals.wire_bytes > 0
 
 
-def test_where_no_client_answers_the_random_mask_stays(tmp_path):
+def test_where_no_client_answers_the_random_mask_stays():
     nobody = {"dropout": 0.99}
     runs = [
-        started(tiny(method=FAST | {"initial": initial}, federation=nobody), alone(), tmp_path)
-        for initial in ("client", "none")
+        started(tiny(method=FAST | {"initial": initial}, federation=nobody), alone()) for initial in ("client", "none")
     ]
     assert not len(draw_cohort(runs[0].population, runs[0].config.federation, 0, 0).clients)
     assert runs[0].server.digest() == runs[1].server.digest()
     assert runs[0].totals.wire_bytes == 0
 
 
-def test_numbers_that_are_not_finite_end_it(tmp_path):
+def test_numbers_that_are_not_finite_end_it():
     with pytest.raises(UserError, match="which prunes before the first round") as error:
-        started(tiny(method=FAST, optimizer={"lr": 1e30}), alone(), tmp_path)
+        started(tiny(method=FAST, optimizer={"lr": 1e30}), alone())
     assert str(error.value).count("\n") == 2
 
 

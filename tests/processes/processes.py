@@ -57,6 +57,14 @@ def _is_rank(pid):
     return b"\0RANK=" in environ or b"\0PMI_RANK=" in environ
 
 
+def ended(pid):
+    """Whether a process has ended; its parent may not have noticed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
+    except OSError:
+        return True
+
+
 def wait_for(path, process, seconds=100):
     """Until the run has written a file."""
     deadline = time.monotonic() + seconds

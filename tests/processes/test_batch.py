@@ -85,6 +85,8 @@ def test_one_node_preempted_by_a_signal(slurm, send, log, batch_config, digest, 
     (ended,) = slurm.wait(job, "COMPLETED")
     assert ended["Restarts"] == "1", log()
     assert "stopped early: back into the queue, restart 1 of at most 20" in log()
+    assert "*** STEP" not in log()
+    assert "Terminating" not in log()
     check_whole_run(run_dir, digest, 2)
     assert (run_dir / "slurm" / f"{job}.sbatch").read_text() == (ROOT / "slurm" / "single_node.sbatch").read_text()
 

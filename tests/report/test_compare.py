@@ -39,12 +39,12 @@ def test_the_tables_are_on_the_terminal_and_in_the_file(make_run, tmp_path, caps
     assert written.count("\n## ") == 3
 
 
-@pytest.mark.parametrize("target", ["75", "-0.5"])
-def test_a_target_that_is_no_share_ends_with_status_2(make_run, tmp_path, target):
-    command = [sys.executable, "-m", "fedmef_dist", "compare", str(make_run("a")), f"--target={target}"]
+@pytest.mark.parametrize("option", ["--target=75", "--target=-0.5", "--baseline=nobody"])
+def test_a_target_that_is_no_share_and_a_baseline_that_is_no_group_end_with_status_2(make_run, tmp_path, option):
+    command = [sys.executable, "-m", "fedmef_dist", "compare", str(make_run("a")), option]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
-    assert "--target" in done.stderr
+    assert option.partition("=")[0] in done.stderr
     assert len(done.stderr.splitlines()) == 3
     assert not (tmp_path / "a" / "report").exists()
 

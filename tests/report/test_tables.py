@@ -111,3 +111,14 @@ def test_csv_holds_plain_numbers_in_one_row_a_group(groups):
 def test_csv_without_a_target_leaves_its_columns_empty(groups):
     row = next(csv.DictReader(io.StringIO(comma_separated(groups, None))))
     assert row["target_accuracy"] == row["seeds_that_reached_target"] == row["bytes_to_target_mean"] == ""
+
+
+def test_late_accuracy_has_a_column_where_a_run_has_five_tests(make_run, groups):
+    assert "Late (%)" not in tables(groups, None)[0].header
+    paths = [make_run("l-0", accuracies=(0.1, *[0.8] * 4, 0.9)), make_run("l-1", seed=1, accuracies=(0.1, *[0.8] * 5))]
+    late = group_runs([read_run(path) for path in paths])
+    table = tables(late, None)[0]
+    assert dict(zip(table.header, table.rows[0], strict=True))["Late (%)"] == "81.00 ± 1.41"
+    assert "last 5 tests" in table.note
+    row = next(csv.DictReader(io.StringIO(comma_separated(late, None))))
+    assert float(row["accuracy_late_mean"]) == pytest.approx(0.81)

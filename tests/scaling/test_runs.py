@@ -60,7 +60,7 @@ def test_inside_an_allocation_every_point_is_a_step(monkeypatch, started, tmp_pa
     assert place == Place((4, 4))
     assert [place.local_ranks(ranks) for ranks in (1, 4, 6)] == [1, 4, 4]
     assert place.run(["run", "x"], 6, tmp_path / "log") == 0
-    options = ["--nodes=2", "--ntasks=6", "--cpus-per-task=3", "--kill-on-bad-exit=1"]
+    options = ["--nodes=2", "--ntasks=6", "--cpus-per-task=3", "--kill-on-bad-exit=0", "--wait=30"]
     assert started[0] == [["srun", *options, sys.executable, "-m", "fedmef_dist", "run", "x"]]
     with pytest.raises(UserError, match="allocation has 8 tasks, not 9\nwhere: --ranks"):
         place.check(9)
@@ -111,10 +111,10 @@ def test_half_a_run_is_started_anew(config, started, tmp_path):
     assert not (run_dir / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize(("status", "expected"), [(2, 2), (1, 1), (137, 1), (75, 75)])
+@pytest.mark.parametrize(("status", "expected"), [(2, 2), (1, 1), (137, 1), (75, 75), (130, 130)])
 def test_a_run_that_fails_ends_the_study_with_its_last_lines(config, started, tmp_path, capsys, status, expected):
     started[1].append(status)
     with pytest.raises(SystemExit) as left:
         measure(Place(None), config, [], POINT, 4, 0, tmp_path)
     assert left.value.code == expected
-    assert ("last line" in capsys.readouterr().err) == (status != 75)
+    assert ("last line" in capsys.readouterr().err) == (status not in (75, 130))

@@ -1,8 +1,10 @@
 import json
+import signal
 
 import pytest
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.scaling import scale as module
 from fedmef_dist.scaling.scale import scale
 
 CONFIG = """
@@ -39,6 +41,21 @@ def test_a_study_measures_fits_and_predicts_and_a_second_one_finds_it_done(confi
     scale(config, ["seed=1"], "2", "", 1, 2, out)
     assert process.stat().st_mtime_ns == started
     assert (out / "scaling.csv").read_text() == csv
+
+
+def test_a_signal_that_comes_as_a_run_ends_stops_the_study_behind_it(config, tmp_path, monkeypatch):
+    started = []
+
+    def measure(place, config, overrides, point, *rest):
+        started.append(point.ranks)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(module, "measure", measure)
+    monkeypatch.setattr(module, "read_measurement", lambda *arguments: None)
+    with pytest.raises(SystemExit) as left:
+        scale(config, [], "1,2", "", 1, 1, tmp_path / "out")
+    assert left.value.code == 75
+    assert started == [1]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import json
 import re
+import signal
 
 import pytest
 
@@ -135,7 +136,14 @@ def test_several_ranks_run_one_cell_only(write, monkeypatch):
 
 @pytest.mark.parametrize(
     ("statuses", "expected", "started"),
-    [([0, 0, 0], 0, 3), ([2, 0, 2], 2, 3), ([2, 1, 0], 1, 3), ([0, 137, 0], 1, 3), ([1, 75], 75, 2)],
+    [
+        ([0, 0, 0], 0, 3),
+        ([2, 0, 2], 2, 3),
+        ([2, 1, 0], 1, 3),
+        ([0, 137, 0], 1, 3),
+        ([1, 75], 75, 2),
+        ([0, 130], 130, 2),
+    ],
 )
 def test_one_cells_failure_does_not_stop_the_rest(write, monkeypatch, capsys, statuses, expected, started):
     calls = []
@@ -146,8 +154,23 @@ def test_one_cells_failure_does_not_stop_the_rest(write, monkeypatch, capsys, st
     assert run_sweep(load_sweep(path, ["seed=9"]), ["seed=9"], 1) == expected
     assert calls == [["sweep", str(path), "seed=9", "--cell", str(number)] for number in range(started)]
     shown = capsys.readouterr().err.splitlines()
-    if expected != 75:
+    if expected < 75:
         assert [line.split(" failed")[0] for line in shown] == [f"cell {i}" for i, s in enumerate(statuses) if s]
+
+
+@pytest.mark.parametrize(("cell", "expected"), [(0, 75), (2, 0)])
+def test_a_signal_that_comes_as_a_cell_ends_stops_the_sweep_behind_it(write, monkeypatch, cell, expected):
+    started = []
+
+    def run_ranks(arguments, ranks):
+        started.append(int(arguments[-1]))
+        if started[-1] == cell:
+            signal.raise_signal(signal.SIGUSR2)
+        return 0
+
+    monkeypatch.setattr(module, "run_ranks", run_ranks)
+    assert run_sweep(load_sweep(write("{seed: [0, 1, 2]}")), [], 1) == expected
+    assert started == list(range(cell + 1))
 
 
 @pytest.mark.cluster
@@ -165,3 +188,14 @@ def test_a_sweep_runs_its_cells_and_a_second_one_finds_them_finished(write, capf
     assert (summary["rounds"], summary["world_size"]) == (2, 2)
     run_cell(load_sweep(path), 0)
     assert capfd.readouterr().out == f"finished before: {run_dir}\n"
+
+
+def test_a_run_that_a_callback_stopped_is_finished(write):
+    sweep = load_sweep(write("{seed: [0]}"))
+    (cell,) = sweep.cells
+    cell.run_dir.mkdir(parents=True)
+    (cell.run_dir / "summary.json").write_text('{"rounds": 1}')
+    done, wanted = sweep.state(cell)
+    assert done == 1 < wanted
+    (cell.run_dir / "summary.json").write_text('{"rounds": 1, "stopped": "enough"}')
+    assert sweep.state(cell) == (1, 1)

@@ -1,14 +1,13 @@
 import pytest
-from tiny import alone, tiny
+from tiny import Run, alone, tiny
 
 from fedmef_dist.methods.preparation import PreparationCosts
-from fedmef_dist.runs.snapshot import Totals
-from fedmef_dist.simulation.loop import Simulation
+from fedmef_dist.simulation.totals import Totals
 
 
 @pytest.fixture
 def accounting(tmp_path):
-    return Simulation(tiny(), alone(), tmp_path).accounting
+    return Run(tiny(), alone(), tmp_path).accounting
 
 
 def test_what_was_sent_and_computed_before_the_first_round_counts(accounting):

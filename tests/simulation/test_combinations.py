@@ -5,13 +5,14 @@ import itertools
 import pytest
 from tiny import alone, started, tiny
 
-from fedmef_dist.methods.registry import SETTINGS
+from fedmef_dist.methods.registry import METHODS
 
 ADJUSTING = {"density": 0.5, "adjust_every": 2, "adjust_until": 6}
-KEYS = {"fedavg": {}, "static": {"density": 0.5}}
+DENSE = ("fedavg", "scaffold", "feddyn", "ditto")
+KEYS = {**{name: {} for name in DENSE}, "static": {"density": 0.5}}
 
 
-@pytest.mark.parametrize("method", SETTINGS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_method_with_every_normalisation(method, tmp_path):
     for norm, pruned in itertools.product(("nsconv", "batch", "group", "none"), (True, False)):
         config = tiny(

@@ -2,13 +2,12 @@ import numpy as np
 import pytest
 from tiny import Recorder, alone, started, tiny
 
-from fedmef_dist.base.errors import UserError
 from fedmef_dist.clients.cohort import draw_cohort
 from fedmef_dist.data.shapes import Shape
 from fedmef_dist.methods.preparation import Preparation
 from fedmef_dist.report.partition import describe, save_partition
 from fedmef_dist.simulation.footprint import modelled
-from fedmef_dist.simulation.forecast import PartitionView, look_at_partition, plan_command, plan_rounds
+from fedmef_dist.simulation.forecast import PartitionView, look_at_partition, plan_rounds
 from fedmef_dist.simulation.loop import Simulation
 
 # Three clients and three labels.
@@ -42,7 +41,7 @@ def test_a_plan_foretells_what_a_run_accounts_for(tmp_path):
 def test_a_rehearsed_start_asks_no_client_and_costs_the_same(tmp_path, monkeypatch, method):
     real = simulation(tmp_path, method={"density": 0.5, **method})
     monkeypatch.setattr(Preparation, "average", None)
-    rehearsed = Simulation(real.config, alone(), tmp_path)
+    rehearsed = Simulation(real.config, alone())
     rehearsed.start(rehearses=True)
     assert rehearsed.totals.wire_bytes == real.totals.wire_bytes > 0
     assert rehearsed.totals.flops == real.totals.flops > 0
@@ -119,13 +118,3 @@ def test_what_the_first_mask_costs_is_said_where_it_costs_anything(tmp_path):
 def test_a_picture(tmp_path):
     save_partition(VIEW, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_command_leaves_no_run_behind(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.yaml").write_text("model: {name: cnn}\nfederation: {clients: 20, clients_per_round: 5, rounds: 3}")
-    plan_command(tmp_path / "c.yaml", ["method.density=0.3"], 2, tmp_path / "p.png")
-    assert "density             0.300" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.yaml", "p.png"]
-    with pytest.raises(UserError, match="the plot cannot be written"):
-        plan_command(tmp_path / "c.yaml", [], 2, tmp_path / "no" / "p.png")

@@ -4,11 +4,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from tiny import Recorder, alone, started, tiny
+from tiny import Recorder, alone, restore, started, tiny
 
 from fedmef_dist.clients.cohort import draw_cohort
 from fedmef_dist.cluster.interruption import RoundAbandonedError
-from fedmef_dist.runs.snapshot import restore
+from fedmef_dist.session import session
 from fedmef_dist.session.session import simulate
 
 EVERY_ROUND = {
@@ -111,7 +111,7 @@ def test_sixty_rounds_keep_every_layers_count_and_nothing_outside_the_mask(simul
         checkpoint={"every": 60},
     )
     counts, uploads = run.space.layer_counts(), []
-    train = run.client.train
+    train = run.local.client.train
 
     def watch(*arguments):
         report = train(*arguments)
@@ -120,7 +120,7 @@ def test_sixty_rounds_keep_every_layers_count_and_nothing_outside_the_mask(simul
         uploads.append(report.values.numel())
         return report
 
-    run.client.train = watch
+    run.local.client.train = watch
     changed, masks = [], {run.space.mask.digest}
     for _ in range(60):
         run.round += 1
@@ -186,20 +186,20 @@ def test_the_metrics_of_a_mask_are_those_of_the_masks(simulation):
 
 def count_samples(run):
     """A list that gets the number of samples of each client that is trained from now on."""
-    samples, train_client = [], run.train_client
+    samples, train_client = [], run.local.train_client
 
-    def train_and_count(client, *rest):
-        samples.append(len(run.population.samples(client)))
-        return train_client(client, *rest)
+    def train_and_count(plan, rate, client, *rest):
+        samples.append(len(run.population.samples(client.number)))
+        return train_client(plan, rate, client, *rest)
 
-    run.train_client = train_and_count
+    run.local.train_client = train_and_count
     return samples
 
 
 def test_a_round_is_the_weighted_average_of_its_clients(simulation):
     run = simulation(method={"name": "fedavg"})
-    reports, train = [], run.client.train
-    run.client.train = lambda *arguments: reports.append(train(*arguments)) or reports[-1]
+    reports, train = [], run.local.client.train
+    run.local.client.train = lambda *arguments: reports.append(train(*arguments)) or reports[-1]
     samples = count_samples(run)
     run.round = 1
     metrics = run.play_round()
@@ -213,8 +213,8 @@ def test_a_round_is_the_weighted_average_of_its_clients(simulation):
 
 def test_with_uniform_weights_every_client_counts_once(simulation):
     run = simulation(method={"name": "fedavg"}, federation={"weighting": "uniform", "rounds": 1})
-    reports, train = [], run.client.train
-    run.client.train = lambda *arguments: reports.append(train(*arguments)) or reports[-1]
+    reports, train = [], run.local.client.train
+    run.local.client.train = lambda *arguments: reports.append(train(*arguments)) or reports[-1]
     (metrics,) = play(run)
     expected = torch.stack([report.values.double() for report in reports]).mean(0)
     torch.testing.assert_close(run.server.values, expected.float(), rtol=0, atol=1e-7)
@@ -254,8 +254,8 @@ def test_a_round_that_finds_nobody_leaves_the_state_as_it_was(simulation):
 
 def test_the_clients_start_is_the_servers_state(simulation):
     run = simulation()
-    starts, train = [], run.client.train
-    run.client.train = lambda values, *rest: starts.append(values.clone()) or train(values, *rest)
+    starts, train = [], run.local.client.train
+    run.local.client.train = lambda plan, *rest: starts.append(plan.values.clone()) or train(plan, *rest)
     run.round = 1
     before = run.server.values.clone()
     run.play_round()
@@ -274,7 +274,7 @@ def test_the_data_may_give_clients_less_than_a_batch(simulation):
 
 def spoil(run, slots, spoiled):
     """Lets `spoiled` change the reports of every round's clients number `slots`, in the order of their training."""
-    train, calls = run.client.train, []
+    train, calls = run.local.client.train, []
 
     def train_and_spoil(*arguments):
         report = train(*arguments)
@@ -283,7 +283,7 @@ def spoil(run, slots, spoiled):
             spoiled(report)
         return report
 
-    run.client.train = train_and_spoil
+    run.local.client.train = train_and_spoil
     return calls
 
 
@@ -510,7 +510,7 @@ def test_the_times_add_up(simulation):
     "sections",
     [
         {},
-        {"method": {"name": "fedavg"}},
+        *({"method": {"name": name}} for name in ("fedavg", "scaffold", "feddyn", "ditto")),
         {"method": OWN_MASKS},
         {"method": OWN_MASKS | {"name": "fedsgc"}},
         {"method": {"name": "fedrts", "density": 0.5, "adjust_every": 2, "adjust_until": 6}},
@@ -574,10 +574,10 @@ def test_checkpoints_come_when_due_and_at_the_end(simulation):
 
 def test_only_rank_0_saves(simulation):
     run = simulation(federation={"rounds": 1})
-    run.group.rank = 1
     run.round = 1
-    run.save_if_due(Recorder())
-    assert run.store.rounds() == []
+    for run.group.rank, found in ((1, []), (0, [1])):
+        session._save(run, run.store, Recorder())
+        assert run.store.rounds() == found
 
 
 def test_the_seed_decides_everything(simulation):

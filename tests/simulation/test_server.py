@@ -3,11 +3,12 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from made_methods import sums_of
+from made_methods import adjust, sums_of
 from tiny import alone
 from torch import nn
 
-from fedmef_dist.methods.base import Method, MethodContext, RoundPlan
+from fedmef_dist.clients.plan import RoundPlan
+from fedmef_dist.methods.base import Method, MethodContext
 from fedmef_dist.methods.server_optimizer import ServerOptimizer, ServerOptimizerSettings
 from fedmef_dist.simulation.server import Server
 from fedmef_dist.sparsity import Mask, ParameterSpace
@@ -20,7 +21,7 @@ class Chosen(Method):
         raise AssertionError("the tests start the server themselves")
 
     def next_mask(self, plan, values, sums):
-        return self.space.mask.swap(torch.tensor([0]), torch.tensor([5]))
+        return self.space.mask.swapped(torch.tensor([0]), torch.tensor([5]))
 
     def grown_values(self, values, grown):
         assert values[0] == 0
@@ -47,7 +48,7 @@ def server():
     space = network()
     space.values.copy_(VALUES)
     server = server_of(space)
-    server.start(space.values, Mask(ACTIVE))
+    server.start(space.values, ACTIVE)
     return server
 
 
@@ -63,7 +64,7 @@ def test_training_does_not_touch_the_servers_state(server):
 
 def test_the_average_is_unpacked_around_the_mask(server):
     packed = torch.arange(9.0) + 20
-    server.update(RoundPlan(), packed, {})
+    server.update(RoundPlan(1, server.values), packed, {}, 1)
     assert server.values.tolist() == [20, 21, 0, 22, 0, 0, 23, 24, 25, 26, 27, 28]
     packed.zero_()
     assert server.values[0] == 20
@@ -72,11 +73,26 @@ def test_the_average_is_unpacked_around_the_mask(server):
 def test_without_inactive_weights_the_average_is_the_state():
     space = network()
     server = server_of(space)
-    server.start(space.values, Mask(torch.ones(6, dtype=torch.bool)))
+    server.start(space.values, torch.ones(6, dtype=torch.bool))
     packed = VALUES.clone()
-    server.update(RoundPlan(), packed, {})
+    server.update(RoundPlan(1, server.values), packed, {}, 1)
     packed.zero_()
     assert torch.equal(server.values, VALUES)
+
+
+class Merging(Chosen):
+    """What the clients keep is the state, and its union the mask."""
+
+    def aggregate(self, plan, received):
+        weights = received.sums["weights"]
+        rest = received.average[self.space.n_prunable :]
+        return torch.cat([weights.mean_of_voters(), rest]), weights.votes > 0
+
+
+def merging(server):
+    """The plan of a round in which clients have masks of their own, and the server that merges them."""
+    server.method = Merging(None, server.space, MethodContext())
+    return RoundPlan(1, server.values, returns_weights=False)
 
 
 # Client of weight 1 keeps 0, 1, 5; client of weight 3 keeps 1, 2, 4; nobody keeps 3.
@@ -85,20 +101,21 @@ DENSE = torch.arange(6.0) + 20
 
 
 def test_clients_with_masks_of_their_own_are_averaged_over_those_who_keep_a_weight(server):
-    server.update(RoundPlan(client_masks=True), DENSE, OWN_MASKS)
+    plan = merging(server)
+    server.update(plan, DENSE, OWN_MASKS, 2)
     # Position 1: (1 * 4 + 3 * 8) / 4 = 7. What the server sent and nobody kept is gone.
     assert server.values.tolist() == [8, 7, 1, 0, 0, -2, 20, 21, 22, 23, 24, 25]
     assert server.space.mask.index.tolist() == [0, 1, 2, 4, 5]
     assert server.space.mask_values.tolist() == [1, 1, 1, 0, 1, 1]
     assert server.space.mask.version == 1
     assert server.space.values.tolist() == server.values.tolist()
-    server.adjust(RoundPlan(client_masks=True, adjusts=True), OWN_MASKS, lambda step: None)
+    adjust(server, plan, OWN_MASKS)
     assert server.values[:6].tolist() == [0, 7, 1, 0, 0, -2]
     assert server.space.mask.version == 2
 
 
 def test_the_union_leaves_out_what_no_client_keeps(server):
-    server.update(RoundPlan(client_masks=True), DENSE, {"weights": sums_of((2, {1: 3.0, 4: 5.0}), size=6)})
+    server.update(merging(server), DENSE, {"weights": sums_of((2, {1: 3.0, 4: 5.0}), size=6)}, 1)
     assert server.space.mask.index.tolist() == [1, 4]
     assert server.values[:6].tolist() == [0, 3, 0, 0, 5, 0]
 
@@ -107,24 +124,40 @@ def test_a_server_optimizer_steps_towards_the_merged_weights():
     space = network()
     space.values.copy_(VALUES)
     server = server_of(space, name="avgm", lr=0.5)
-    server.start(space.values, Mask(ACTIVE))
-    server.update(RoundPlan(client_masks=True), DENSE, OWN_MASKS)
+    server.start(space.values, ACTIVE)
+    server.update(merging(server), DENSE, OWN_MASKS, 2)
     # Half the way from [1, 2, 0, 4, 0, 0] and [7, 8], but for what nobody keeps; statistics are taken as they are.
     assert server.values.tolist() == [4.5, 4.5, 0.5, 0, 0, -1, 13.5, 14.5, 22, 23, 24, 25]
 
 
 def test_the_method_observes_the_state_under_the_union(server):
-    seen = []
+    seen, plan = [], merging(server)
     server.method.observe = lambda plan, values, sums: seen.append((plan, values.tolist(), sums, server.space.mask))
-    plan = RoundPlan(client_masks=True)
-    server.update(plan, DENSE, OWN_MASKS)
+    server.update(plan, DENSE, OWN_MASKS, 2)
     assert seen == [(plan, server.values.tolist(), OWN_MASKS, server.space.mask)]
 
 
-def test_an_adjustment_step_by_step(server):
+def test_the_method_gets_what_the_clients_sent_and_how_many_count(server):
     seen = []
-    server.adjust(RoundPlan(), {}, lambda step: seen.append((step, server.values[:6].tolist())))
-    assert seen == [("after_prune", [0, 2, 0, 4, 0, 0]), ("after_grow", [0, 2, 0, 4, 0, 0.25])]
+
+    def aggregate(plan, received):
+        seen.append((plan, received.average.tolist(), received.sums, received.clients, server.space.mask.version))
+        return received.average, None
+
+    server.method.aggregate = aggregate
+    # Without the prunable weights the state is what lies behind them; they are 0.
+    for plan, packed, average in [
+        (RoundPlan(1, server.values), torch.arange(9.0), [0, 1, 0, 2, 0, 0, 3, 4, 5, 6, 7, 8]),
+        (RoundPlan(1, server.values, returns_weights=False), DENSE, [0] * 6 + DENSE.tolist()),
+    ]:
+        server.update(plan, packed, OWN_MASKS, 7)
+        assert seen.pop() == (plan, average, OWN_MASKS, 7, 0)
+        assert server.values.tolist() == average
+
+
+def test_an_adjustment_step_by_step(server):
+    seen = adjust(server, RoundPlan(1, server.values), {}, lambda: server.values[:6].tolist())
+    assert list(seen.items()) == [("after_prune", [0, 2, 0, 4, 0, 0]), ("after_grow", [0, 2, 0, 4, 0, 0.25])]
     assert server.values[6:].tolist() == [7, 8, 9, 10, 11, 12]
     assert server.space.mask.index.tolist() == [1, 3, 5]
     assert server.space.mask.version == 1
@@ -147,7 +180,7 @@ def test_the_other_ranks_take_the_mask_of_rank_0(server):
     server.method.next_mask = None  # they do not choose
     bits = np.packbits([False, True, True, True, False, False], bitorder="little")
     server.group = SecondRank(torch.from_numpy(bits))
-    server.adjust(RoundPlan(), {}, lambda step: None)
+    adjust(server, RoundPlan(1, server.values), {})
     assert server.space.mask.index.tolist() == [1, 2, 3]
     assert server.space.mask.version == 1
     assert server.values[:6].tolist() == [0, 2, 0.25, 4, 0, 0]

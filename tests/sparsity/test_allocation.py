@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import (
     allocate,
+    even_mask,
     keep_largest_of_all,
     layer_counts,
     magnitude_mask,
@@ -80,11 +81,11 @@ def test_unreachable_density_names_the_smallest_one():
 
 def test_random_mask_has_exact_counts_and_spares_depthwise_filters():
     space = ParameterSpace(model(), ["0.weight", "1.weight"])
-    mask = random_mask(space, [14, 50], np.random.default_rng(0))
-    assert space.layer_counts(mask) == [14, 50]
-    assert mask.active[:54].view(6, 9).sum(1).min() >= 2
+    active = random_mask(space, [14, 50], np.random.default_rng(0))
+    assert space.layer_counts(Mask(active)) == [14, 50]
+    assert active[:54].view(6, 9).sum(1).min() >= 2
     other = random_mask(space, [14, 50], np.random.default_rng(1))
-    assert other.digest != mask.digest
+    assert not other.equal(active)
 
 
 def test_shares_within_their_bounds_by_hand():
@@ -95,7 +96,7 @@ def test_shares_within_their_bounds_by_hand():
 def test_magnitude_mask_by_hand():
     space = ParameterSpace(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1), nn.Linear(1, 1)), ["0.weight", "1.weight"])
     space.values[:6] = torch.tensor([0.1, -3.0, 2.0, 0.5, -0.2, 0.1])
-    assert magnitude_mask(space, space.values, [2, 1]).index.tolist() == [1, 2, 4]
+    assert magnitude_mask(space, space.values, [2, 1]).nonzero().flatten().tolist() == [1, 2, 4]
 
 
 def test_the_largest_of_all_layers_by_hand():
@@ -115,3 +116,31 @@ def test_filters_keep_their_floors_when_all_layers_compete():
     assert active.sum() == 40
     # Not even one weight is left for the other layer: the floors come first.
     assert keep_largest_of_all(space, scores, 12)[:54].view(6, 9).sum(1).tolist() == [2] * 6
+
+
+def filters_of(space, mask):
+    return [mask.active[layer.start : layer.stop].view(layer.rows, -1).sum(1) for layer in space.layers]
+
+
+@given(st.integers(12, 54), st.integers(1, 120), st.integers(0, 2**32 - 1))
+def test_an_even_mask_spreads_exact_counts_over_filters_and_keeps_their_floors(depthwise, pointwise, seed):
+    space = ParameterSpace(model(), ["0.weight", "1.weight"])
+    mask = Mask(even_mask(space, [depthwise, pointwise], np.random.default_rng(seed)))
+    assert space.layer_counts(mask) == [depthwise, pointwise]
+    filters = filters_of(space, mask)
+    assert all(int(rows.max() - rows.min()) <= 1 for rows in filters)
+    assert filters[0].min() >= 2
+    again = Mask(even_mask(space, [depthwise, pointwise], np.random.default_rng(seed)))
+    assert torch.equal(mask.active, again.active)
+
+
+def test_filters_with_one_weight_more_and_positions_are_drawn():
+    space = ParameterSpace(model(), ["0.weight", "1.weight"])
+    # 15 over six filters: three of them hold 3, the others 2.
+    masks = [Mask(even_mask(space, [15, 20], np.random.default_rng(seed))) for seed in range(40)]
+    depthwise = torch.stack([filters_of(space, mask)[0] for mask in masks])
+    assert (depthwise == 3).sum(1).tolist() == [3] * 40
+    # In 40 draws every filter is once among those, and once not; every position is once active.
+    assert depthwise.max(0).values.tolist() == [3] * 6
+    assert depthwise.min(0).values.tolist() == [2] * 6
+    assert torch.stack([mask.active for mask in masks]).any(0).all()

@@ -18,9 +18,9 @@ def test_bits_are_the_inverse_of_themselves(flags):
     assert mask.is_full == all(flags)
 
 
-def test_swap_makes_the_next_version_and_leaves_the_old_one():
+def test_a_swap_makes_the_next_version_and_leaves_the_old_one():
     mask = Mask(torch.tensor([True, True, False, False]))
-    after = mask.swap(torch.tensor([0]), torch.tensor([3]))
+    after = mask.next(mask.swapped(torch.tensor([0]), torch.tensor([3])))
     assert after.active.tolist() == [False, True, False, True]
     assert (mask.version, after.version) == (0, 1)
     assert mask.active.tolist() == [True, True, False, False]

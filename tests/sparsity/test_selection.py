@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmef_dist.sparsity.selection import largest, row_largest, smallest
+from fedmef_dist.sparsity.selection import largest, row_largest, row_ranks, smallest
 
 
 def test_ties_go_to_the_lower_position():
@@ -36,3 +36,20 @@ def test_not_a_number_counts_as_infinite_and_the_count_is_kept():
     assert largest(torch.tensor([1.0, nan, 3.0, nan, inf]), 2).tolist() == [1, 3]
     assert largest(torch.tensor([1.0, nan, 3.0, -inf]), 3).tolist() == [0, 1, 2]
     assert smallest(torch.tensor([1.0, nan, -inf, 3.0]), 3).tolist() == [0, 1, 2]
+
+
+def test_ranks_within_rows_by_hand():
+    nan = float("nan")
+    scores = torch.tensor([[1.0, 3.0, 2.0, 3.0], [0.0, -0.0, nan, 5.0]])
+    assert row_ranks(scores).tolist() == [[3, 0, 2, 1], [2, 3, 0, 1]]
+    assert row_ranks(torch.tensor([[torch.inf, nan, -torch.inf]])).tolist() == [[0, 1, 2]]
+
+
+@given(st.integers(1, 5), st.integers(1, 12), st.data())
+def test_the_first_ranks_of_a_row_are_its_largest(rows, columns, data):
+    values = data.draw(st.lists(st.integers(0, 3), min_size=rows * columns, max_size=rows * columns))
+    scores = torch.tensor(values, dtype=torch.float32).view(rows, columns)
+    count = data.draw(st.integers(1, columns))
+    chosen = (row_ranks(scores) < count).flatten().nonzero().flatten()
+    assert chosen.tolist() == sorted(row_largest(scores, count).tolist())
+    assert all(sorted(row) == list(range(columns)) for row in row_ranks(scores).tolist())

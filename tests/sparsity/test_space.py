@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedmef_dist.layers.nsconv import GAMMA_RELU, NSConv2d, NSLinear
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
 
@@ -79,7 +80,7 @@ def test_pack_and_unpack_are_inverse(space):
     active = torch.rand(24, generator=torch.Generator().manual_seed(1)) < 0.3
     space.set_mask(Mask(active))
     packed = space.pack(space.values)
-    assert packed.numel() == space.packed_size == int(active.sum()) + space.total - 24
+    assert packed.numel() == space.packed_size() == int(active.sum()) + space.total - 24
     assert torch.equal(space.unpack(packed), space.values)
 
 
@@ -87,3 +88,17 @@ def test_only_single_channel_filters_have_a_floor():
     model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1), nn.Flatten(), nn.Linear(8, 2))
     space = ParameterSpace(model, ["0.weight", "1.weight"])
     assert [layer.filter_floor for layer in space.layers] == [2, 0]
+
+
+def test_a_layer_that_normalises_its_filters_names_their_gains():
+    model = nn.Sequential(NSConv2d(2, 4, 3, groups=2), nn.Conv2d(4, 2, 1), nn.Flatten(), NSLinear(8, 3))
+    space = ParameterSpace(model, ["0.weight", "1.weight", "3.weight"])
+    convolution, plain, linear = space.layers
+    for layer, module in ((convolution, model[0]), (linear, model[3])):
+        module.gain.data.uniform_()
+        gain = space.gain_of(layer)
+        assert torch.equal(space.values[gain.start : gain.stop], module.gain)
+        assert layer.gamma == GAMMA_RELU
+    assert space.gain_of(plain) is None
+    assert [layer.groups for layer in space.layers] == [2, 1, 1]
+    assert [piece.gamma for piece in space.slices if not piece.name.endswith("weight")] == [None] * 5

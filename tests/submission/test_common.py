@@ -66,7 +66,7 @@ def test_one_task_a_rank_with_the_jobs_threads(shell, tmp_path):
     done = finished(shell('ranks run "a b" --run-dir x', SLURM_CPUS_PER_TASK="3", PYTHON="py"))
     assert done == (0, "", "")
     assert calls(tmp_path) == [
-        "srun --kill-on-bad-exit=1 --cpus-per-task=3 --label py -m fedmef_dist run a b --run-dir x"
+        "srun --kill-on-bad-exit=0 --wait=30 --cpus-per-task=3 --label py -m fedmef_dist run a b --run-dir x"
     ]
 
 
@@ -90,6 +90,20 @@ def test_the_warning_before_the_time_limit_reaches_mpirun_in_words_that_it_hands
     assert finished(process)[0] == 75
     assert time.monotonic() - started < 20
     assert calls(tmp_path) == ["scontrol requeue 7"]
+
+
+def test_an_mpirun_that_dies_of_the_signal_is_waited_for_once(shell, tmp_path):
+    (tmp_path / "fakempi").write_text("#!/bin/bash\nkill -USR2 $$\n")
+    (tmp_path / "fakempi").chmod(0o700)
+    assert finished(shell("finish mpi_ranks run x", SLURM_NTASKS="2", MPIRUN=f"{tmp_path}/fakempi"))[0] == 140
+    assert calls(tmp_path) == ["scontrol requeue 7"]
+
+
+def test_a_warning_after_the_end_of_mpirun_changes_nothing(shell, tmp_path):
+    (tmp_path / "fakempi").write_text("#!/bin/bash\nexit 0\n")
+    (tmp_path / "fakempi").chmod(0o700)
+    process = shell("mpi_ranks run x\nkill -USR2 $$\nexit 0", SLURM_NTASKS="2", MPIRUN=f"{tmp_path}/fakempi")
+    assert finished(process) == (0, "", "")
 
 
 def test_the_batch_script_is_named_for_the_run_to_keep(shell, tmp_path):

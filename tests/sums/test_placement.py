@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmef_dist.sums.placement import CostModel, assign
+from fedmef_dist.sums.placement import TrainingTimes, assign
 
 
 def test_longest_job_first_by_hand():
@@ -18,13 +18,13 @@ def test_every_client_is_placed_once(costs, world):
 
 
 def test_costs_are_samples_until_a_line_is_learned():
-    model = CostModel()
+    model = TrainingTimes()
     assert model.predict(np.array([10, 20])).tolist() == [10, 20]
     model.observe(np.array([10, 30]), np.array([1.5, 3.5]))
     assert np.allclose(model.predict(np.array([10, 20, 0])), [1.5, 2.5, 0.5])
 
 
 def test_equal_clients_teach_nothing_wrong():
-    model = CostModel()
+    model = TrainingTimes()
     model.observe(np.array([60, 60, 60]), np.array([0.1, 0.2, 0.3]))
     assert model.predict(np.array([60, 60])).tolist() == [60, 60]

@@ -59,6 +59,22 @@ def test_averages_by_hand():
     assert sums.share().tolist() == [0.25, 0, 1, 0.75]
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_who_names_no_positions_names_all_of_them(world):
+    def work(group):
+        total = PositionSum(3, has_values=True, has_votes=True, fixed_point=FORMAT, group=group)
+        clients = [(None, [1.0, 2.0, 3.0], 10), (torch.tensor([1]), [6.0], 30), (None, [-1.0, 0.0, 4.0], 20)]
+        for positions, values, weight in clients[group.rank :: group.world_size]:
+            total.add(positions, torch.tensor(values), weight)
+        return total.reduce(60)
+
+    for sums in on_ranks(world, work):
+        # (10 - 20) / 60, (20 + 180) / 60 and (30 + 80) / 60; position 1 has the votes of all.
+        torch.testing.assert_close(sums.mean(), torch.tensor([-10, 200, 110]) / 60)
+        assert sums.votes.tolist() == [30, 60, 30]
+        torch.testing.assert_close(sums.mean_of_voters(), torch.tensor([-10 / 30, 200 / 60, 110 / 30]))
+
+
 @pytest.mark.parametrize(
     ("longest", "channels", "world", "exchange"),
     [

@@ -18,9 +18,10 @@ few bytes for each byte of the message and some tens for each weight of the laye
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
+
+from fedmef_dist.wire.bits import index_bits, pack, pack_flags, packed_bytes, unpack, unpack_flags
 
 _TAG_BYTES = 1
 _SCALE_BYTES = 4
@@ -157,14 +158,14 @@ def encode_positions(active: np.ndarray, rows: int) -> bytes:
     size, count = active.size, int(np.count_nonzero(active))
     kind = _shortest(size, count, rows)
     if kind == _BITMAP:
-        body = _pack_flags(active)
+        body = pack_flags(active)
     elif kind == _COO:
-        body = _pack(np.flatnonzero(active), _index_bits(size))
+        body = pack(np.flatnonzero(active), index_bits(size))
     else:
         columns = size // rows
         per_row = np.count_nonzero(active.reshape(rows, columns), axis=1)
-        body = _pack(per_row, _index_bits(columns + 1))
-        body += _pack(np.flatnonzero(active) % columns, _index_bits(columns))
+        body = pack(per_row, index_bits(columns + 1))
+        body += pack(np.flatnonzero(active) % columns, index_bits(columns))
     return bytes([kind]) + body
 
 
@@ -176,10 +177,10 @@ def decode_positions(message: bytes, size: int, rows: int) -> np.ndarray:
     """
     kind, body = _kind_of(message), message[_TAG_BYTES:]
     # The shortest encoding is never longer than a bitmap. This bounds what is allocated below.
-    if len(body) > _packed_bytes(size, 1):
+    if len(body) > packed_bytes(size, 1):
         raise ValueError(f"{len(message)} bytes are more than the positions of {size} weights need")
     if kind == _BITMAP:
-        positions = np.flatnonzero(_unpack_flags(body, size))
+        positions = np.flatnonzero(unpack_flags(body, size))
     elif kind == _COO:
         positions = _read_coo(body, size)
     else:
@@ -196,11 +197,11 @@ def positions_bytes(size: int, count: int, rows: int) -> int:
 
 def _positions_sizes(size: int, count: int, rows: int) -> dict[int, int]:
     columns = size // rows
-    heads = _packed_bytes(rows, _index_bits(columns + 1))
+    heads = packed_bytes(rows, index_bits(columns + 1))
     return {
-        _BITMAP: _TAG_BYTES + _packed_bytes(size, 1),
-        _COO: _TAG_BYTES + _packed_bytes(count, _index_bits(size)),
-        _CSR: _TAG_BYTES + heads + _packed_bytes(count, _index_bits(columns)),
+        _BITMAP: _TAG_BYTES + packed_bytes(size, 1),
+        _COO: _TAG_BYTES + packed_bytes(count, index_bits(size)),
+        _CSR: _TAG_BYTES + heads + packed_bytes(count, index_bits(columns)),
     }
 
 
@@ -216,19 +217,19 @@ def _kind_of(message: bytes) -> int:
 
 
 def _read_coo(body: bytes, size: int) -> np.ndarray:
-    bits = _index_bits(size)
+    bits = index_bits(size)
     # Several counts may fill as many bytes; what is 0 behind the least of them is no index, since indices ascend.
     least = (8 * (len(body) - 1)) // bits + 1 if body else 0
     most = 8 * len(body) // bits
-    indices = _unpack(body, most, bits)
+    indices = unpack(body, most, bits)
     return indices[: least + np.count_nonzero(indices[least:])]
 
 
 def _read_csr(body: bytes, size: int, rows: int) -> np.ndarray:
     columns = size // rows
-    head = _packed_bytes(rows, _index_bits(columns + 1))
-    per_row = _unpack(body[:head], rows, _index_bits(columns + 1))
-    inside = _unpack(body[head:], int(per_row.sum()), _index_bits(columns))
+    head = packed_bytes(rows, index_bits(columns + 1))
+    per_row = unpack(body[:head], rows, index_bits(columns + 1))
+    inside = unpack(body[head:], int(per_row.sum()), index_bits(columns))
     if (inside >= columns).any():
         raise ValueError(f"a column beyond {columns}")
     return np.repeat(np.arange(rows) * columns, per_row) + inside
@@ -245,7 +246,7 @@ def encode_signs(signs: np.ndarray, rows: int) -> bytes:
         rows: filters; size is a multiple of it.
     """
     moving = signs != 0
-    return encode_positions(moving, rows) + _pack_flags(signs[moving] < 0)
+    return encode_positions(moving, rows) + pack_flags(signs[moving] < 0)
 
 
 def decode_signs(message: bytes, size: int, rows: int) -> np.ndarray:
@@ -254,16 +255,16 @@ def decode_signs(message: bytes, size: int, rows: int) -> np.ndarray:
     Raises:
         ValueError: :func:`encode_signs` makes no such message for a layer of this size.
     """
-    head, tail = _split(message, size, rows, lambda count: _packed_bytes(count, 1))
+    head, tail = _split(message, size, rows, lambda count: packed_bytes(count, 1))
     positions = decode_positions(head, size, rows)
     signs = np.zeros(size, np.int8)
-    signs[positions] = 1 - 2 * _unpack_flags(tail, len(positions)).astype(np.int8)
+    signs[positions] = 1 - 2 * unpack_flags(tail, len(positions)).astype(np.int8)
     return signs
 
 
 def signs_bytes(size: int, count: int, rows: int) -> int:
     """Length of what :func:`encode_signs` makes of ``count`` signs other than 0 out of ``size`` in ``rows`` filters."""
-    return positions_bytes(size, count, rows) + _packed_bytes(count, 1)
+    return positions_bytes(size, count, rows) + packed_bytes(count, 1)
 
 
 def _split(message: bytes, size: int, rows: int, tail_bytes: Callable[[int], int]) -> tuple[bytes, bytes]:
@@ -281,41 +282,3 @@ def _split(message: bytes, size: int, rows: int, tail_bytes: Callable[[int], int
         raise ValueError(f"a message of {len(message)} bytes fits no count of values")
     head = _positions_sizes(size, count, rows)[kind]
     return message[:head], message[head:]
-
-
-# Bits
-
-
-def _index_bits(choices: int) -> int:
-    return max((choices - 1).bit_length(), 1)
-
-
-def _packed_bytes(count: int, bits: int) -> int:
-    return ceil(count * bits / 8)
-
-
-def _pack_flags(flags: np.ndarray) -> bytes:
-    return np.packbits(flags, bitorder="little").tobytes()
-
-
-def _unpack_flags(data: bytes, count: int) -> np.ndarray:
-    """Bool (count,)."""
-    if len(data) != _packed_bytes(count, 1):
-        raise ValueError(f"{len(data)} bytes where {count} bits are due")
-    flags = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").view(np.bool_)
-    if flags[count:].any():
-        raise ValueError("bits are set behind the last one")
-    return flags[:count]
-
-
-def _pack(numbers: np.ndarray, bits: int) -> bytes:
-    """The low ``bits`` bits of each number, at most 32."""
-    flags = np.unpackbits(numbers.astype("<u4").view(np.uint8), bitorder="little")
-    return _pack_flags(flags.reshape(-1, 32)[:, :bits])
-
-
-def _unpack(data: bytes, count: int, bits: int) -> np.ndarray:
-    """Int64 (count,)."""
-    flags = np.zeros((count, 32), np.bool_)
-    flags[:, :bits] = _unpack_flags(data, count * bits).reshape(count, bits)
-    return np.packbits(flags, bitorder="little").view("<u4").astype(np.int64)

@@ -1,8 +1,9 @@
+import numpy as np
 import torch
 from torch import nn
 
-from fedmef_dist.methods.swapping import spare_counts, swap_counts, weakest
 from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity.swaps import random_inactive, spare_counts, strongest_inactive, swap_counts, weakest
 
 
 def two_filters(*active):
@@ -26,3 +27,16 @@ def test_an_active_weight_of_0_counts_for_its_filters_floor():
     magnitude[9:13] = torch.tensor([0.4, 0.2, 0.3, 0.1])
     # The first filter has just the two that it must keep, although no weight of the layer is smaller.
     assert weakest(space, magnitude, [2]).tolist() == [10, 12]
+
+
+def test_the_strongest_inactive_and_random_ones_of_a_layer():
+    space = two_filters(0, 1, 9, 10)
+    scores = torch.zeros(18)
+    scores[[0, 5, 12]] = torch.tensor([9.0, 0.1, 0.2])
+    # An active weight never wins; of the zeros the first inactive one does.
+    assert strongest_inactive(space, scores, [3]).tolist() == [2, 5, 12]
+    draws = [random_inactive(space, [6], np.random.default_rng(seed)) for seed in range(40)]
+    assert all(len(draw) == 6 and not space.mask.active[draw].any() for draw in draws)
+    # Every inactive position is drawn once in forty times, and one seed always draws the same.
+    assert set(torch.cat(draws).tolist()) == set((~space.mask.active).nonzero().flatten().tolist())
+    assert torch.equal(draws[7], random_inactive(space, [6], np.random.default_rng(7)))

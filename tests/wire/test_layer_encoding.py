@@ -10,7 +10,7 @@ from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.models.convert import prunable_weights
 from fedmef_dist.models.registry import ModelSettings, build_model
 from fedmef_dist.sparsity import ParameterSpace
-from fedmef_dist.wire.encoding import (
+from fedmef_dist.wire.layer_encoding import (
     FP16,
     FP32,
     INT8,

@@ -1,0 +1,207 @@
+"""One rank's share of a round: which clients it trains, and what it adds up of them."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fedmef_dist.base.randomness import torch_generator
+from fedmef_dist.clients.client import Client, ClientReport
+from fedmef_dist.clients.cohort import Cohort
+from fedmef_dist.clients.kept_state import Keepsake, KeptStates, check_clients, kept_tensors
+from fedmef_dist.clients.plan import LocalClient, RoundPlan
+from fedmef_dist.cluster.group import Group
+from fedmef_dist.cluster.interruption import GraceTime, RoundAbandonedError
+from fedmef_dist.config import Config
+from fedmef_dist.data.batches import Batch, client_batches, steps_per_epoch
+from fedmef_dist.data.dataset import Dataset
+from fedmef_dist.data.population import Population
+from fedmef_dist.data.text import TextDataset
+from fedmef_dist.layers.random import set_generator
+from fedmef_dist.methods.base import Method
+from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sums.cohort_sum import CohortSum
+from fedmef_dist.sums.placement import TrainingTimes, assign
+from fedmef_dist.sums.round_sum import RoundResult
+from fedmef_dist.tracking.timeline import Timeline
+from fedmef_dist.wire.messages import Messages
+
+_LOG = logging.getLogger(__name__)
+
+
+class LocalTraining:
+    """Trains this rank's clients of each round, and keeps what must stay with them.
+
+    Attributes:
+        kept: the clients' kept states; None where nothing stays with a client.
+        times: how long clients took, from which the placement is learned.
+
+    Args:
+        config: the run.
+        group: the ranks.
+        dataset: both splits.
+        population: whose samples are whose.
+        client: trains one client.
+        messages: between server and clients.
+        kept: the states that stay with clients.
+        grace: this rank's time once somebody has asked to stop.
+        timeline: of this rank.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        group: Group,
+        *,
+        dataset: Dataset | TextDataset,
+        population: Population,
+        client: Client,
+        messages: Messages,
+        kept: KeptStates | None,
+        grace: GraceTime,
+        timeline: Timeline,
+    ) -> None:
+        self.config, self.group, self.dataset, self.population = config, group, dataset, population
+        self.client, self.messages, self.kept = client, messages, kept
+        self.grace, self.timeline = grace, timeline
+        self.times = TrainingTimes()
+        self._proved_version = -1
+
+    @property
+    def space(self) -> ParameterSpace:
+        """The rank's parameter space."""
+        return self.client.space
+
+    @property
+    def model(self) -> nn.Module:
+        """The rank's model."""
+        return self.client.model
+
+    def train(self, cohort: Cohort, plan: RoundPlan, rate: float) -> CohortSum:
+        """Trains this rank's share of the cohort with the round's learning rate, longest job first."""
+        total = CohortSum(self.space, cohort, plan, self.group)
+        slots = self.place(cohort)
+        _LOG.info("round %d: trains clients %s", plan.round, cohort.clients[slots].tolist())
+        start = time.perf_counter()
+        received = self._send(plan)
+        try:
+            self.grace.begin(int(cohort.samples[slots].sum()))
+            for slot in slots:
+                self._train_slot(total, slot, plan, received, rate)
+        except RoundAbandonedError:
+            total.states.abandon()
+        self.group.watch.place = f"round {plan.round}"
+        _LOG.info("round %d: trained for %.3f s", plan.round, time.perf_counter() - start)
+        return total
+
+    def settle(self, cohort: Cohort, result: RoundResult) -> None:
+        """The round counts, and so does what was learned of its clients' speed and state."""
+        if self.kept is not None:
+            self.kept.settle()
+        self.times.observe(cohort.samples, result.client_seconds)
+
+    def forget(self) -> None:
+        """The round does not count."""
+        if self.kept is not None:
+            self.kept.forget()
+
+    def place(self, cohort: Cohort) -> list[int]:
+        """Which of the cohort this rank trains: by learned time, or those whose state it keeps."""
+        if self.kept is not None:
+            return self.kept.mine(cohort.clients)
+        return assign(self.times.predict(cohort.samples), self.group.world_size)[self.group.rank]
+
+    def _send(self, plan: RoundPlan) -> dict[str, Any]:
+        """What every client decodes of the round's broadcasts; the model is proved to decode once for each mask."""
+        mask = self.space.mask
+        if mask.version != self._proved_version:
+            self.messages.send_model(plan.values, mask)
+            self._proved_version = mask.version
+        return {sent.name: self.messages.broadcast(sent) for sent in plan.broadcasts}
+
+    def _train_slot(self, total: CohortSum, slot: int, plan: RoundPlan, received: dict[str, Any], rate: float) -> None:
+        """Trains the client of one place in the cohort and adds its update."""
+        number, samples = int(total.cohort.clients[slot]), int(total.cohort.samples[slot])
+        self.group.watch.place = f"round {plan.round}, client {number}"
+        start = time.perf_counter()
+        state = self.kept.recall(number, plan.values) if self.kept is not None else Keepsake()
+        client = LocalClient(number, received, state.own)
+        accepted = total.add(slot, self.train_client(plan, rate, client, state))
+        if not accepted:
+            _LOG.warning("round %d: client %d refused, its update is not finite or too large", plan.round, number)
+        elif self.kept is not None:
+            self.kept.keep(number, state)
+        self.grace.trained(samples)
+        self.timeline.add(f"client {number}", start, time.perf_counter(), round=plan.round, samples=samples)
+
+    def train_client(
+        self, plan: RoundPlan, rate: float, client: LocalClient, state: Keepsake | None = None
+    ) -> ClientReport:
+        """Trains one client on its own batches, which depend on nothing but (seed, round, client)."""
+        federation, seed = self.config.federation, self.config.seed
+        indices = self.population.samples(client.number)
+        # One pass more than it trains, where it takes the gradient of inactive weights from fresh batches.
+        epochs = federation.local_epochs + (plan.work.gradient_batches > 0)
+        batches = client_batches(
+            self.dataset,
+            indices,
+            batch_size=federation.batch_size,
+            epochs=epochs + plan.work.extra_epochs,
+            seed=seed,
+            round=plan.round,
+            client=client.number,
+            augment=self.config.data.augment,
+            device=self.group.device,
+        )
+        set_generator(self.model, torch_generator(seed, "layers", plan.round, client.number))
+        once = steps_per_epoch(len(indices), federation.batch_size)
+        own, more = _parted(self.grace.heed(batches), epochs * once)
+        steps = federation.local_epochs * once
+        report = self.client.train(plan, own, steps, rate, client, state, more if plan.work.extra_epochs else None)
+        return self._receive(report, plan)
+
+    def _receive(self, report: ClientReport, plan: RoundPlan) -> ClientReport:
+        """A client's report as the server decodes it."""
+        values = self.messages.return_state(report.values, returns_weights=plan.returns_weights)
+        uploads = {
+            wanted.name: self.messages.collect(report.uploads[wanted.name], wanted) for wanted in plan.collections
+        }
+        return ClientReport(values, report.loss, report.seconds, uploads)
+
+
+def _parted(batches: Iterator[Batch], count: int) -> tuple[Iterator[Batch], Iterator[Batch]]:
+    """The first ``count`` batches and those behind them, however many of the first are taken."""
+    first = islice(batches, count)
+
+    def behind() -> Iterator[Batch]:
+        deque(first, maxlen=0)
+        yield from batches
+
+    return first, behind()
+
+
+def open_kept_states(
+    config: Config, method: Method[Any], space: ParameterSpace, population: Population, group: Group
+) -> KeptStates | None:
+    """What configuration and method let clients keep; None where nothing stays with them.
+
+    The ranks share the clients out by their samples once and for all.
+
+    Raises:
+        UserError: there is nothing to keep of what the configuration names, or there are too many clients.
+    """
+    tensors = [*kept_tensors(config.federation, config.optimizer.momentum, space), *method.kept()]
+    if not tensors:
+        return None
+    own = config.federation.client_state == "none"
+    check_clients(
+        population,
+        f"method.name={config.method.name}" if own else f"federation.client_state={config.federation.client_state}",
+    )
+    sizes = population.sizes(np.arange(population.clients)).astype(np.float64)
+    return KeptStates(tensors, assign(sizes, group.world_size), group, space.values.device)

@@ -1,0 +1,132 @@
+"""Swaps within filters: each grows as many weights as it loses, so its number of active weights stays as it began.
+
+Growth over a whole layer piles onto few filters and empties others; a filter with fewer than two active weights has no
+variance, and a layer that normalises its filters cannot use it. What is said of every filter is a tensor with one entry
+a filter, those of all layers one after another.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmef_dist.sparsity.selection import row_ranks, smallest
+from fedmef_dist.sparsity.space import ParameterSpace
+from fedmef_dist.sparsity.swaps import drawn
+
+FEWEST = 2
+
+
+def count_in_filters(space: ParameterSpace, positions: Tensor) -> Tensor:
+    """How many of the positions (int64, each once) lie in each filter, int64 (filters,)."""
+    chosen = torch.zeros_like(space.mask.active)
+    chosen[positions] = True
+    return _count(space, chosen)
+
+
+def swappable_in_filters(space: ParameterSpace) -> Tensor:
+    """How many weights each filter can lose and grow again, int64 (filters,).
+
+    As many as leave it :data:`FEWEST` active ones, and no more than it has inactive.
+    """
+    active = _count(space, space.mask.active)
+    return torch.minimum(active - FEWEST, _count(space, ~space.mask.active)).clamp(min=0)
+
+
+def filter_swap_counts(space: ParameterSpace, share: float) -> list[int]:
+    """xi_l: floor(share * a_l) of every layer with a_l active weights, no more than its filters can swap together."""
+    able = _by_layer(space, swappable_in_filters(space))
+    return [
+        min(int(share * count), int(filters.sum())) for count, filters in zip(space.layer_counts(), able, strict=True)
+    ]
+
+
+def weakest_swappable(space: ParameterSpace, magnitude: Tensor, counts: Sequence[int]) -> Tensor:
+    """Positions (int64) of the ``counts`` active weights of smallest magnitude in each layer that filters can swap.
+
+    Of each filter no more than :func:`swappable_in_filters` allows, its weakest ones.
+
+    Args:
+        space: the parameter space with its current mask.
+        magnitude: float32 (n_prunable,), at least 0.
+        counts: how many of each layer, as of :func:`filter_swap_counts`.
+    """
+    candidates = torch.full_like(magnitude, torch.inf)
+    allowed = _weakest_in_filters(space, magnitude, swappable_in_filters(space))
+    # Whatever may go comes before what must stay.
+    candidates[allowed] = magnitude[allowed].clamp(max=torch.finfo(magnitude.dtype).max)
+    return torch.cat(
+        [
+            layer.start + smallest(candidates[layer.start : layer.stop], count)
+            for layer, count in zip(space.layers, counts, strict=True)
+        ]
+    )
+
+
+def weakest_in_filters(space: ParameterSpace, magnitude: Tensor, counts: Tensor) -> Tensor:
+    """Positions (int64) of the ``counts`` active weights of smallest magnitude in each filter.
+
+    Args:
+        space: the parameter space with its current mask.
+        magnitude: float32 (n_prunable,), at least 0.
+        counts: int64 (filters,).
+
+    Raises:
+        ValueError: a filter has fewer active weights.
+    """
+    _check(counts, _count(space, space.mask.active), "active")
+    return _weakest_in_filters(space, magnitude, counts)
+
+
+def strongest_inactive_in_filters(space: ParameterSpace, scores: Tensor, counts: Tensor) -> Tensor:
+    """Positions (int64) of the ``counts`` inactive weights of largest score in each filter.
+
+    Args:
+        space: the parameter space with its current mask.
+        scores: floating (n_prunable,), at least 0.
+        counts: int64 (filters,); those of the weights that leave keep every filter's number.
+
+    Raises:
+        ValueError: a filter has fewer inactive weights.
+    """
+    _check(counts, _count(space, ~space.mask.active), "inactive")
+    return _best_in_filters(space, scores.masked_fill(space.mask.active, -1), counts)
+
+
+def random_inactive_in_filters(space: ParameterSpace, counts: Tensor, generator: np.random.Generator) -> Tensor:
+    """Positions (int64) of ``counts`` (int64 (filters,)) inactive weights of each filter, drawn.
+
+    Raises:
+        ValueError: a filter has fewer inactive weights.
+    """
+    return strongest_inactive_in_filters(space, drawn(space, generator), counts)
+
+
+def _weakest_in_filters(space: ParameterSpace, magnitude: Tensor, counts: Tensor) -> Tensor:
+    finite = magnitude.clamp(max=torch.finfo(magnitude.dtype).max)
+    return _best_in_filters(space, -finite.masked_fill(~space.mask.active, torch.inf), counts)
+
+
+def _best_in_filters(space: ParameterSpace, scores: Tensor, counts: Tensor) -> Tensor:
+    chosen = torch.zeros_like(space.mask.active)
+    for layer, wanted in zip(space.layers, _by_layer(space, counts), strict=True):
+        ranks = row_ranks(scores[layer.start : layer.stop].view(layer.rows, -1))
+        chosen[layer.start : layer.stop] = (ranks < wanted.unsqueeze(1)).flatten()
+    return chosen.nonzero().flatten()
+
+
+def _count(space: ParameterSpace, chosen: Tensor) -> Tensor:
+    rows = [chosen[layer.start : layer.stop].view(layer.rows, -1).sum(1) for layer in space.layers]
+    return torch.cat(rows)
+
+
+def _by_layer(space: ParameterSpace, filters: Tensor) -> Sequence[Tensor]:
+    return filters.split([layer.rows for layer in space.layers])
+
+
+def _check(counts: Tensor, available: Tensor, kind: str) -> None:
+    short = (counts > available).nonzero().flatten().tolist()
+    if short:
+        filter_ = short[0]
+        raise ValueError(f"filter {filter_} has {available[filter_]} {kind} weights, fewer than {counts[filter_]}")

@@ -1,0 +1,108 @@
+"""Trackers from outside of the package. Whatever goes wrong in one is said in one line and never hurts the run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.guests import GuestSettings, Kind, call, find
+from fedmef_dist.base.notices import tell
+from fedmef_dist.tracking.tracker import Metrics, Tracker
+
+_KEY = "tracking.trackers"
+
+
+class GuestTracker(Tracker):
+    """A guest behind a guard: after its first exception it is left out, of :meth:`finish` and :meth:`close` too.
+
+    Args:
+        name: of the guest, for its notice.
+        tracker: an object with ``log``, and any of ``finish``, ``close``, ``state`` and ``restore``.
+        prefix: of its keys in the state of all trackers.
+    """
+
+    def __init__(self, name: str, tracker: Any, prefix: str) -> None:
+        self._name, self._prefix = name, prefix
+        self._tracker: Any = tracker
+
+    def log(self, metrics: Metrics) -> None:
+        """Hand it a copy of the round's metrics."""
+        self._ask("log", dict(metrics))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Hand it a copy of the summary."""
+        self._ask("finish", dict(summary))
+
+    def close(self) -> None:
+        """Close it."""
+        self._ask("close")
+
+    def state(self) -> dict[str, str]:
+        """Its state, with its prefix before each key; nothing where it is left out."""
+        state = self._ask("state") or {}
+        try:
+            if any(not isinstance(text, str) for pair in state.items() for text in pair):
+                raise TypeError("state() gives words under words")
+            return {self._prefix + key: value for key, value in state.items()}
+        except Exception as error:
+            self._leave_out("state", error)
+            return {}
+
+    def restore(self, state: Mapping[str, str]) -> None:
+        """Give it back its part of the state of all trackers, where it has a method ``restore``."""
+        own = {key.removeprefix(self._prefix): value for key, value in state.items() if key.startswith(self._prefix)}
+        self._ask("restore", own)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        if self._tracker is None or not hasattr(self._tracker, method):
+            return None
+        try:
+            return getattr(self._tracker, method)(*arguments)
+        except Exception as error:
+            self._leave_out(method, error)
+
+    def _leave_out(self, method: str, error: Exception) -> None:
+        reason = " ".join(str(error).split())[:200]
+        tell(f"tracker {self._name} failed in {method}: {type(error).__name__}: {reason}; the run goes on without it")
+        self._tracker = None
+
+
+def find_trackers(settings: Sequence[GuestSettings]) -> None:
+    """Makes sure that each can be imported. Raises UserError."""
+    for tracker in settings:
+        find(Kind.TRACKER, tracker.name, _KEY)
+
+
+def open_guests(
+    settings: Sequence[GuestSettings], run_dir: Path, config: Mapping[str, Any], state: Mapping[str, str] | None
+) -> list[Tracker]:
+    """The guests among a run's trackers, each made as ``Name(run_dir=..., config=..., **options)``.
+
+    ``state`` is what a checkpoint kept of all trackers; None: a fresh run. One that raises an exception when it is made
+    is left out. Raises UserError where one is missing, does not take its options or has no ``log``.
+    """
+    names = [tracker.name for tracker in settings]
+    opened: list[Tracker] = []
+    for place, guest in enumerate(settings):
+        tracker = _make(guest, run_dir, config)
+        if tracker is not None:
+            number = names[:place].count(guest.name)
+            guarded = GuestTracker(guest.name, tracker, f"{guest.name}#{number}/")
+            if state is not None:
+                guarded.restore(state)
+            opened.append(guarded)
+    return opened
+
+
+def _make(guest: GuestSettings, run_dir: Path, config: Mapping[str, Any]) -> Any:
+    found = find(Kind.TRACKER, guest.name, _KEY)
+    try:
+        tracker = call(guest.name, found, _KEY, guest.options, {"run_dir": run_dir, "config": dict(config)})
+    except UserError as error:
+        if error.__cause__ is None:  # its name or its options are wrong: that is better known at once
+            raise
+        tell(f"{error.what}; where: {error.where}; the run goes on without it")
+        return None
+    if not callable(getattr(tracker, "log", None)):
+        raise UserError(f"{guest.name} has no method log", where=_KEY, mend="see fedmef_dist.api.Tracker")
+    return tracker

@@ -1,0 +1,232 @@
+"""A run's callbacks as one: rank 0's decide, all ranks follow, and a resumed run goes on with what they remember."""
+
+import json
+from pathlib import Path
+
+import pytest
+from thread_group import on_ranks
+from tiny import Recorder, alone, started, tiny
+
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.guests import GuestSettings, Kind, lent
+from fedmef_dist.runs.snapshot import restore
+from fedmef_dist.tracking.callbacks import Callbacks, find_callback
+from fedmef_dist.tracking.early_stopping import EarlyStopping
+from fedmef_dist.tracking.hooks import Callback, Control
+
+NAME = "mine:Watcher"
+
+
+class Watcher(Callback):
+    """Writes down its calls; stops behind one round, and lowers the rate in each."""
+
+    told = None  # one list for each test
+
+    def __init__(self, last=99, factor=1.0):
+        self.last, self.factor, self.seen = last, factor, 0
+
+    def on_start(self, control):
+        self.told.append(("start", control.round))
+
+    def on_round_start(self, control):
+        self.told.append(("round_start", control.round))
+        if control.round > 1:
+            control.rate_factor *= self.factor
+
+    def on_round_end(self, metrics, control):
+        self.seen += 1
+        self.told.append(("round_end", metrics["round"]))
+        if metrics["round"] == self.last:
+            control.stop("enough")
+            control.stop("more than enough")
+
+    def on_evaluate(self, metrics, control):
+        self.told.append(("evaluate", metrics["round"]))
+
+    def on_checkpoint(self, control):
+        self.told.append(("checkpoint", control.round))
+
+    def on_end(self, control):
+        self.told.append(("end", control.round, self.seen))
+
+    def state(self):
+        return {"seen": self.seen}
+
+    def restore(self, state):
+        self.seen = state["seen"]
+
+
+@pytest.fixture(autouse=True)
+def at_hand():
+    Watcher.told = []
+    with lent({(Kind.CALLBACK, NAME): Watcher}):
+        yield
+
+
+def entries(*given):
+    return [GuestSettings.model_validate(entry) for entry in given]
+
+
+def bundle(*given, group=None):
+    return Callbacks(entries(*given), group or alone(), Path("run"), {"name": "x"})
+
+
+def simulation(folder, rounds=4, every=2, callbacks=({"name": NAME, "last": 3},), **changes):
+    config = tiny(
+        federation={"rounds": rounds}, evaluation={"every": every}, checkpoint={"every": 2}, callbacks=[*callbacks]
+    )
+    return started(config, alone(), folder)
+
+
+def test_a_run_calls_every_hook_in_its_place_and_stops_where_it_is_told(tmp_path):
+    run, tracker = simulation(tmp_path, rounds=6), Recorder()
+    run.run(tracker)
+    assert Watcher.told == [
+        ("start", 0),
+        ("round_start", 1),
+        ("round_end", 1),
+        ("round_start", 2),
+        ("evaluate", 2),
+        ("round_end", 2),
+        ("checkpoint", 2),
+        ("round_start", 3),
+        ("round_end", 3),
+        ("checkpoint", 3),  # the last round, though none is due
+        ("end", 3, 3),
+    ]
+    assert [line["round"] for line in tracker.rounds] == [1, 2, 3]
+    assert (run.callbacks.stop_reason, run.stopped_early, run.store.rounds()) == ("enough", False, [2, 3])
+
+
+def test_a_run_that_was_stopped_stays_so_when_it_is_started_again(tmp_path):
+    run = simulation(tmp_path)
+    run.run(Recorder())
+    Watcher.told.clear()
+    again, tracker = simulation(tmp_path), Recorder()
+    restore(again, again.store.load_newest())
+    again.run(tracker)
+    assert (again.callbacks.stop_reason, tracker.rounds) == ("enough", [])
+    assert Watcher.told == [("start", 3), ("end", 3, 3)]
+
+
+def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(tmp_path):
+    callbacks = ({"name": NAME, "factor": 0.5},)
+    whole = simulation(tmp_path / "whole", callbacks=callbacks)
+    whole.run(Recorder())
+    first = simulation(tmp_path / "parts", rounds=2, callbacks=callbacks)
+    first.run(Recorder())
+    second = simulation(tmp_path / "parts", callbacks=callbacks)
+    restore(second, second.store.load_newest())
+    assert second.callbacks.rate_factor == 0.5
+    second.run(Recorder())
+    assert second.server.digest() == whole.server.digest()
+    assert (second.callbacks.rate_factor, Watcher.told[-1]) == (0.125, ("end", 4, 4))
+    plain = simulation(tmp_path / "plain", callbacks=())
+    plain.run(Recorder())
+    assert plain.server.digest() != whole.server.digest()
+
+
+def test_every_rank_follows_rank_0(tmp_path):
+    def work(group):
+        callbacks = bundle({"name": NAME, "last": 2, "factor": 0.5}, group=group)
+        seen = []
+        callbacks.start(0)
+        for number in (1, 2):
+            callbacks.round_start(number)
+            callbacks.round_end({"round": number})
+            seen.append((callbacks.rate_factor, callbacks.stopped))
+        return seen, group.calls
+
+    for seen, calls in on_ranks(3, work):
+        assert seen == [(1.0, False), (0.5, True)]
+        assert calls == ["broadcast"] * 5
+    assert [call for call in Watcher.told if call[0] == "start"] == [("start", 0)]  # on one rank
+
+
+def test_without_callbacks_nothing_is_sent_and_nothing_kept():
+    def work(group):
+        callbacks = bundle(group=group)
+        callbacks.start(0)
+        callbacks.round_start(1)
+        callbacks.round_end({"round": 1})
+        callbacks.restore({})
+        return group.calls, callbacks.state(), callbacks.rate_factor, callbacks.stopped
+
+    assert on_ranks(2, work) == [([], {}, 1.0, False)] * 2
+
+
+def test_the_state_is_json_and_is_taken_back_on_every_rank():
+    first = bundle({"name": NAME, "last": 1}, "early_stopping")
+    first.round_end({"round": 1, "eval/accuracy": 0.5})
+    state = json.loads(json.dumps(first.state()))
+    assert state == {
+        "stop_reason": "enough",
+        "rate_factor": 1.0,
+        "callbacks": [
+            {"name": NAME, "state": {"seen": 1}},
+            {"name": "early_stopping", "state": {"best": 0.5, "waited": 0}},
+        ],
+    }
+
+    def work(group):
+        callbacks = bundle(NAME, "early_stopping", group=group)
+        callbacks.restore(state)
+        return callbacks.stopped, callbacks.rate_factor
+
+    assert on_ranks(2, work) == [(True, 1.0)] * 2
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"stop_reason": None, "rate_factor": 0.0, "callbacks": [{"name": NAME, "state": {}}]},
+        {"stop_reason": None, "rate_factor": 1.0, "callbacks": []},
+        {"stop_reason": None, "rate_factor": 1.0, "callbacks": [{"name": "other:X", "state": {}}]},
+        {"stop_reason": 3, "rate_factor": 1.0, "callbacks": [{"name": NAME, "state": {}}]},
+    ],
+)
+def test_the_state_of_other_callbacks_is_refused(state):
+    with pytest.raises(ValueError, match=r"callbacks|validation error"):
+        bundle(NAME).restore(state)
+
+
+def test_a_state_that_json_has_not_is_named():
+    class Odd(Callback):
+        def state(self):
+            return {"x": float("nan")}
+
+    with lent({(Kind.CALLBACK, "mine:Odd"): Odd}), pytest.raises(TypeError, match="callback mine:Odd: state"):
+        bundle("mine:Odd").start(0)
+
+
+def test_what_is_no_callback_is_refused():
+    with lent({(Kind.CALLBACK, "mine:D"): dict}), pytest.raises(UserError, match="mine:D is no callback"):
+        bundle("mine:D")
+    with pytest.raises(UserError, match="does not take lst") as caught:
+        bundle({"name": NAME, "lst": 3})
+    assert caught.value.mend == "did you mean last?"
+    with pytest.raises(UserError, match="there is no module nowhere"):
+        find_callback("nowhere:Gone")
+    with pytest.raises(UserError, match="patience is 0"):
+        bundle({"name": "early_stopping", "patience": 0})
+    assert find_callback("early_stopping") is EarlyStopping
+
+
+def test_a_factor_is_above_0_and_finite():
+    control = Control(Path("run"), {})
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="above 0 and finite"):
+            control.rate_factor = wrong
+    assert control.rate_factor == 1.0
+
+
+def test_a_callback_that_fails_ends_the_run(tmp_path):
+    class Broken(Callback):
+        def on_round_end(self, metrics, control):
+            raise RuntimeError("no")
+
+    with lent({(Kind.CALLBACK, "mine:Broken"): Broken}):
+        run = simulation(tmp_path, callbacks=("mine:Broken",))
+        with pytest.raises(RuntimeError, match="no"):
+            run.run(Recorder())
