@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -219,7 +220,7 @@ def _open(entry: Path, fingerprint: str, verify: bool) -> Dataset | None:
         return dataset
     except (PermissionError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SyntaxError, RecursionError, tokenize.TokenError) as error:
         if not entry.is_dir():
             return None
         reason = "not a description of a data set" if isinstance(error, ValidationError) else str(error)
