@@ -38,7 +38,8 @@ T = TypeVar("T")
 def ends_together(place: Environment | Group) -> Iterator[None]:
     """Turn an error of the body into a message that is shown once, and an exit of every rank.
 
-    UserError: its message, exit status 2. FilesLostError: one line, exit status 1. Any other exception: its traceback with rank and host in front, status 1.
+    UserError: its message, exit status 2. FilesLostError: one line, status 1. Any other exception: its traceback with
+    rank and host in front, status 1.
     Peers lost: one line of one rank that says who is missing and where it was, status 1. KeyboardInterrupt: status 130.
     Give the Group where there is one: its store lets the ranks agree on who speaks. Leaves by SystemExit, or under
     mpirun by MPI's Abort. For the main thread.

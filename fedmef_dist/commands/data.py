@@ -8,6 +8,7 @@ import numpy as np
 from fedmef_dist.base.atomic import write_text
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import Config, load_config
+from fedmef_dist.data.checks import checked
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.inspection import (
     ClassRow,
@@ -41,6 +42,7 @@ def data_command(path: Path, overrides: list[str], out: Path | None) -> None:
         page = text_page(title, facts, look, drawn)
         more = [("sample", repr(text)) for text in look.samples]
     else:
+        dataset = dataset if dataset.findings else checked(dataset)
         classes = look_at_classes(dataset)
         facts = [*_facts(dataset), *_image_facts(config, dataset), *_client_facts(clients), *_mix(drawn)]
         sheets = contact_sheets(dataset, config.data.augment, config.seed)

@@ -1,5 +1,6 @@
 """Named arrays from .npz, .safetensors, or a folder of .npy files; nothing in them is ever run."""
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,10 +61,16 @@ def _read(name: str, path: Path, only: Sequence[str]) -> Iterator[tuple[str, np.
                 yield from _npz(file, path, only)
             else:
                 yield from _safetensors(path, only)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, OverflowError) as error:
-        raise damaged(path, f"a whole {path.suffix} file of plain arrays", str(error)[:100], "save it again") from error
-    except (RuntimeError, NotImplementedError, MemoryError) as error:
-        raise damaged(path, f"a plain {path.suffix} file", str(error)[:100] or "too much", "save it again") from error
+    except _BROKEN as error:
+        reason = str(error)[:100] or type(error).__name__
+        raise damaged(path, f"a whole {path.suffix} file of plain arrays", reason, "save it again") from error
+
+
+# NumPy parses the head of an array as Python's literals; zipfile has its own for encryption and odd compression.
+_BROKEN = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError, OverflowError, RuntimeError, MemoryError),
+    *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
 def _npy(file: BinaryIO, path: Path) -> np.ndarray:

@@ -15,7 +15,7 @@ from fedmef_dist.data.cache import Source
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.files import damaged
 from fedmef_dist.data.images import channel_statistics
-from fedmef_dist.data.natural import number_clients
+from fedmef_dist.data.numbering import count_classes, number_clients
 from fedmef_dist.data.record import Reading
 from fedmef_dist.data.text import TextDataset, TextSplit
 
@@ -29,7 +29,7 @@ class ArraySettings(Settings):
 
     path: str = Field(
         default="arrays.npz",
-        min_length=1,
+        pattern=r"^[^\x00]+$",
         description="an .npz or .safetensors file, or a folder of .npy files, below data.root unless absolute; "
         "names: images or tokens, labels, clients, and the same behind test_",
     )
@@ -37,7 +37,10 @@ class ArraySettings(Settings):
         default="auto", description="where the channels of images stand; auto: where 1 or 3 is"
     )
     classes: int | None = Field(
-        default=None, ge=2, description="how many there are, or tokens; null: the largest label, or token, and one"
+        default=None,
+        ge=2,
+        le=1 << 20,
+        description="how many there are, or tokens; null: the largest label, or token, and one",
     )
     pad: int | None = Field(
         default=None, ge=0, description="border in pixels of random crops; null: an eighth of the side"
@@ -92,9 +95,8 @@ def _images(path: Path, arrays: Mapping[str, np.ndarray], settings: ArraySetting
     splits = [Split(_pixels(path, part["images"], settings), _labels(path, part["labels"])) for part in (train, test)]
     if splits[0].images.shape[1:] != splits[1].images.shape[1:]:
         raise damaged(path, "images of one shape in both parts", "two shapes", "correct them")
-    classes = settings.classes or int(max(split.labels.max() for split in splits)) + 1
-    if classes < 2 or max(split.labels.max() for split in splits) >= classes:
-        raise damaged(path, f"labels of 0 to {max(classes, 2) - 1}", "others", "correct them, or data.arrays.classes")
+    labels = np.concatenate([split.labels.numpy() for split in splits])
+    classes = count_classes(path, labels, settings.classes, "correct them, or data.arrays.classes")
     side = splits[0].images.shape[2]
     return Dataset(
         "arrays",

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,11 +127,17 @@ def _fingerprint(source: Source) -> str:
 def _places(source: Source, root: Path) -> list[Path]:
     suffix = hashlib.sha256(repr(source.options).encode()).hexdigest()[:8] if source.options else ""
     name = "-".join(filter(None, [source.name, suffix]))
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - raises without a home
     own = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
     beside = [root / ".fedmef_dist" / name] if root.is_dir() else []
-    # A user without a home has no such place.
-    return beside if home.startswith("~") else [*beside, Path(home) / "fedmef_dist" / own / name]
+    return [*beside, *(home / "fedmef_dist" / own / name for home in _homes())]
+
+
+def _homes() -> list[Path]:
+    """The user's cache directory; none where a container's user has no home."""
+    try:
+        return [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")]
+    except RuntimeError:
+        return []
 
 
 def _build(source: Source, place: Path, fingerprint: str, verify: bool) -> Dataset:
@@ -213,7 +220,7 @@ def _open(entry: Path, fingerprint: str, verify: bool) -> Dataset | None:
         return dataset
     except (PermissionError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SyntaxError, RecursionError, tokenize.TokenError) as error:
         if not entry.is_dir():
             return None
         reason = "not a description of a data set" if isinstance(error, ValidationError) else str(error)

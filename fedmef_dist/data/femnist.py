@@ -15,7 +15,7 @@ from fedmef_dist.data.cache import Source
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.images import channel_statistics
 from fedmef_dist.data.leaf import Writing, read_writings
-from fedmef_dist.data.natural import number_clients
+from fedmef_dist.data.numbering import number_clients
 from fedmef_dist.data.record import Reading
 from fedmef_dist.data.walk import Walk
 from fedmef_dist.data.writers_hdf5 import read_examples

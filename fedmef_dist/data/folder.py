@@ -15,7 +15,7 @@ from fedmef_dist.data.cache import Source
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.files import damaged, read_bytes
 from fedmef_dist.data.images import Channels, Listing, channel_statistics, class_names, list_images, read_splits
-from fedmef_dist.data.natural import number_clients
+from fedmef_dist.data.numbering import number_clients
 from fedmef_dist.data.record import Reading
 from fedmef_dist.data.walk import Walk
 
@@ -25,7 +25,9 @@ ClientOf = Callable[[Path], str | None]
 class FolderSettings(Settings):
     """Section ``data.folder``: where the images of ``dataset: folder`` are, and how they are cut."""
 
-    path: str = Field(default="images", min_length=1, description="the folder, below data.root unless absolute")
+    path: str = Field(
+        default="images", pattern=r"^[^\x00]+$", description="the folder, below data.root unless absolute"
+    )
     train: str = Field(default="train", description="its folder of training images; empty: the folder itself")
     test: str | None = Field(
         default="test", description="its folder of test images; null: every fifth training image of a class"

@@ -18,7 +18,7 @@ from fedmef_dist.data.cache import Source
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.files import damaged, open_regular
 from fedmef_dist.data.images import Channels, as_grey, channel_statistics, fit, summary
-from fedmef_dist.data.natural import number_clients
+from fedmef_dist.data.numbering import count_classes, number_clients
 from fedmef_dist.data.pixels import decode
 from fedmef_dist.data.record import Reading
 from fedmef_dist.data.walk import Walk
@@ -30,7 +30,9 @@ _BATCH = 256
 class ParquetSettings(Settings):
     """Section ``data.parquet``: where the files of ``dataset: parquet`` are, and which columns are read."""
 
-    path: str = Field(default="parquet", min_length=1, description="the folder, below data.root unless absolute")
+    path: str = Field(
+        default="parquet", pattern=r"^[^\x00]+$", description="the folder, below data.root unless absolute"
+    )
     train: str = Field(default="train", min_length=1, description="names of training files begin so")
     test: str = Field(default="test", min_length=1, description="names of test files begin so")
     image: str | None = Field(default=None, description="column of images; null: the one that holds encoded files")
@@ -91,7 +93,7 @@ def _read(parts: Sequence[Sequence[Path]], settings: ParquetSettings) -> Dataset
         "parquet",
         splits[0],
         splits[1],
-        max(len(names), max(train.labels + test.labels) + 1, 2),
+        count_classes(parts[0][0], np.array(train.labels + test.labels), len(names) or None, "correct them"),
         *channel_statistics(splits[0].images),
         pad=side // 8,
         flip=settings.flip,

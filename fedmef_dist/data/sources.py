@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.guests import GuestName, Kind, Options, is_guest, unknown_name
 from fedmef_dist.base.names import home_expanded
 from fedmef_dist.base.settings import Settings
@@ -57,7 +58,7 @@ class DataSettings(Settings):
         | GuestName
     ) = Field(default="digits", description="the data set; package.module:Name for your own")
     options: Options = Field(default_factory=dict, description="what a data set of your own is called with")
-    root: str = Field(default="data", min_length=1, description="folder with the data sets' files")
+    root: str = Field(default="data", pattern=r"^[^\x00]+$", description="folder with the data sets' files")
     download: bool = Field(default=False, description="fetch missing files from the data set's own site")
     resize: int | None = Field(
         default=None,
@@ -109,7 +110,20 @@ def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
         UserError: a file is missing, damaged, or cannot be downloaded, the samples cannot be resized, the training
             images of a class, or all, are one constant; a guest cannot be had, or fails.
     """
-    root, side = home_expanded(settings.root), settings.resize
+    try:
+        return _load_dataset(settings, home_expanded(settings.root), seed)
+    except OSError as error:
+        # What the sources do not name themselves: a folder above the data that this user may not look into, a loop of
+        # links, a name that is too long, a disk that fails.
+        raise UserError(
+            f"the data cannot be read: {error.strerror or error}",
+            where=str(error.filename or settings.root),
+            mend="mend data.root or its permissions",
+        ) from error
+
+
+def _load_dataset(settings: DataSettings, root: Path, seed: int) -> Dataset | TextDataset:
+    side = settings.resize
     if settings.is_guest:
         guest = load_guest(settings.dataset, settings.options, root)
         guest = guest if side is None else resized(guest, side)
@@ -117,7 +131,10 @@ def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
     if settings.dataset in _UNCACHED or (settings.dataset == "arrays" and holds_tokens(root, settings.arrays)):
         dataset = _load(settings, root, seed)
         dataset = dataset if side is None else resized(dataset, side)
-        return checked(dataset) if isinstance(dataset, Dataset) else dataset
+        # What is drawn from the seed has no faults, and may be large.
+        if isinstance(dataset, TextDataset) or settings.dataset == "synthetic":
+            return dataset
+        return checked(dataset)
     source = _source(settings, root)
     if side is not None:
         # The cache holds the small images, so that the ranks of a node share them too.
@@ -156,7 +173,7 @@ def sample_files(settings: DataSettings) -> tuple[Sequence[Path], Sequence[Path]
     """The files of the training and of the test samples, in their order; empty where samples are no files."""
     if settings.dataset not in _FILE_A_SAMPLE:
         return (), ()
-    source = _source(settings, Path(settings.root).expanduser())
+    source = _source(settings, _root(settings))
     return source.train_files, source.test_files
 
 

@@ -79,6 +79,13 @@ def test_each_type_of_pixel_is_scaled_by_its_own_maximum(tmp_path, values, expec
     assert load(tmp_path).train.images[0, 0, 0].tolist() == expected
 
 
+def test_classes_without_samples_are_asked_for(tmp_path):
+    npz(tmp_path, images=IMAGES, labels=LABELS * 2)
+    assert load(tmp_path, classes=5).classes == 5
+    with pytest.raises(UserError, match="labels below 2, found 2 labels, 0 to 2"):
+        load(tmp_path, classes=2)
+
+
 @pytest.mark.parametrize(
     ("shape", "layout", "expected"),
     [
@@ -120,7 +127,12 @@ OBJECT = np.array([{"a": 1}] * 20, dtype=object)
         ({"images": IMAGES, "labels": LABELS, "clients": LABELS[:3]}, "as many labels and clients"),
         ({"images": IMAGES, "labels": LABELS / 2}, "labels as whole numbers"),
         ({"images": IMAGES, "labels": LABELS - 1}, "labels as whole numbers"),
-        ({"images": IMAGES, "labels": LABELS * 0}, "labels of 0 to 1"),
+        (
+            {"images": IMAGES, "labels": LABELS * 0},
+            "labels of two or more classes, from 0 without gaps, found 1 labels, 0 to 0",
+        ),
+        ({"images": IMAGES, "labels": LABELS * 9}, "from 0 without gaps, found 2 labels, 0 to 9"),
+        ({"images": IMAGES, "labels": LABELS << 30}, "from 0 without gaps"),
         ({"images": IMAGES, "labels": OBJECT}, "plain arrays"),
         ({"images": IMAGES, "labels": LABELS.astype(complex)}, "numbers or text"),
         ({"images": IMAGES.astype(np.int64), "labels": LABELS}, r"images of uint8, uint16, bool"),
@@ -153,7 +165,14 @@ def hostile_head(shape):
     return content.getvalue()
 
 
-@pytest.mark.parametrize("data", [b"", b"PK", b"\x93NUMPY", hostile_head((1 << 40, 1 << 20)), hostile_head((-1,))])
+def unclosed_head():
+    """A head that is no literal: NumPy's own parser gives up with an error of the tokenizer."""
+    return hostile_head((20, 8, 8)).replace(b"}", b"(")
+
+
+@pytest.mark.parametrize(
+    "data", [unclosed_head(), b"", b"PK", b"\x93NUMPY", hostile_head((1 << 40, 1 << 20)), hostile_head((-1,))]
+)
 @pytest.mark.parametrize("name", ["arrays.npz", "x.safetensors", "folder", "inside"])
 def test_a_damaged_file_is_refused(tmp_path, data, name):
     if name == "folder":

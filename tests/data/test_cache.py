@@ -355,6 +355,17 @@ def test_two_users_with_any_umask_get_the_same(umask, decoded):
         assert len({digest for _, digest in found}) == 1
 
 
+def test_a_user_without_a_home_has_no_cache_there(tmp_path, reader, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("fedmef_dist.data.cache.Path.home", homeless)
+    load_cached(reader.source(), tmp_path / "data")
+    assert len(entries(tmp_path)) == 1
+    same(load_cached(reader.source(), tmp_path / "nothing"), reader.read())
+
+
 # --- several processes
 
 

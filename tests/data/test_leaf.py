@@ -114,30 +114,8 @@ def test_without_h5py_it_is_named(tmp_path, monkeypatch):
 # --- Parquet
 
 
-def hub(root, rows=12, size=8, column="img", embedded=True):
-    """As the hub's library writes a data set of images: files in a struct, and names of classes in the head."""
-    pyarrow = pytest.importorskip("pyarrow", reason="Parquet files need pyarrow: pip install pyarrow")
-    from pyarrow import parquet
-
-    (root / "parquet/data").mkdir(parents=True)
-    features = {"label": {"names": ["ant", "bee"], "_type": "ClassLabel"}}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    for seed, part in enumerate(("train", "test")):
-        images = []
-        for i in range(rows):
-            path = root / "x.png"
-            data_files.image(path, size, 100 * seed + i)
-            images.append({"bytes": path.read_bytes() if embedded else None, "path": f"{i}.png"})
-        table = pyarrow.table(
-            {column: images, "label": [i % 2 for i in range(rows)], "who": [i // 4 for i in range(rows)]}
-        )
-        parquet.write_table(
-            table.replace_schema_metadata(metadata), root / f"parquet/data/{part}-00000-of-00001.parquet"
-        )
-
-
 def test_parquet_as_the_hub_stores_it(tmp_path):
-    hub(tmp_path)
+    data_files.parquet(tmp_path)
     data = load(tmp_path, "parquet", parquet={"client": "who"})
     assert (data.shape, data.classes, len(data.train), len(data.test)) == ((3, 8, 8), 2, 12, 12)
     assert torch.equal(data.test.images[3], torch.from_numpy(data_files.pixels(8, 8, 3, seed=103)).permute(2, 0, 1))
@@ -158,7 +136,7 @@ def test_parquet_as_the_hub_stores_it(tmp_path):
     ],
 )
 def test_what_is_wrong_with_parquet_is_said(tmp_path, made, keys, message):
-    hub(tmp_path, **made)
+    data_files.parquet(tmp_path, **made)
     with pytest.raises(UserError, match=message):
         load(tmp_path, "parquet", parquet=keys)
 
@@ -166,7 +144,7 @@ def test_what_is_wrong_with_parquet_is_said(tmp_path, made, keys, message):
 def test_damaged_and_missing_parquet_files_are_named(tmp_path):
     with pytest.raises(UserError, match="missing"):
         load(tmp_path, "parquet")
-    hub(tmp_path)
+    data_files.parquet(tmp_path)
     path = tmp_path / "parquet/data/test-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="a whole Parquet file"):

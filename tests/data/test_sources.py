@@ -3,6 +3,7 @@ import hashlib
 import subprocess
 import sys
 
+import data_files
 import numpy as np
 import pytest
 import torch
@@ -25,10 +26,35 @@ def load(tmp_path, dataset, **keys):
 # --- settings
 
 
-@pytest.mark.parametrize("key", [{"dataset": "digit"}, {"download": "yes"}, {"folder": "x"}, {"root": ""}])
+@pytest.mark.parametrize(
+    "key", [{"dataset": "digit"}, {"download": "yes"}, {"folder": "x"}, {"root": ""}, {"root": "a\0b"}]
+)
 def test_wrong_settings_are_refused(key):
     with pytest.raises(ValidationError):
         DataSettings(**key)
+
+
+def test_a_root_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a").symlink_to("a")
+    with pytest.raises(UserError, match=r"data cannot be read|missing|no plays"):
+        load(tmp_path / "a", "cifar10")
+    with pytest.raises(UserError, match="the data cannot be read: File name too long") as caught:
+        load("x" * 300, "folder")
+    assert "x" * 300 in caught.value.where
+
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied", "/closed/data")
+
+    monkeypatch.setattr("fedmef_dist.data.sources.load_cached", closed)
+    data_files.folder(tmp_path)
+    with pytest.raises(UserError, match="the data cannot be read: Permission denied") as caught:
+        load(tmp_path, "folder")
+    assert caught.value.where == "/closed/data"
+
+
+def test_the_home_of_nobody_is_named():
+    with pytest.raises(UserError, match="home directory"):
+        load("~nobody-of-this-name/data", "folder")
 
 
 # --- digits
@@ -151,7 +177,7 @@ def test_damaged_fashion_mnist_files(tmp_path, fashion, name, content, message):
 def test_a_data_file_that_is_a_folder(tmp_path):
     from fedmef_dist.data.files import read_bytes
 
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="a regular file"):
         read_bytes(tmp_path)
     with pytest.raises(UserError, match="is missing"):
         read_bytes(tmp_path / "nothing")

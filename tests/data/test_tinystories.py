@@ -55,5 +55,5 @@ def test_a_foreign_file(tmp_path, content, found):
 
 def test_an_unreadable_file(tmp_path):
     (tmp_path / FILE).mkdir()
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="a regular file"):
         load(tmp_path)

@@ -1,0 +1,34 @@
+"""Numbers for classes and natural clients, the same in both splits."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmef_dist.data.files import damaged
+
+
+def number_clients(train: Sequence[str], test: Sequence[str] | None) -> tuple[Tensor, Tensor | None]:
+    """Owners of the training and of the test samples, int64 (N,), from their names; numbers follow the sorted names."""
+    names, numbers = np.unique(np.array([*train, *(test or ())]), return_inverse=True)
+    del names
+    owners = torch.from_numpy(numbers.astype(np.int64))
+    return owners[: len(train)].clone(), None if test is None else owners[len(train) :].clone()
+
+
+def count_classes(path: Path, labels: np.ndarray, wanted: int | None, mend: str) -> int:
+    """As many as are wanted, or else as many as there are among the labels of both splits, int64 (N,).
+
+    Raises:
+        UserError: a label is too large, or, where nobody says how many there are, some number below it has no sample:
+            most likely the labels are something else.
+    """
+    known = np.unique(labels)
+    if wanted is not None and known[-1] < wanted:
+        return wanted
+    if wanted is not None or len(known) < 2 or known[-1] != len(known) - 1:
+        expected = "labels of two or more classes, from 0 without gaps" if wanted is None else f"labels below {wanted}"
+        raise damaged(path, expected, f"{len(known)} labels, {known[0]} to {known[-1]}", mend)
+    return len(known)
