@@ -173,7 +173,7 @@ def sample_files(settings: DataSettings) -> tuple[Sequence[Path], Sequence[Path]
     """The files of the training and of the test samples, in their order; empty where samples are no files."""
     if settings.dataset not in _FILE_A_SAMPLE:
         return (), ()
-    source = _source(settings, _root(settings))
+    source = _source(settings, home_expanded(settings.root))
     return source.train_files, source.test_files
 
 
