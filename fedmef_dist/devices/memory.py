@@ -59,7 +59,8 @@ def measure_step(
     """Runs one training step twice: once for the saved tensors, then, with all buffers there, for the allocator.
 
     Args:
-        model: its parameters, their gradients and its buffers are state and no activations.
+        model: its parameters, their gradients, its buffers and the tensors that its modules hold as attributes are
+            state and no activations.
         forward: the forward pass, returning the loss; each call is followed by the backward pass.
         update: what follows the backward pass, the optimiser's step.
         state: what else lives from step to step; asked after the first one.
@@ -71,7 +72,7 @@ def measure_step(
     del loss
     allocated = _cuda_step(forward, update, device) if device.type == "cuda" else _cpu_step(forward, update)
     gradients = (parameter.grad for parameter in model.parameters() if parameter.grad is not None)
-    resident = _storages(*model.parameters(), *model.buffers(), *gradients, *state())
+    resident = _storages(*model.parameters(), *model.buffers(), *_attributes(model), *gradients, *state())
     state_bytes = sum(resident.values())
     activation_bytes = sum(module.bytes for module in modules)
     return StepMemory(activation_bytes, allocated.held, state_bytes, state_bytes + allocated.peak, modules)
@@ -83,7 +84,7 @@ def held_for_backward(
     """Runs one forward pass; returns the loss and what autograd's saved tensors hold.
 
     Args:
-        model: its parameters and buffers do not count.
+        model: its parameters, buffers and attributes do not count.
         forward: the forward pass, returning the loss.
         state: what does not count either.
     """
@@ -99,12 +100,18 @@ def _storages(*tensors: Tensor) -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
+def _attributes(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors that modules keep as plain attributes: masks, and what is derived from them."""
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
 class _SavedTensors:
     """Counts each storage once, for the module in whose forward pass it was saved first."""
 
     def __init__(self, model: nn.Module, state: Iterable[Tensor]) -> None:
         self.model = model
-        self.seen = set(_storages(*model.parameters(), *model.buffers(), *state))
+        self.seen = set(_storages(*model.parameters(), *model.buffers(), *_attributes(model), *state))
         self.bytes: dict[str, int] = {}
         self.kinds = {name: type(module).__name__ for name, module in model.named_modules()}
         self._stack = [""]

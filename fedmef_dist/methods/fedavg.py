@@ -27,4 +27,4 @@ class FedAvg(Method[FedAvgSettings]):
 
     def initial_mask(self, preparation: Preparation) -> Mask:
         """The full mask."""
-        return Mask(torch.ones(self.space.n_prunable, dtype=torch.bool, device=self.space.values.device))
+        return Mask.full(self.space.n_prunable, self.space.values.device)
