@@ -7,7 +7,6 @@ running statistics, weighted by samples.
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from fedmef_dist.base.settings import Settings

@@ -124,7 +124,7 @@ class ParameterSpace:
 
     @property
     def mask_values(self) -> Tensor:
-        """bool (n_prunable,), where a weight is active."""
+        """Bool (n_prunable,), where a weight is active."""
         return self.mask.active
 
     def set_mask(self, mask: Mask) -> None:
