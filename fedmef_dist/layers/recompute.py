@@ -39,7 +39,7 @@ class _Recomputed(Function):
             output = step(x)
         if x._version != version:
             raise UserError(
-                f"a block of this model ({type(modules[0]).__name__}) overwrites its input and cannot be computed again",
+                f"a block ({type(modules[0]).__name__}) overwrites its input and cannot be computed again",
                 where="model.recompute",
                 mend="set it to none",
             )
@@ -193,6 +193,23 @@ def _remade(stock: nn.Module, bases: tuple[type, ...], packs: bool) -> nn.Module
 def recomputed_blocks(model: nn.Module) -> dict[str, RecomputedBlock]:
     """The blocks that may be computed again, by name, whether they do at the moment or not."""
     return {name: module for name, module in model.named_modules() if isinstance(module, RecomputedBlock)}
+
+
+def recomputed_parts(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """What is computed again at the moment: the modules of each part, by the name of the module that it begins with."""
+    parts: dict[str, list[nn.Module]] = {}
+    for name, block in recomputed_blocks(model).items():
+        if not block.recomputes:
+            continue
+        if isinstance(block, RecomputedStages):
+            children = list(block.named_children())
+            parts |= {
+                f"{name}.{children[start][0]}".removeprefix("."): [child for _, child in children[start:stop]]
+                for start, stop in block.stages
+            }
+        else:
+            parts[name] = [block]
+    return {name: [inner for module in modules for inner in module.modules()] for name, modules in parts.items()}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from fedmef_dist.cluster.interruption import GraceTime, Interruption, RoundAband
 from fedmef_dist.config import Config
 from fedmef_dist.data.batches import Batch, client_batches, steps_per_epoch
 from fedmef_dist.data.population import build_population
+from fedmef_dist.data.shapes import Shape
 from fedmef_dist.data.sources import load_dataset
 from fedmef_dist.evaluation.own_data import open_client_evaluation
 from fedmef_dist.evaluation.test_set import evaluate, quality
@@ -25,10 +26,12 @@ from fedmef_dist.methods.base import MethodContext, RoundPlan
 from fedmef_dist.methods.preparation import Preparation
 from fedmef_dist.methods.registry import create_method
 from fedmef_dist.methods.server_optimizer import ServerOptimizer
-from fedmef_dist.models import build_model, prunable_weights
+from fedmef_dist.models import prunable_weights
 from fedmef_dist.runs.checkpoint import CheckpointStore
 from fedmef_dist.runs.snapshot import Metrics, Totals, take_checkpoint
 from fedmef_dist.simulation.accounting import Accounting
+from fedmef_dist.simulation.footprint import build_network, own_setting
+from fedmef_dist.simulation.planning import plan_for_budget
 from fedmef_dist.simulation.server import Server
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sums.cohort_sum import CohortSum
@@ -64,14 +67,9 @@ class Simulation:
             config.data.partition,
             config.seed,
         )
-        self.model = build_model(
-            config.model,
-            config.resolved_sap,
-            norm=config.norm,
-            classes=self.dataset.classes,
-            shape=self.dataset.shape,
-            seed=config.seed,
-        ).to(group.device)
+        shape = Shape(self.dataset.shape, self.dataset.classes)
+        self.memory_plan = plan_for_budget(config, shape)
+        self.model = build_network(config, own_setting(config, self.memory_plan), shape).to(group.device)
         self.space = ParameterSpace(self.model, prunable_weights(self.model))
         self.accounting = Accounting(config, self.model, self.space, self.dataset.example())
         self.messages = Messages(self.accounting.wire)

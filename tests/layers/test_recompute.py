@@ -110,7 +110,9 @@ def test_evaluation_and_passes_without_gradients_are_those_of_the_block():
     x = images()
     torch.testing.assert_close(ours(x), plain(x), rtol=0, atol=0)
     weights = [model[0][0].weight for model in (plain, ours)]
-    gradients = [torch.autograd.grad(model(x).sum(), weight) for model, weight in zip((plain, ours), weights)]
+    gradients = [
+        torch.autograd.grad(model(x).sum(), weight) for model, weight in zip((plain, ours), weights, strict=True)
+    ]
     assert torch.equal(gradients[0][0], gradients[1][0])
     with torch.no_grad():
         assert ours.train()(x).grad_fn is None
