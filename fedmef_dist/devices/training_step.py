@@ -58,7 +58,7 @@ class TrainingStep:
             return measure_dropped(self._forward)
 
     def loss_gradient(self) -> Tensor:
-        """The gradient of the active and the other parameters, float32 (n_parameters,), from one forward and backward."""
+        """The gradient of all parameters, float32 (n_parameters,), 0 where inactive."""
         self.model.train()
         self._forward().backward()
         gradient = self.space.gradient.clone()

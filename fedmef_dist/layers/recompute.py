@@ -48,7 +48,7 @@ class _Recomputed(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if not torch.autograd._is_checkpoint_valid():  # type: ignore[attr-defined]
+        if not torch.autograd._is_checkpoint_valid():
             raise RuntimeError("recomputed blocks give their gradients to backward() alone, not to autograd.grad()")
         count = len(ctx.generators)
         tensors = ctx.saved_tensors

@@ -25,6 +25,7 @@ def plan_report(found: Planned, budget: int) -> str:
         for place, (part, form) in enumerate(zip(planner.parts, candidate.forms, strict=True))
         if part.layers or part.is_block
     ]
+    front = [_front_row(planner, one) for one in thinned(planner.front())]
     difference = 100 * (candidate.peak / found.measured - 1)
     return "\n".join(
         [
@@ -32,9 +33,7 @@ def plan_report(found: Planned, budget: int) -> str:
             *table(("part", "form", "held"), rows, words=2),
             f"\npeak predicted {candidate.peak:,} bytes, measured {found.measured:,} ({difference:+.2f} %); "
             f"gradient {'exact' if not candidate.pruned else 'not exact'}\n",
-            *table(
-                ("peak", "again", "pruned"), [_front_row(planner, one) for one in thinned(planner.front())], words=0
-            ),
+            *table(("peak", "again", "pruned"), front, words=0),
             f"\n{_NOTE}",
         ]
     )

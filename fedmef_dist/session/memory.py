@@ -11,7 +11,7 @@ from fedmef_dist.data.shapes import Shape
 from fedmef_dist.devices.device_memory import device_memory
 from fedmef_dist.devices.training_step import TrainingStep
 from fedmef_dist.layers.activation_pruning import DENSE
-from fedmef_dist.layers.random import RandomLayer, set_generator
+from fedmef_dist.layers.random import set_generator
 from fedmef_dist.runs.snapshot import Metrics
 from fedmef_dist.simulation.footprint import dense_fedavg, modelled_step, own_setting, training_step
 from fedmef_dist.simulation.loop import Simulation
@@ -51,21 +51,15 @@ class RunMemory:
         }
 
     def _from_the_servers_state(self, measure: Callable[[], _T]) -> _T:
-        """What ``measure`` gives with the server's weights and dropout of its own; the space has them again afterwards.
+        """What ``measure`` gives with the server's weights, which the space has again afterwards.
 
-        Thresholds that a layer carries over are forgotten before each client, so none is left behind.
+        Dropout draws from a generator of its own; each client brings another.
         """
-        model = self._step.model
-        generators = {id(layer): layer.generator for layer in model.modules() if isinstance(layer, RandomLayer)}
-        set_generator(model, torch_generator(self._config.seed, "footprint"))
+        set_generator(self._step.model, torch_generator(self._config.seed, "footprint"))
         self._space.load(self._simulation.server.values)
-        try:
-            return measure()
-        finally:
-            self._space.load(self._simulation.server.values)
-            for layer in model.modules():
-                if isinstance(layer, RandomLayer):
-                    layer.generator = generators[id(layer)]
+        found = measure()
+        self._space.load(self._simulation.server.values)
+        return found
 
     def dropped(self) -> Metrics:
         """What pruning drops of the activations at the server's weights, on the fixed batch: one forward pass."""

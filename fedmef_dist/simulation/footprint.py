@@ -79,13 +79,13 @@ def compared_settings(config: Config) -> list[Setting]:
     sparse = config.method if hasattr(config.method, "density") else FedMefSettings()
     density = sparse.density
     dense = dense_fedavg(config)
+    updates: list[dict[str, Any]] = [
+        {"enabled": False},
+        {"enabled": True, "prune_ratio": 0.0, "storage": "fp32"},
+        *({"enabled": True, "prune_ratio": ratio} for ratio in PRUNE_RATIOS),
+    ]
     off, exact, *pruned = (
-        Setting("fedmef", "nsconv", config.sap.model_copy(update=update), density)
-        for update in (
-            {"enabled": False},
-            {"enabled": True, "prune_ratio": 0.0, "storage": "fp32"},
-            *({"enabled": True, "prune_ratio": ratio} for ratio in PRUNE_RATIOS),
-        )
+        Setting("fedmef", "nsconv", config.sap.model_copy(update=update), density) for update in updates
     )
     settings = [
         dense,
@@ -185,7 +185,7 @@ class Footprint:
         activations: what of it the model of the layers foretells.
         device: the same step on a simulated device.
         seconds: of each timed step.
-        cosine: of the gradient of the active weights to that of the same network with nothing packed or recomputed; None
+        cosine: of the active weights' gradient to that of the same network with nothing packed or recomputed; None
             where the whole gradient is the same to the bit.
         dropped: what pruning drops of the activations.
     """

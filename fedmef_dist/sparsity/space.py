@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,9 @@ class ParameterSpace:
         self._counts: list[int] = []
         self._take_over(model, parameters, buffers)
         owners = ((layer, model.get_submodule(layer.name.rpartition(".")[0])) for layer in self.layers)
-        self._masked = [(layer, owner.bind_mask) for layer, owner in owners if hasattr(owner, "bind_mask")]
+        self._masked: list[tuple[Slice, Any]] = [
+            (layer, owner) for layer, owner in owners if hasattr(owner, "bind_mask")
+        ]
 
     @staticmethod
     def _lay_out(model: nn.Module, tensors: dict[str, Tensor]) -> list[Slice]:
@@ -130,8 +133,8 @@ class ParameterSpace:
     def set_mask(self, mask: Mask) -> None:
         """Makes ``mask`` the current one for every layer; values outside it become 0."""
         self.mask = mask
-        for layer, bind_mask in self._masked:
-            bind_mask(None if mask.is_full else layer.view(mask.active))
+        for layer, owner in self._masked:
+            owner.bind_mask(None if mask.is_full else layer.view(mask.active))
         if not mask.is_full:
             # A product would leave zeros with a sign, which a packed state does not carry.
             self.values[: self.n_prunable].masked_fill_(~mask.active, 0)
