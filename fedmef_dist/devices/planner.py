@@ -214,7 +214,7 @@ class Planner:
         """The plan in the form in which a model takes it."""
         layers: dict[str, float | None] = {}
         for part, form in zip(self.parts, candidate.forms, strict=True):
-            ratio = form if isinstance(form, float) else None if form == "keep" else 0.0
+            ratio = form if isinstance(form, float) else 0.0 if form == "pack" else None
             layers |= dict.fromkeys(part.layers, ratio)
         pairs = zip(self.parts, candidate.forms, strict=True)
         return MemoryPlan(layers, frozenset(part.name for part, form in pairs if form == "recompute"))

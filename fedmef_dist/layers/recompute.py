@@ -59,6 +59,7 @@ class _Recomputed(Function):
                 x = _Source.apply(x, _anchor(), gradients)
             # The edge alone, so that an output that no layer keeps is freed.
             edge = get_gradient_edge(ctx.step(x))
+        del x, saved, tensors
         torch.autograd.backward(edge, grad)
         return (gradients[0] if gradients else None), None, None, None, None
 

@@ -1,10 +1,12 @@
 """Where a network can be cut into parts that are computed again in the backward pass."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import nn
 
-from fedmef_dist.layers.recompute import recomputed_block, recomputed_stages
+from fedmef_dist.layers.activation_pruning import Pruning
+from fedmef_dist.layers.recompute import recomputed_block, recomputed_parts, recomputed_stages
 from fedmef_dist.models.convert import replace_module, weighted_layers
 
 
@@ -74,6 +76,8 @@ def _stages(chain: nn.Module) -> list[tuple[int, int]]:
 def recompute_blocks(model: nn.Module, packs: bool) -> nn.Module:
     """Lets all blocks and stages be computed again in the backward pass; returns the model, which may be another.
 
+    Inside of them nothing is packed without loss; what is pruned stays pruned.
+
     Args:
         model: with all its layers in place.
         packs: what a block keeps of its input is kept without its zeros where that takes less.
@@ -86,10 +90,21 @@ def recompute_blocks(model: nn.Module, packs: bool) -> nn.Module:
         chain = model.get_submodule(name)
         assert isinstance(chain, nn.Sequential)
         new = recomputed_stages(chain, stages, packs)
-        if not name:
-            return new
-        replace_module(model, name, new)
+        if name:
+            replace_module(model, name, new)
+        else:
+            model = new
+    _keep_whole_inside(model)
     return model
+
+
+def _keep_whole_inside(model: nn.Module) -> None:
+    """Lets no layer in a block pack without loss: packed and whole would be alive together, and it takes time."""
+    for inside in recomputed_parts(model).values():
+        for module in inside:
+            pruning = getattr(module, "pruning", None)
+            if isinstance(pruning, Pruning) and pruning.is_exact:
+                module.pruning = replace(pruning, packs=False)  # type: ignore[assignment]
 
 
 def _inside(name: str, blocks: list[str]) -> bool:

@@ -29,7 +29,7 @@ class MemoryPlan:
 
 
 def plannable_layers(model: nn.Module) -> dict[str, Pruning]:
-    """The layers whose form a plan may choose, by name, in the order of registration."""
+    """The layers whose form a plan may choose, by name, of a model that packs all it may and recomputes nothing."""
     found = {name: getattr(module, "pruning", DENSE) for name, module in model.named_modules()}
     return {name: pruning for name, pruning in found.items() if not pruning.is_dense}
 

@@ -6,7 +6,7 @@ run's start: a plan depends on the configuration alone.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from fedmef_dist.devices.settings import parse_size
 from fedmef_dist.devices.training_step import TrainingStep
 from fedmef_dist.layers.recompute import RecomputedStages, recomputed_blocks
 from fedmef_dist.models.plan import MemoryPlan, apply_plan, plannable_layers
-from fedmef_dist.simulation.footprint import own_setting, planned, random_batch, training_step
+from fedmef_dist.simulation.footprint import build_network, own_setting, planned, random_batch, training_step
 
 _TRIES = 5
 
@@ -91,12 +91,14 @@ def open_planner(config: Config, shape: Shape) -> tuple[TrainingStep, Planner]:
     setting = planned(own_setting(config))
     step = training_step(config, setting, shape, batch)
     model = step.model
-    names, blocks = list(plannable_layers(model)), recomputed_blocks(model)
+    names = list(plannable_layers(build_network(config, replace(setting, recompute="none"), shape)))
+    blocks = recomputed_blocks(model)
+    inside = [name for name in names if any(name.startswith(f"{block}.".lstrip(".")) for block in blocks)]
     packed = _look_at_inputs(step, names)
     forms: dict[TracedForm, MemoryPlan] = {
         "keep": MemoryPlan(dict.fromkeys(names), frozenset()),
         "pack": MemoryPlan(dict.fromkeys(names, 0.0), frozenset()),
-        "recompute": MemoryPlan(dict.fromkeys(names, 0.0), frozenset(blocks)),
+        "recompute": MemoryPlan(dict.fromkeys(names, 0.0) | dict.fromkeys(inside), frozenset(blocks)),
     }
     traces, state = {}, 0
     for form, plan in forms.items():
