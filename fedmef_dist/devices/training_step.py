@@ -16,7 +16,7 @@ from fedmef_dist.sparsity import ParameterSpace
 
 
 class TrainingStep:
-    """Loss, backward pass and the optimiser's step. Each one changes the weights.
+    """Loss, backward pass and the optimiser's step. Each one changes the weights, until they are held still.
 
     Args:
         model: its parameters live in ``space``.
@@ -33,6 +33,10 @@ class TrainingStep:
         self._client = Client(model, space, optimizer, autocast)
         self._sgd = MaskedSGD(space, optimizer)
         self._rate = optimizer.lr
+
+    def hold_still(self) -> None:
+        """Lets the steps to come leave the weights as they are, so that one measures what another did."""
+        self._rate = 0.0
 
     def _forward(self) -> Tensor:
         self.space.gradient.zero_()

@@ -60,7 +60,11 @@ def plan_memory(config: Config, shape: Shape, budget: int) -> Planned:
     Raises:
         UserError: no plan fits; the message names the smallest budget that one does.
     """
-    step, planner = open_planner(config, shape)
+    return fit(*open_planner(config, shape), budget)
+
+
+def fit(step: TrainingStep, planner: Planner, budget: int) -> Planned:
+    """The plan of :func:`plan_memory` from what :func:`open_planner` gave."""
     aim = budget
     for _ in range(_TRIES):
         candidate = planner.cheapest(aim)
@@ -90,6 +94,7 @@ def open_planner(config: Config, shape: Shape) -> tuple[TrainingStep, Planner]:
     batch = random_batch(config, shape, torch.device("cpu"))
     setting = planned(own_setting(config))
     step = training_step(config, setting, shape, batch)
+    step.hold_still()  # else zeros would come and go with the weights
     model = step.model
     names = list(plannable_layers(build_network(config, replace(setting, recompute="none"), shape)))
     blocks = recomputed_blocks(model)

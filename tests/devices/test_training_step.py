@@ -40,3 +40,11 @@ def test_a_step_trains_and_keeps_to_the_mask():
     assert step.seconds() > 0
     assert not torch.equal(step.space.values, before)
     assert not step.space.values[:WEIGHTS][1::2].any()
+
+
+def test_a_step_that_is_held_still_changes_no_weight():
+    step = training_step(momentum=0.9)
+    step.hold_still()
+    before = step.space.values.clone()
+    step.measure()
+    assert torch.equal(step.space.values, before)
