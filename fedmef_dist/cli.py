@@ -75,14 +75,17 @@ def memory(
     overrides: Overrides = None,
     json: Annotated[bool, typer.Option("--json", help="print a list of objects for programs")] = False,
     out: Annotated[
-        Path | None, typer.Option(callback=_plain, metavar="FILE.png", help="also draw the parts as stacked bars")
+        Path | None, typer.Option(callback=_plain, metavar="FILE.png", help="also draw the parts as bars, or the plans")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="timed steps of each method")] = 3,
+    budget: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="plan a step that takes no more, such as 150MB")
+    ] = None,
 ) -> None:
     """Measure one training step under several methods: bytes held for backward, allocator peak, modelled bytes."""
-    from fedmef_dist.simulation.footprint import memory_command
+    from fedmef_dist.commands.memory import memory_command
 
-    memory_command(config, overrides or [], json, out, steps)
+    memory_command(config, overrides or [], json, out, steps, budget)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from fedmef_dist.clients.optimizer import OptimizerSettings
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import RuntimeSettings
 from fedmef_dist.data.sources import DataSettings, own_datasets
+from fedmef_dist.devices.settings import DeviceSettings
 from fedmef_dist.evaluation.test_set import EvaluationSettings
 from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.methods.fedmef import FedMefSettings
@@ -47,6 +48,7 @@ class Config(Settings):
     server_optimizer: ServerOptimizerSettings = Field(default_factory=ServerOptimizerSettings)
     method: MethodSettings = Field(default_factory=FedMefSettings)
     sap: SapSettings = Field(default_factory=SapSettings)
+    device: DeviceSettings = Field(default_factory=DeviceSettings)
     runtime: RuntimeSettings = Field(default_factory=RuntimeSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     wire: WireSettings = Field(default_factory=WireSettings)

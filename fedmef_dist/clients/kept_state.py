@@ -52,7 +52,7 @@ class Keepsake:
         if self.statistics is not None:
             space.values[space.n_parameters :].copy_(self.statistics)
         if self.velocity is not None:
-            self.velocity[: space.n_prunable].mul_(space.mask_values)
+            space.drop_inactive(self.velocity)
 
     def leave(self, space: ParameterSpace) -> None:
         """Takes the statistics that the client's training ended with."""

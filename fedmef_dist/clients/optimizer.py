@@ -63,14 +63,13 @@ class MaskedSGD:
             gradient.add_(self._parameters, alpha=self.settings.weight_decay)
         if self._origin is not None:
             gradient.add_(self._parameters, alpha=self.settings.prox_mu).sub_(self._origin, alpha=self.settings.prox_mu)
-        if not space.mask.is_full:
-            gradient[: space.n_prunable].mul_(space.mask_values)
+        space.drop_inactive(gradient)
         if self.settings.momentum:
             if self._velocity is None:
                 self._velocity = torch.zeros_like(gradient)
             # Where the client has pruned, momentum would bring back what it removed.
             if space.mask.version != self._mask_version:
-                self._velocity[: space.n_prunable].mul_(space.mask_values)
+                space.drop_inactive(self._velocity)
                 self._mask_version = space.mask.version
             gradient = self._velocity.mul_(self.settings.momentum).add_(gradient)
         if isinstance(rate, Tensor):

@@ -18,12 +18,14 @@ from fedmef_dist.layers.activation_pruning import DENSE, Pruning
 from fedmef_dist.layers.attention import SelfAttention, recomputed_modules
 from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
+from fedmef_dist.layers.recompute import recomputed_parts
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.wire.layer_encoding import encoded_bytes
 from fedmef_dist.wire.ledger import VALUE_BYTES
 
 _STATISTIC_BYTES = 4
 _INDEX_BYTES = 8
+_GENERATOR_BYTES = torch.Generator().get_state().nbytes
 
 
 class _Call(NamedTuple):
@@ -34,15 +36,24 @@ class _Call(NamedTuple):
     output: Tensor
 
 
-# Whole tensors, which several modules may keep and which then count once, and plain numbers of bytes.
-_Kept = list[Tensor | int]
+class _Packed(NamedTuple):
+    """What is kept of a tensor, which neighbours that prune it alike share."""
+
+    x: Tensor
+    pruning: Pruning
+    bytes: int
+
+
+# Tensors, whole or packed, which several modules may keep and which then count once, and plain numbers of bytes.
+_Item = Tensor | _Packed | int
+_Kept = list[_Item]
 _Rule = Callable[[_Call], _Kept]
 
 
 def _weighted(call: _Call) -> _Kept:
     pruning = getattr(call.module, "pruning", DENSE)
     if pruning.ratio:
-        return [_packed_bytes(call.x, pruning)]
+        return [_Packed(call.x, pruning, _packed_bytes(call.x, pruning))]
     # Autocast gives a stock layer a copy of its weight in the type of its input, and autograd keeps it.
     weight = call.module.weight
     copied = weight.nbytes if weight.dtype != torch.float32 and pruning.is_dense and not _is_normalised(call) else 0
@@ -82,7 +93,7 @@ def _layer_norm(call: _Call) -> _Kept:
 
 
 def _lean_layer_norm(call: _Call) -> _Kept:
-    if call.module.pruning.is_dense:
+    if call.module.pruning.is_exact:
         return _layer_norm(call)
     rows = call.x.numel() // torch.Size(call.module.normalized_shape).numel()
     return [_packed_bytes(call.x, call.module.pruning), _STATISTIC_BYTES * rows]
@@ -192,19 +203,22 @@ def model_activations(model: nn.Module, images: Tensor) -> Activations:
     """Activations of one training step with cross-entropy as its loss.
 
     Whatever a model computes outside of modules that are known here counts as keeping nothing. Packed activations count
-    with the most that they can take: zeros are not packed, but how many there are no shape can tell.
+    with the most that they can take: zeros are not packed, but how many there are no shape can tell. So what is packed
+    without loss counts as dense. What a recomputed block keeps inside counts as transient.
 
     Args:
         model: on the meta device, in the type of its arithmetic: bfloat16 where autocast makes it so.
         images: a batch on the meta device, in that type.
     """
-    count = _Counter()
+    parts = recomputed_parts(model)
+    count = _Counter({inner: name for name, inside in parts.items() for inner in inside})
     recomputed = recomputed_modules(model)
     handles = [
         module.register_forward_hook(count.of(name, rule))
         for name, module in model.named_modules()
         if (rule := _rule_of(module)) is not None and module not in recomputed
     ]
+    handles += [model.get_submodule(name).register_forward_pre_hook(count.part(name)) for name in parts]
     with torch.no_grad():
         logits = model.train()(images)
     for handle in handles:
@@ -212,7 +226,7 @@ def model_activations(model: nn.Module, images: Tensor) -> Activations:
     # Cross-entropy keeps float32 logarithms of the probabilities, the labels and the sum of their weights.
     loss = _STATISTIC_BYTES * (logits.numel() + 1) + _INDEX_BYTES * (logits.numel() // logits.shape[-1])
     modules = [ModuleBytes(name, kind, size) for (name, kind), size in count.bytes.items() if size]
-    return Activations([*modules, ModuleBytes("", type(model).__name__, loss)], count.transient)
+    return Activations([*modules, ModuleBytes("", type(model).__name__, loss)], count.most())
 
 
 def _restored_bytes(call: _Call) -> int:
@@ -222,12 +236,18 @@ def _restored_bytes(call: _Call) -> int:
 
 
 class _Counter:
-    """Counts each storage once, for the module that keeps it first."""
+    """Counts each storage once, for the module that keeps it first.
 
-    def __init__(self) -> None:
+    Args:
+        parts: the part of each module that is computed again.
+    """
+
+    def __init__(self, parts: dict[nn.Module, str]) -> None:
         self.bytes: dict[tuple[str, str], int] = {}
-        self.transient = 0
-        self._seen: dict[int, Tensor] = {}  # the tensors too, so that no address is given out twice
+        self._transient: dict[str, int] = {}
+        self._inside: dict[str, int] = {}
+        self._parts = parts
+        self._seen: dict[tuple[Any, ...], Any] = {}  # the tensors too, so that no address is given out twice
 
     def of(self, name: str, rule: _Rule) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
         """A forward hook for the module called ``name``."""
@@ -235,20 +255,44 @@ class _Counter:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
             # The stand-in for torch's attention gives a pair, as torch's does.
             call = _Call(module, inputs[0], output[0] if isinstance(output, tuple) else output)
-            key = name, type(module).__name__
-            self.bytes[key] = self.bytes.get(key, 0) + sum(self._size(kept) for kept in rule(call))
-            self.transient = max(self.transient, call.x.nbytes + call.output.nbytes + _restored_bytes(call))
+            part = self._parts.get(module, "")
+            kept = sum(self._size(kept, part) for kept in rule(call))
+            if part:
+                self._inside[part] = self._inside.get(part, 0) + kept
+            else:
+                self._add(name, module, kept)
+            transient = call.x.nbytes + call.output.nbytes + _restored_bytes(call)
+            self._transient[part] = max(self._transient.get(part, 0), transient)
 
         return hook
 
-    def _size(self, kept: Tensor | int) -> int:
+    def part(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        """A hook before the module that the part called ``name`` begins with, whose input is kept."""
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            draws = any(part == name and getattr(inner, "draws", False) for inner, part in self._parts.items())
+            self._add(name, module, self._size(inputs[0], "") + _GENERATOR_BYTES * draws)
+
+        return hook
+
+    def most(self) -> int:
+        """The most that is alive beside what is kept: one layer's tensors, and in a part also what it keeps inside."""
+        return max((self._inside.get(part, 0) + size for part, size in self._transient.items()), default=0)
+
+    def _add(self, name: str, module: nn.Module, size: int) -> None:
+        key = name, type(module).__name__
+        self.bytes[key] = self.bytes.get(key, 0) + size
+
+    def _size(self, kept: _Item, part: str) -> int:
+        """Bytes that nobody has counted yet, in the same part."""
         if isinstance(kept, int):
             return kept
-        storage = kept.untyped_storage()
-        if storage._cdata in self._seen:
+        x, pruning, size = kept if isinstance(kept, _Packed) else (kept, None, kept.untyped_storage().nbytes())
+        key = part, pruning, x.untyped_storage()._cdata, x._version if pruning else 0
+        if key in self._seen:
             return 0
-        self._seen[storage._cdata] = kept
-        return storage.nbytes()
+        self._seen[key] = x
+        return size
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class RoundFlops:
         normalisation: of weights (NSConv, NSLinear).
         extrusion: the penalty and its norm.
         selection: of the activations that are kept.
-        recomputation: in lean attention.
+        recomputation: in lean attention and recomputed blocks.
         gradients: of inactive weights.
     """
 
@@ -133,10 +133,10 @@ class FlopsLedger:
         )
 
     def _normalisation(self, counts: list[int]) -> int:
-        """FLOPs of a step; a layer inside of lean attention normalises its weights once more."""
+        """FLOPs of a step; a layer that is computed again normalises its weights again."""
         layers = zip(self._prunable, self._normalised, counts, strict=True)
         return sum(
-            (_NORMALISE * (2 if flops.recomputation else 1) + _NORMALISE_BACKWARD) * count
+            (_NORMALISE * round(1 + flops.recomputation / flops.forward) + _NORMALISE_BACKWARD) * count
             for flops, normalised, count in layers
             if normalised
         )

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedmef_dist.layers.attention import SelfAttention, recomputed_modules
+from fedmef_dist.layers.recompute import recomputed_parts
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -29,7 +30,7 @@ class LayerFlops:
         forward: FLOPs of the forward pass.
         input_gradient: FLOPs of the gradient of its input; 0 where the input is the sample itself.
         weight_gradient: FLOPs of the gradient of its weights; 0 for attention, which multiplies tokens with tokens.
-        recomputation: FLOPs of what the backward pass computes a second time, in lean attention.
+        recomputation: FLOPs of what the backward pass computes a second time, in lean attention and recomputed blocks.
         input_elements: numbers in its input.
     """
 
@@ -80,7 +81,7 @@ def layer_flops(model: nn.Module, example: Tensor) -> dict[str, LayerFlops]:
     other products, those of attention, belong to the innermost module that makes them; two operands want a gradient,
     so their backward pass costs twice their forward pass. Attention counts as if it were not fused: all scores, also
     those that a causal mask hides, and none of them a second time in the backward pass. Lean attention does compute
-    ``in_proj`` and the attention again, which is counted as recomputation.
+    ``in_proj`` and the attention again, which is counted as recomputation, as are recomputed blocks.
 
     A layer's input has no gradient where it shares memory with the example or with a buffer.
 
@@ -95,12 +96,16 @@ def layer_flops(model: nn.Module, example: Tensor) -> dict[str, LayerFlops]:
     for name, flops in products.items():
         if flops and not isinstance(model.get_submodule(name), _WEIGHTED):
             found[name] += LayerFlops(flops, 2 * flops)
-    inside = recomputed_modules(model)
-    for name in list(found):
-        module = model.get_submodule(name)
-        if module in inside or (isinstance(module, SelfAttention) and module.lean):
-            found[name] += LayerFlops(recomputation=found[name].forward)
-    return dict(found)
+    return {
+        name: flops + LayerFlops(recomputation=_repeats(model, name) * flops.forward) for name, flops in found.items()
+    }
+
+
+def _repeats(model: nn.Module, name: str) -> int:
+    """How often the backward pass computes a module again; one in lean attention inside of a block, twice."""
+    module = model.get_submodule(name)
+    in_attention = module in recomputed_modules(model) or (isinstance(module, SelfAttention) and module.lean)
+    return in_attention + sum(module in inside for inside in recomputed_parts(model).values())
 
 
 def _record(model: nn.Module, example: Tensor) -> tuple[list[_Call], dict[str, int]]:

@@ -9,7 +9,7 @@ layer keeps such memory, or keeps a tensor past ``save_for_backward``, the two d
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class StepMemory:
         peak_bytes: the state and the most that the allocator had given out beside it at any time of the step.
         modules: who holds the activation bytes, in the order of the forward pass; what is kept outside of any module
             stands under the empty name.
+        recomputed: who keeps what in the parts that the backward pass computes again, while it does: one part after
+            another, none of it among the activation bytes.
     """
 
     activation_bytes: int
@@ -48,6 +50,7 @@ class StepMemory:
     state_bytes: int
     peak_bytes: int
     modules: list[ModuleBytes]
+    recomputed: list[ModuleBytes] = field(default_factory=list)
 
 
 def measure_step(
@@ -59,22 +62,28 @@ def measure_step(
     """Runs one training step twice: once for the saved tensors, then, with all buffers there, for the allocator.
 
     Args:
-        model: its parameters, their gradients and its buffers are state and no activations.
+        model: its parameters, their gradients, its buffers and the tensors that its modules hold as attributes are
+            state and no activations.
         forward: the forward pass, returning the loss; each call is followed by the backward pass.
         update: what follows the backward pass, the optimiser's step.
         state: what else lives from step to step; asked after the first one.
     """
-    loss, modules = held_for_backward(model, forward, state())
-    loss.backward()
+    saved = _SavedTensors(model, state())
+    with saved.watching():
+        loss = forward()
+    modules = saved.take()
+    with saved.watching():
+        loss.backward()
+    recomputed = saved.take()
     update()
     device = loss.device
-    del loss
+    del loss, saved
     allocated = _cuda_step(forward, update, device) if device.type == "cuda" else _cpu_step(forward, update)
     gradients = (parameter.grad for parameter in model.parameters() if parameter.grad is not None)
-    resident = _storages(*model.parameters(), *model.buffers(), *gradients, *state())
+    resident = _storages(*model.parameters(), *model.buffers(), *_attributes(model), *gradients, *state())
     state_bytes = sum(resident.values())
     activation_bytes = sum(module.bytes for module in modules)
-    return StepMemory(activation_bytes, allocated.held, state_bytes, state_bytes + allocated.peak, modules)
+    return StepMemory(activation_bytes, allocated.held, state_bytes, state_bytes + allocated.peak, modules, recomputed)
 
 
 def held_for_backward(
@@ -83,14 +92,14 @@ def held_for_backward(
     """Runs one forward pass; returns the loss and what autograd's saved tensors hold.
 
     Args:
-        model: its parameters and buffers do not count.
+        model: its parameters, buffers and attributes do not count.
         forward: the forward pass, returning the loss.
         state: what does not count either.
     """
     saved = _SavedTensors(model, state)
     with saved.watching():
         loss = forward()
-    return loss, saved.by_module()
+    return loss, saved.take()
 
 
 def _storages(*tensors: Tensor) -> dict[int, int]:
@@ -99,20 +108,28 @@ def _storages(*tensors: Tensor) -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
+def _attributes(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors that modules keep as plain attributes: masks, and what is derived from them."""
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
 class _SavedTensors:
     """Counts each storage once, for the module in whose forward pass it was saved first."""
 
     def __init__(self, model: nn.Module, state: Iterable[Tensor]) -> None:
         self.model = model
-        self.seen = set(_storages(*model.parameters(), *model.buffers(), *state))
+        self.seen = set(_storages(*model.parameters(), *model.buffers(), *_attributes(model), *state))
         self.bytes: dict[str, int] = {}
         self.kinds = {name: type(module).__name__ for name, module in model.named_modules()}
         self._stack = [""]
         self._alive: list[Tensor] = []
 
-    def by_module(self) -> list[ModuleBytes]:
-        """The modules that keep anything."""
-        return [ModuleBytes(name, self.kinds[name], size) for name, size in self.bytes.items()]
+    def take(self) -> list[ModuleBytes]:
+        """The modules that have kept anything since it was asked last."""
+        found = [ModuleBytes(name, self.kinds[name], size) for name, size in self.bytes.items()]
+        self.bytes.clear()
+        return found
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -124,7 +141,6 @@ class _SavedTensors:
         finally:
             for handle in handles:
                 handle.remove()
-            self._alive.clear()
 
     def _follow(self, name: str, module: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
         def enter(*_: object) -> None:
@@ -183,7 +199,7 @@ def _replay(tree: list[Any]) -> _Allocated:
     An address that was given out before the profiler started is passed over. Summing all events would go wrong there:
     the profiler remembers addresses of earlier sessions, and takes their sizes for those of newer tensors.
     """
-    nodes = list(_flatten(tree))
+    nodes = list(flattened(tree))
     forward_end = next(node.end_time_ns for node in nodes if node.name == _FORWARD)
     events = [(node.start_time_ns, node.extra_fields) for node in nodes if node.name == "[memory]"]
     out: dict[int, int] = {}
@@ -198,7 +214,8 @@ def _replay(tree: list[Any]) -> _Allocated:
     return _Allocated(held, peak)
 
 
-def _flatten(nodes: Iterable[Any]) -> Iterator[Any]:
+def flattened(nodes: Iterable[Any]) -> Iterator[Any]:
+    """A profiler's nodes and all below them."""
     for node in nodes:
         yield node
-        yield from _flatten(node.children)
+        yield from flattened(node.children)

@@ -5,19 +5,24 @@ largest entries by magnitude, as a bitmap and packed values: 4(1 - p) + 1/8 byte
 of input and bias need only the weight and stay exact.
 """
 
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.layers import bits
-from fedmef_dist.layers.largest import Selection, Selector, pack_largest, unpack_largest
+from fedmef_dist.layers.largest import Selection, Selector, pack_largest, pack_nonzero, unpack_largest
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -26,7 +31,9 @@ class SapSettings(Settings):
     """Section ``sap``: scaled activation pruning."""
 
     enabled: bool | Literal["auto"] = Field("auto", description="auto: on for fedmef, off for the others")
-    prune_ratio: float = Field(0.5, ge=0, lt=1, description="share of an activation that is not kept, p")
+    prune_ratio: float = Field(
+        0.5, ge=0, lt=1, description="share of an activation that is not kept, p; 0: all of it, zeros packed away"
+    )
     scope: Literal["tensor", "sample"] = Field("tensor", description="choose over the mini-batch or in each sample")
     selection: Selection = Field(
         "exact", description="how the threshold is found: exactly, from a sample, or carried over from the step before"
@@ -48,6 +55,7 @@ class Pruning:
         per_sample: what is kept is chosen in each sample, not over the mini-batch.
         storage: type of 16 bits for what is kept; None: its own.
         selection: how the threshold is found.
+        packs: with ratio 0 zeros are not kept where that takes less memory: without loss, but for the sign of a zero.
         selector: finds it; with the selection ``carried`` it remembers the layer's last one.
     """
 
@@ -55,6 +63,7 @@ class Pruning:
     per_sample: bool = False
     storage: torch.dtype | None = None
     selection: Selection = "exact"
+    packs: bool = False
     selector: Selector = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,16 +72,22 @@ class Pruning:
     @property
     def is_dense(self) -> bool:
         """Whether the input is kept as it is."""
+        return self.is_exact and not self.packs
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the input comes back as it was, whatever its form in between."""
         return not self.ratio and self.storage is None
 
 
 DENSE = Pruning()
+LOSSLESS = Pruning(packs=True)
 
 
 def pruning_of(settings: SapSettings) -> Pruning:
     """What the settings ask of one layer."""
-    storage = _STORAGE[settings.storage]
-    return Pruning(settings.prune_ratio, settings.scope == "sample", storage, settings.selection)
+    storage, ratio = _STORAGE[settings.storage], settings.prune_ratio
+    return Pruning(ratio, settings.scope == "sample", storage, settings.selection, packs=not ratio)
 
 
 def forget_thresholds(model: nn.Module) -> None:
@@ -91,27 +106,98 @@ class Kept(NamedTuple):
         dtype: of the input.
         channels_last: memory order of the input.
         counts: number of packed values in each row; empty where the input was not packed.
+        stride: of the input where it comes back whole and lay in memory without gaps.
     """
 
     shape: torch.Size
     dtype: torch.dtype
     channels_last: bool
     counts: list[int]
+    stride: tuple[int, ...] | None = None
 
 
-def keep(x: Tensor, pruning: Pruning) -> tuple[tuple[Tensor, ...], Kept]:
+Saved = tuple[tuple[Tensor, ...], Kept]
+
+
+def keep(x: Tensor, pruning: Pruning) -> Saved:
     """The tensors to save for ``x`` and what rebuilds it.
 
     With a ratio p at most round((1 - p) n) entries of largest magnitude are kept (ties by position in memory order, no
-    zeros), of the whole tensor or of every sample; with p = 0 all of it.
+    zeros), of the whole tensor or of every sample; with p = 0 all of it, without its zeros if the pruning packs and
+    that takes less. Layers that read the same tensor one after another share what is kept of it.
     """
-    if not pruning.ratio:
+    if not pruning.ratio and not pruning.packs:
         return (_narrow(x, pruning.storage),), Kept(x.shape, x.dtype, False, [])
+    saved = _LAST.find(x, pruning)
+    if saved is None:
+        saved = _keep_largest(x, pruning) if pruning.ratio else _keep_nonzero(x, pruning)
+        _LAST.note(x, pruning, saved)
+    if _OBSERVERS:
+        _OBSERVERS[-1](x, saved)
+    return saved
+
+
+def _keep_largest(x: Tensor, pruning: Pruning) -> Saved:
     flat = bits.flatten(x.detach())
     rows = flat.view(x.shape[0] if pruning.per_sample else 1, -1)
     count = round((1 - pruning.ratio) * rows.shape[1])
     bitmap, values, counts = pack_largest(rows, count, pruning.selector)
     return (bitmap, _narrow(values, pruning.storage)), Kept(x.shape, x.dtype, bits.is_channels_last(x), counts)
+
+
+def _keep_nonzero(x: Tensor, pruning: Pruning) -> Saved:
+    order = suggest_memory_format(x) == torch.channels_last
+    rows = bits.flatten(x.detach(), order).view(1, -1)
+    packed = pack_nonzero(rows, packed_limit(x, pruning))
+    if packed is None:
+        return (_narrow(x, pruning.storage),), Kept(x.shape, x.dtype, False, [])
+    bitmap, values = packed
+    # A convolution chooses its algorithm, and so the order of its sums, by its input's strides.
+    stride = x.stride() if rows.data_ptr() == x.data_ptr() else None
+    kept = Kept(x.shape, x.dtype, order, [values.numel()], stride)
+    return (bitmap, _narrow(values, pruning.storage)), kept
+
+
+def packed_limit(x: Tensor, pruning: Pruning) -> int:
+    """With fewer elements than this that are not 0 the packed form of ``x`` takes less than the dense one."""
+    size = x.element_size() if pruning.storage is None else min(x.element_size(), pruning.storage.itemsize)
+    return ceil((size * x.numel() - ceil(x.numel() / 8)) / size)
+
+
+class _Last:
+    """What was kept last, for as long as the tensor that it was made of is there and unchanged."""
+
+    def __init__(self) -> None:
+        self._entry: tuple[weakref.ref[Tensor], int, Pruning, Saved] | None = None
+
+    def find(self, x: Tensor, pruning: Pruning) -> Saved | None:
+        """What was kept of ``x``, if it was the last one."""
+        if self._entry is None:
+            return None
+        source, version, how, saved = self._entry
+        return saved if source() is x and version == x._version and how == pruning else None
+
+    def note(self, x: Tensor, pruning: Pruning, saved: Saved) -> None:
+        """Remembers it, unless that would keep ``x`` itself alive."""
+        self._entry = (weakref.ref(x, self._forget), x._version, pruning, saved) if saved[1].counts else None
+
+    def _forget(self, source: weakref.ref[Tensor]) -> None:
+        if self._entry is not None and self._entry[0] is source:
+            self._entry = None
+
+
+_LAST = _Last()
+_OBSERVERS: list[Callable[[Tensor, Saved], None]] = []
+
+
+@contextmanager
+def observing(observer: Callable[[Tensor, Saved], None]) -> Iterator[None]:
+    """Inside, ``observer`` is told of every input that is packed or pruned and of what was kept of it."""
+    _OBSERVERS.append(observer)
+    try:
+        yield
+    finally:
+        _OBSERVERS.pop()
 
 
 def _narrow(values: Tensor, storage: torch.dtype | None) -> Tensor:
@@ -129,6 +215,8 @@ def restore(saved: tuple[Tensor, ...], kept: Kept) -> Tensor:
     bitmap, values = saved
     columns = kept.shape.numel() // len(kept.counts)
     rows = unpack_largest(bitmap, values.to(kept.dtype), kept.counts, columns)
+    if kept.stride is not None:
+        return rows.as_strided(kept.shape, kept.stride)
     return bits.like(rows.view(-1), kept.shape, kept.channels_last)
 
 
@@ -220,7 +308,7 @@ class _Pruned(Function):
 
 
 class PrunedConv2d(nn.Conv2d):
-    """A convolution that prunes what it keeps of its input; with ratio 0 the stock one, bit for bit.
+    """A convolution that prunes what it keeps of its input; with ratio 0 its gradients are the stock one's to the bit.
 
     Args:
         args: those of ``nn.Conv2d``.
@@ -241,7 +329,7 @@ class PrunedConv2d(nn.Conv2d):
 
 
 class PrunedLinear(nn.Linear):
-    """A linear layer that prunes what it keeps of its input; with ratio 0 the stock one, bit for bit.
+    """A linear layer that prunes what it keeps of its input; with ratio 0 its gradients are the stock one's to the bit.
 
     Args:
         args: those of ``nn.Linear``.

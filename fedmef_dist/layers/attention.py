@@ -7,15 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
+
+from fedmef_dist.layers.recompute import recompute
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762, section 3.2) behind a normalisation.
 
-    With ``lean`` it keeps its input, 4 bytes an element in float32, and computes normalisation, queries, keys, values
-    and heads again in the backward pass: one more forward pass of ``in_proj``, and exact gradients. Else torch keeps
-    24 bytes: the inputs of both, queries, keys, values and heads.
+    With ``lean``, in training mode, it keeps its input, 4 bytes an element in float32, and computes normalisation,
+    queries, keys, values and heads again in the backward pass: one more forward pass of ``in_proj``, and exact
+    gradients. Else torch keeps 24 bytes: the inputs of both, queries, keys, values and heads.
 
     Args:
         width: features of a token.
@@ -41,11 +42,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, width) to (B, T, width)."""
-        if not self.lean or not torch.is_grad_enabled():
+        if not (self.lean and self.training and torch.is_grad_enabled()):
             return self.out_proj(self.attend(x))
-        return self.out_proj(
-            checkpoint(self.attend, x, use_reentrant=False, preserve_rng_state=False, determinism_check="none")
-        )
+        return self.out_proj(recompute(self.attend, [self.norm, self.in_proj], x))
 
 
 def recomputed_modules(model: nn.Module) -> set[nn.Module]:

@@ -1,8 +1,24 @@
-"""Batch normalisation that survives a batch of one."""
+"""Batch normalisation that survives a batch of one, and a pass that is computed again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+
+_REPEATS: ContextVar[bool] = ContextVar("repeats", default=False)
+
+
+@contextmanager
+def repeating() -> Iterator[None]:
+    """Inside, forward passes are computed a second time: running statistics have seen their batches already."""
+    token = _REPEATS.set(True)
+    try:
+        yield
+    finally:
+        _REPEATS.reset(token)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -17,6 +33,8 @@ class BatchNorm2d(nn.BatchNorm2d):
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
+        if self.training and _REPEATS.get():
+            return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
         return super().forward(input)
 
 

@@ -7,13 +7,21 @@ within a byte.
 import numpy as np
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 _WEIGHTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Whether :func:`flatten` takes the elements in channels_last order."""
-    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    """Whether :func:`flatten` takes the elements in channels_last order.
+
+    Where both orders are one, as with one pixel or one channel, the strides tell which is meant, as they tell torch.
+    """
+    return (
+        tensor.dim() == 4
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+        and suggest_memory_format(tensor) == torch.channels_last
+    )
 
 
 def flatten(tensor: Tensor, channels_last: bool | None = None) -> Tensor:

@@ -110,6 +110,26 @@ def pack_largest(rows: Tensor, count: int, selector: Selector) -> tuple[Tensor, 
     return bitmap, values, kept
 
 
+def pack_nonzero(rows: Tensor, limit: int) -> tuple[Tensor, Tensor] | None:
+    """Packs the elements that are not 0.
+
+    Args:
+        rows: floating (1, n), contiguous.
+        limit: so many of them or more are not packed.
+
+    Returns:
+        Bitmap, uint8 (1, ceil(n / 8)), and the values (kept,), like ``rows``; None where there are too many.
+    """
+    row, kernels = patterns(rows[0]), kernels_for(rows)
+    count = kernels.count_from(row, 1)
+    if count >= limit:
+        return None
+    bitmap = torch.zeros(1, (row.numel() + 7) // 8, dtype=torch.uint8, device=rows.device)
+    values = rows.new_empty(count)
+    kernels.pack(row, 1, row.numel(), bitmap[0], patterns(values))
+    return bitmap, values
+
+
 def unpack_largest(bitmap: Tensor, values: Tensor, kept: list[int], columns: int) -> Tensor:
     """The inverse of :func:`pack_largest`: (R, columns), 0 where nothing was kept."""
     rows = values.new_empty(len(kept), columns)

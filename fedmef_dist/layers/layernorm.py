@@ -51,6 +51,6 @@ class LeanLayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises over the last dimensions."""
-        if self.pruning.is_dense or not torch.is_grad_enabled():
+        if self.pruning.is_exact or not torch.is_grad_enabled():
             return super().forward(input)
         return _Normalise.apply(input, self.weight, self.bias, list(self.normalized_shape), self.eps, self.pruning)

@@ -106,10 +106,10 @@ class Filters(NamedTuple):
         return bits.like(rows.view(-1), self.shape, self.channels_last)
 
 
-def filters_of(theta: Tensor, mask: Tensor | None, normaliser: Normaliser) -> Filters:
+def filters_of(theta: Tensor, mask: Tensor | None, normaliser: Normaliser, count: Tensor | None = None) -> Filters:
     """Arguments: see :func:`normalise`."""
     order = bits.is_channels_last(theta)
-    count = _counts(theta, mask)
+    count = active_counts(theta, mask) if count is None else count
     full = count > 1
     inverse = torch.where(full, 1 / count.clamp(min=1), 0.0) if normaliser.centre else torch.zeros_like(count)
     rows = _rows(theta, order)
@@ -122,10 +122,11 @@ def filters_of(theta: Tensor, mask: Tensor | None, normaliser: Normaliser) -> Fi
     return Filters(deviation, inverse, scale, squares, theta.shape, order)
 
 
-def _counts(weight: Tensor, mask: Tensor | None) -> Tensor:
+def active_counts(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """How many weights of every filter are active, (O, 1), in the type of the weight."""
     if mask is None:
         return weight.new_full((weight.shape[0], 1), prod(weight.shape[1:]))
-    return mask.sum(tuple(range(1, mask.dim()))).unsqueeze(1)
+    return mask.sum(tuple(range(1, mask.dim()))).unsqueeze(1).to(weight.dtype)
 
 
 def filter_means(weight: Tensor, mask: Tensor | None) -> Tensor:
@@ -133,22 +134,25 @@ def filter_means(weight: Tensor, mask: Tensor | None) -> Tensor:
 
     Args:
         weight: (O, ...), 0 where inactive.
-        mask: like the weight, 1 where active; None: all are.
+        mask: bool, like the weight; None: all are active.
     """
-    count = _counts(weight, mask).flatten()
+    count = active_counts(weight, mask).flatten()
     return torch.where(count > 1, weight.flatten(1).sum(1) / count.clamp(min=1), 0.0)
 
 
-def normalise(theta: Tensor, gain: Tensor, mask: Tensor | None, normaliser: Normaliser) -> Tensor:
+def normalise(
+    theta: Tensor, gain: Tensor, mask: Tensor | None, normaliser: Normaliser, count: Tensor | None = None
+) -> Tensor:
     """The weight that acts, like theta.
 
     Args:
         theta: raw weight (O, ...), 0 where inactive.
         gain: (O,).
-        mask: like theta, 1 where active; None: all are.
+        mask: bool, like theta, set where active; None: all are.
         normaliser: constants.
+        count: active weights of every filter, (O, 1), of theta's type; None: counted here.
     """
-    return filters_of(theta, mask, normaliser).weight(gain)
+    return filters_of(theta, mask, normaliser, count).weight(gain)
 
 
 def normalise_backward(grad: Tensor, gain: Tensor, mask: Tensor | None, filters: Filters) -> tuple[Tensor, Tensor]:
@@ -160,12 +164,14 @@ def normalise_backward(grad: Tensor, gain: Tensor, mask: Tensor | None, filters:
     Args:
         grad: like theta; overwritten, since a large weight's temporaries would be the peak of a step.
         gain: (O,).
-        mask: like theta, 1 where active; None: all are.
+        mask: bool, like theta; None: all are active.
         filters: of theta.
     """
     rows = _rows(grad, filters.channels_last)
     along = _dot(rows, filters.deviation)
-    total = rows.sum(1, keepdim=True) if mask is None else _dot(rows, _rows(mask, filters.channels_last))
+    active = torch.ones_like(rows) if mask is None else _rows(mask, filters.channels_last).to(rows.dtype)
+    total = _dot(rows, active)
+    del active
     # The deviations sum to 0 over a centred filter, so their part of the gradient has no mean to subtract.
     rows.sub_(total * filters.inverse_count).addcmul_(filters.deviation, along / filters.squares, value=-1)
     rows.mul_(filters.scale * gain.unsqueeze(1))
@@ -183,28 +189,29 @@ class _Normalised(Function):
         gain: Tensor,
         bias: Tensor,
         mask: Tensor | None,
+        count: Tensor | None,
         operation: Operation,
         normaliser: Normaliser,
         pruning: Pruning,
     ) -> Tensor:
         x = in_autocast_type(x)
         saved, ctx.kept = keep(x, pruning)  # first, so that its scratch and the output are not alive together
-        ctx.save_for_backward(theta, gain, mask, *saved)
+        ctx.save_for_backward(theta, gain, mask, count, *saved)
         ctx.operation, ctx.normaliser = operation, normaliser
-        return operation.forward(x, normalise(theta, gain, mask, normaliser), bias)
+        return operation.forward(x, normalise(theta, gain, mask, normaliser, count), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        theta, gain, mask, *saved = ctx.saved_tensors
-        filters = filters_of(theta, mask, ctx.normaliser)
+        theta, gain, mask, count, *saved = ctx.saved_tensors
+        filters = filters_of(theta, mask, ctx.normaliser, count)
         weight = filters.weight(gain).to(grad.dtype)
         x = restore(tuple(saved), ctx.kept)
         needed = (ctx.needs_input_grad[0], True, True)
         grad_x, grad_weight, grad_bias = ctx.operation.gradients(grad, x, weight, needed)
         del weight, x
         grad_theta, grad_gain = normalise_backward(grad_weight.to(theta.dtype), gain, mask, filters)
-        return grad_x, grad_theta, grad_gain, grad_bias, None, None, None, None
+        return grad_x, grad_theta, grad_gain, grad_bias, None, None, None, None, None
 
 
 class _NormalisedLayer(nn.Module):
@@ -216,31 +223,35 @@ class _NormalisedLayer(nn.Module):
     normaliser: Normaliser
     pruning: Pruning
     mask: Tensor | None
+    count: Tensor | None
 
     def set_up(self, normaliser: Normaliser, pruning: Pruning) -> None:
         """Adds the gain (1), sets the bias to 0."""
         self.gain = nn.Parameter(torch.ones(self.weight.shape[0]))
         nn.init.zeros_(self.bias)
-        self.normaliser, self.pruning, self.mask = normaliser, pruning, None
+        self.normaliser, self.pruning = normaliser, pruning
+        self.mask = self.count = None
 
     @property
     def centre(self) -> bool:
         """Whether every filter's mean is subtracted."""
         return self.normaliser.centre
 
-    def bind_mask(self, mask: Tensor) -> None:
-        """Uses ``mask`` (float32 like the weight, 1 where active) from now on; its content may change in place.
+    def bind_mask(self, mask: Tensor | None) -> None:
+        """Uses ``mask`` (bool, like the weight; None: all are active) from now on; it does not change in place.
 
         Weights outside of it have to be exactly 0.
         """
         self.mask = mask
+        self.count = None if mask is None else active_counts(self.weight, mask)
 
     def run(self, operation: Operation, x: Tensor) -> Tensor:
         """The operation with the normalised weight."""
         if not torch.is_grad_enabled():
-            return operation.forward(x, normalise(self.weight, self.gain, self.mask, self.normaliser), self.bias)
+            weight = normalise(self.weight, self.gain, self.mask, self.normaliser, self.count)
+            return operation.forward(x, weight, self.bias)
         return _Normalised.apply(
-            x, self.weight, self.gain, self.bias, self.mask, operation, self.normaliser, self.pruning
+            x, self.weight, self.gain, self.bias, self.mask, self.count, operation, self.normaliser, self.pruning
         )
 
 

@@ -33,9 +33,16 @@ def _compensation(p: float) -> float:
 class RandomLayer(nn.Module):
     """A layer that draws on the CPU, so that every device gets the same numbers; see :func:`set_generator`."""
 
+    p: float
+
     def __init__(self) -> None:
         super().__init__()
         self.generator = torch.Generator()
+
+    @property
+    def draws(self) -> bool:
+        """Whether a forward pass draws numbers."""
+        return self.training and self.p > 0
 
 
 class Dropout(RandomLayer):
@@ -51,7 +58,7 @@ class Dropout(RandomLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scales what is kept by 1 / (1 - p); the identity in evaluation mode."""
-        if not self.training or not self.p:
+        if not self.draws:
             return x
         kept = torch.rand(x.shape, generator=self.generator) >= self.p
         return _Masked.apply(x, kept.to(x.device), _compensation(self.p))
@@ -71,7 +78,7 @@ class StochasticDepth(RandomLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scales branches that stay by 1 / (1 - p); the identity in evaluation mode."""
-        if not self.training or not self.p:
+        if not self.draws:
             return x
         draws = torch.rand(x.shape[0] if self.mode == "row" else 1, generator=self.generator)
         scale = (draws >= self.p) * _compensation(self.p)

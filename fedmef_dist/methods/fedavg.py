@@ -7,13 +7,13 @@ running statistics, weighted by samples.
 
 from typing import ClassVar, Literal, TypeVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.methods.base import Method
 from fedmef_dist.methods.preparation import Preparation
+from fedmef_dist.sparsity import Mask
 
 
 class FedAvgSettings(Settings):
@@ -30,7 +30,7 @@ class Dense(Method[DenseSettingsT]):
 
     def initial_mask(self, preparation: Preparation) -> Tensor:
         """All weights."""
-        return torch.ones(self.space.n_prunable, dtype=torch.bool, device=self.space.values.device)
+        return Mask.full(self.space.n_prunable, self.space.values.device).active
 
 
 class FedAvg(Dense[FedAvgSettings]):

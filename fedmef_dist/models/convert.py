@@ -208,7 +208,7 @@ def _convert_other(module: nn.Module, pruning: Pruning, sap: SapSettings, norm: 
         return _normalisation(module, norm)  # type: ignore[arg-type]
     if kind is BranchNorm and norm in ("nsconv", "none"):
         return nn.Identity()
-    if kind in (nn.LayerNorm, BranchNorm) and not pruning.is_dense:
+    if kind in (nn.LayerNorm, BranchNorm) and not pruning.is_exact:
         return _lean_layer_norm(module, pruning)  # type: ignore[arg-type]
     if kind is nn.Dropout:
         return Dropout(module.p)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from fedmef_dist.base.randomness import torch_seed
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.models import small
+from fedmef_dist.models.blocks import recompute_blocks
 from fedmef_dist.models.convert import convert, replace_module, weighted_layers
 from fedmef_dist.models.fit import refuse_misfit
 from fedmef_dist.models.gpt import GPTSettings, build_gpt
@@ -51,6 +52,9 @@ class ModelSettings(Settings):
         "auto",
         description="normalisation; auto: what the method prefers (fedmef: nsconv), or else batch, or layer for gpt",
     )
+    recompute: Literal["none", "blocks"] = Field(
+        "none", description="blocks: what is inside of a block is computed again in the backward pass, not kept"
+    )
     nsconv: NSConvSettings = Field(default_factory=NSConvSettings, description="details of norm nsconv")
 
     @model_validator(mode="after")
@@ -86,7 +90,7 @@ def build_model(
     shape: tuple[int, ...],
     seed: int,
 ) -> nn.Module:
-    """The network that a run trains: :func:`stock_model`, converted.
+    """The network that a run trains: :func:`stock_model`, converted, its blocks recomputed where the settings ask it.
 
     Args:
         settings: section ``model``.
@@ -102,7 +106,8 @@ def build_model(
     model = stock_model(settings, classes=classes, shape=shape, seed=seed)
     # Layers that take another's place draw weights, which those of the stock model overwrite.
     with torch.random.fork_rng(devices=[]):
-        return convert(model, sap, norm, centre=settings.nsconv.centre)
+        model = convert(model, sap, norm, centre=settings.nsconv.centre)
+    return recompute_blocks(model, packs=bool(sap.enabled)) if settings.recompute == "blocks" else model
 
 
 def stock_model(settings: ModelSettings, *, classes: int, shape: tuple[int, ...], seed: int) -> nn.Module:

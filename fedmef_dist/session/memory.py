@@ -1,15 +1,23 @@
 """The memory keys of a run's metrics and summary."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 
+from fedmef_dist.base.randomness import torch_generator
 from fedmef_dist.data.batches import Batch, client_batches
 from fedmef_dist.data.shapes import Shape
 from fedmef_dist.devices.device_memory import device_memory
 from fedmef_dist.devices.training_step import TrainingStep
+from fedmef_dist.layers.activation_pruning import DENSE
+from fedmef_dist.layers.random import set_generator
 from fedmef_dist.simulation.footprint import dense_fedavg, modelled_step, own_setting, training_step
 from fedmef_dist.simulation.loop import Simulation
 from fedmef_dist.tracking.tracker import Metrics
 from fedmef_dist.wire.ledger import VALUE_BYTES
+
+_T = TypeVar("_T")
 
 
 class RunMemory:
@@ -19,14 +27,15 @@ class RunMemory:
     """
 
     def __init__(self, simulation: Simulation) -> None:
-        self._config, self._space = simulation.config, simulation.space
+        self._config, self._space, self._simulation = simulation.config, simulation.space, simulation
         shape = Shape(simulation.dataset.shape, simulation.dataset.classes)
         batch = _full_batch(simulation)
-        self._activations, _ = modelled_step(self._config, own_setting(self._config), shape, len(batch[0]))
-        self._space.load(simulation.server.values)
+        setting = own_setting(self._config, simulation.memory_plan)
+        self._activations, _ = modelled_step(self._config, setting, shape, len(batch[0]))
         autocast = self._config.runtime.precision == "bf16"
-        self._own = TrainingStep(simulation.model, self._space, self._config.optimizer, batch, autocast).measure()
-        self._space.load(simulation.server.values)
+        self._step = TrainingStep(simulation.model, self._space, self._config.optimizer, batch, autocast)
+        self._own = self._from_the_servers_state(self._step.measure)
+        self._prunes = any(getattr(module, "pruning", DENSE).ratio for module in simulation.model.modules())
         dense = training_step(self._config, dense_fedavg(self._config), shape, batch)
         self._dense = dense.measure()
         self._dense_state = dense.space.total
@@ -41,14 +50,37 @@ class RunMemory:
             "memory/peak_bytes": self._own.peak_bytes,
         }
 
+    def _from_the_servers_state(self, measure: Callable[[], _T]) -> _T:
+        """What ``measure`` gives with the server's weights, which the space has again afterwards.
+
+        Dropout draws from a generator of its own; each client brings another.
+        """
+        set_generator(self._step.model, torch_generator(self._config.seed, "footprint"))
+        self._space.load(self._simulation.server.values)
+        found = measure()
+        self._space.load(self._simulation.server.values)
+        return found
+
+    def dropped(self) -> Metrics:
+        """What pruning drops of the activations at the server's weights, on the fixed batch: one forward pass."""
+        if not self._prunes:
+            return {}
+        dropped = self._from_the_servers_state(self._step.dropped)
+        return {"sap/dropped_mass": dropped.mass, "sap/dropped_nonzeros": dropped.nonzeros}
+
     def news(self) -> Metrics:
-        """What was not told before: at first all metrics, later the modelled ones where the layers' counts changed."""
+        """What was not told before: at first all metrics, later the modelled ones where the layers' counts changed.
+
+        In rounds with an evaluation also what pruning drops.
+        """
         counts = self._space.layer_counts()
         if counts != self._counts:
             self._counts = counts
             self._news |= self._modelled()
         news, self._news = self._news, {}
-        return news
+        every = self._config.evaluation.every
+        last = self._simulation.round == self._config.federation.rounds
+        return news | (self.dropped() if last or self._simulation.round % every == 0 else {})
 
     def _modelled(self) -> Metrics:
         memory = device_memory(self._space, self._space.layer_counts(), self._config.optimizer, self._activations)

@@ -1,27 +1,25 @@
-"""What a training step of a configuration's model takes in memory under several methods: the command ``memory``."""
+"""What a training step of a configuration's model takes in memory under several methods."""
 
-import json
-import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from fedmef_dist.base.randomness import numpy_generator, torch_generator
-from fedmef_dist.cluster.environment import detect
-from fedmef_dist.cluster.group import open_group
-from fedmef_dist.config import Config, load_config
+from fedmef_dist.config import Config
 from fedmef_dist.data.batches import Batch
 from fedmef_dist.data.shapes import Shape, shape_of
 from fedmef_dist.devices.device_memory import Activations, DeviceMemory, device_memory, model_activations
 from fedmef_dist.devices.memory import StepMemory
 from fedmef_dist.devices.training_step import TrainingStep
 from fedmef_dist.layers.activation_pruning import SapSettings
+from fedmef_dist.layers.dropped import Dropped
 from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
 from fedmef_dist.models import build_model, prunable_weights
+from fedmef_dist.models.plan import MemoryPlan, apply_plan
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import layer_counts, random_mask
 
@@ -30,12 +28,23 @@ PRUNE_RATIOS = (0.3, 0.5, 0.7, 0.9)
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides a step's memory, beside model and batch: normalisation, activation pruning, share of weights."""
+    """What decides a step's memory, in addition to model and batch.
+
+    Attributes:
+        method: that trains so.
+        norm: normalisation.
+        sap: activation pruning, ``enabled`` settled.
+        density: share of the weights.
+        recompute: whether blocks are computed again.
+        plan: the planner's choice, for a model that :func:`planned` describes.
+    """
 
     method: str
     norm: str
     sap: SapSettings
     density: float
+    recompute: Literal["none", "blocks"] = "none"
+    plan: MemoryPlan | None = None
 
     @property
     def prune_ratio(self) -> float:
@@ -43,9 +52,16 @@ class Setting:
         return self.sap.prune_ratio if self.sap.enabled else 0.0
 
 
-def own_setting(config: Config) -> Setting:
-    """The configuration's."""
-    return Setting(config.method.name, config.norm, config.resolved_sap, _density(config))
+def own_setting(config: Config, plan: MemoryPlan | None = None) -> Setting:
+    """The configuration's, with the plan that was made for its budget, if it has one."""
+    own = Setting(config.method.name, config.norm, config.resolved_sap, _density(config), config.model.recompute)
+    return own if plan is None else planned(own, plan)
+
+
+def planned(setting: Setting, plan: MemoryPlan | None = None) -> Setting:
+    """The setting in the form to which plans apply: all packed without loss, all blocks recomputed, then the plan."""
+    sap = setting.sap.model_copy(update={"enabled": True, "prune_ratio": 0.0, "storage": "fp32"})
+    return replace(setting, sap=sap, recompute="blocks", plan=plan)
 
 
 def dense_fedavg(config: Config) -> Setting:
@@ -54,19 +70,30 @@ def dense_fedavg(config: Config) -> Setting:
 
 
 def compared_settings(config: Config) -> list[Setting]:
-    """Dense FedAvg, sparse weights with dense activations, FedMef at several ratios; the configuration's own if new.
+    """The arena; the configuration's own setting comes last if it is none of the others.
 
-    Every method without activation pruning has the same ordinary step; ``fedtiny`` stands for all of them.
+    Dense FedAvg, the same with its blocks recomputed, sparse weights with dense activations (every method without
+    activation pruning has the same ordinary step; ``fedtiny`` stands for all of them), FedMef's layers with nothing
+    packed, packed without loss, that with recomputed blocks, and FedMef at several ratios.
     """
     sparse = config.method if hasattr(config.method, "density") else FedMefSettings()
     density = sparse.density
     dense = dense_fedavg(config)
-    norm = FedMef.preferences.norm or config.model.stock_norm
-    pruned = [config.sap.model_copy(update={"enabled": True, "prune_ratio": ratio}) for ratio in PRUNE_RATIOS]
+    norm, name = FedMef.preferences.norm or config.model.stock_norm, FedMefSettings().name
+    updates: list[dict[str, Any]] = [
+        {"enabled": False},
+        {"enabled": True, "prune_ratio": 0.0, "storage": "fp32"},
+        *({"enabled": True, "prune_ratio": ratio} for ratio in PRUNE_RATIOS),
+    ]
+    off, exact, *pruned = (Setting(name, norm, config.sap.model_copy(update=update), density) for update in updates)
     settings = [
         dense,
+        replace(dense, recompute="blocks"),
         replace(dense, method="fedtiny", density=density),
-        *(Setting(FedMefSettings().name, norm, sap, density) for sap in pruned),
+        off,
+        exact,
+        replace(exact, recompute="blocks"),
+        *pruned,
     ]
     own = own_setting(config)
     return settings if own in settings else [*settings, own]
@@ -76,15 +103,19 @@ def _density(config: Config) -> float:
     return getattr(config.method, "density", 1.0)
 
 
-def _build(config: Config, setting: Setting, shape: Shape) -> nn.Module:
-    return build_model(
-        config.model,
+def build_network(config: Config, setting: Setting, shape: Shape) -> nn.Module:
+    """The network that a setting trains. Raises UserError where it is not to be had."""
+    model = build_model(
+        config.model.model_copy(update={"recompute": setting.recompute}),
         setting.sap,
         norm=setting.norm,
         classes=shape.classes,
         shape=shape.sample,
         seed=config.seed,
     )
+    if setting.plan is not None:
+        apply_plan(model, setting.plan)
+    return model
 
 
 def _counts(config: Config, setting: Setting, space: ParameterSpace) -> list[int]:
@@ -109,7 +140,7 @@ def modelled_step(
         UserError: model or density are not to be had.
     """
     kind = torch.bfloat16 if config.runtime.precision == "bf16" else torch.float32
-    model = _build(config, setting, shape).to("meta", kind)
+    model = build_network(config, setting, shape).to("meta", kind)
     dtype = torch.int64 if shape.is_text else kind
     size = (batch_size or config.federation.batch_size, *shape.sample)
     kept = model_activations(model, torch.empty(size, dtype=dtype, device="meta"))
@@ -123,7 +154,7 @@ def training_step(config: Config, setting: Setting, shape: Shape, batch: Batch) 
     Raises:
         UserError: model or density are not to be had.
     """
-    model = _build(config, setting, shape).to(batch[0].device)
+    model = build_network(config, setting, shape).to(batch[0].device)
     space = ParameterSpace(model, prunable_weights(model))
     if setting.density < 1:
         counts = _counts(config, setting, space)
@@ -152,14 +183,28 @@ class Footprint:
         measured: what autograd and the allocator say.
         activations: what of it the model of the layers foretells.
         device: the same step on a simulated device.
-        seconds: median over some steps.
+        seconds: of each timed step.
+        cosine: of the active weights' gradient to that of the same network with nothing packed or recomputed; None
+            where the whole gradient is the same to the bit.
+        dropped: what pruning drops of the activations.
     """
 
     setting: Setting
     measured: StepMemory
     activations: Activations
     device: DeviceMemory
-    seconds: float
+    seconds: tuple[float, ...]
+    cosine: float | None
+    dropped: Dropped
+
+    @property
+    def median_seconds(self) -> float:
+        """Of the timed steps."""
+        return median(self.seconds)
+
+    def slowdown(self, baseline: "Footprint") -> float:
+        """Median ratio of a step's time to the baseline's in the same turn."""
+        return median(mine / theirs for mine, theirs in zip(self.seconds, baseline.seconds, strict=True))
 
     def modules(self) -> list[dict[str, Any]]:
         """Measured and modelled bytes of each module that keeps anything, in the order of the forward pass."""
@@ -183,16 +228,39 @@ def measure(config: Config, device: torch.device, steps: int) -> list[Footprint]
         UserError: model or density are not to be had.
     """
     shape = shape_of(config.data)
-    batch = random_batch(config, shape, device)
-    settings = compared_settings(config)
+    return measure_settings(config, shape, random_batch(config, shape, device), compared_settings(config), steps)
+
+
+def measure_settings(
+    config: Config, shape: Shape, batch: Batch, settings: Sequence[Setting], steps: int
+) -> list[Footprint]:
+    """These settings on one batch. Arguments and errors: see :func:`measure`."""
     candidates = [training_step(config, setting, shape, batch) for setting in settings]
+    cosines = _faithfulness(config, shape, batch, settings, candidates)
+    dropped = [step.dropped() for step in candidates]
     memory = [step.measure() for step in candidates]
     seconds = list(zip(*([step.seconds() for step in candidates] for _ in range(steps)), strict=True))
     models = [modelled_step(config, setting, shape) for setting in settings]
-    return [
-        Footprint(setting, measured, *model, median(times))
-        for setting, measured, model, times in zip(settings, memory, models, seconds, strict=True)
-    ]
+    rows = zip(settings, memory, models, seconds, cosines, dropped, strict=True)
+    return [Footprint(setting, measured, *model, *rest) for setting, measured, model, *rest in rows]
+
+
+def _faithfulness(
+    config: Config, shape: Shape, batch: Batch, settings: Sequence[Setting], steps: Sequence[TrainingStep]
+) -> list[float | None]:
+    """The cosine of each setting's gradient; see :class:`Footprint`. All start from the same weights."""
+    plain: dict[tuple[str, float], torch.Tensor] = {}
+    found = []
+    for setting, step in zip(settings, steps, strict=True):
+        key = setting.norm, setting.density
+        if key not in plain:
+            off = setting.sap.model_copy(update={"enabled": False})
+            reference = replace(setting, sap=off, recompute="none", plan=None)
+            plain[key] = training_step(config, reference, shape, batch).loss_gradient()
+        mine, theirs, count = step.loss_gradient(), plain[key], step.space.n_prunable
+        same = torch.equal(mine, theirs)
+        found.append(None if same else torch.cosine_similarity(mine[:count], theirs[:count], dim=0).item())
+    return found
 
 
 def modelled(config: Config, shape: Shape) -> list[tuple[Setting, DeviceMemory]]:
@@ -205,9 +273,9 @@ def modelled(config: Config, shape: Shape) -> list[tuple[Setting, DeviceMemory]]
     return [(setting, modelled_step(config, setting, shape)[1]) for setting in settings]
 
 
-def as_json(config: Config, footprint: Footprint) -> dict[str, Any]:
-    """A footprint for programs; bytes and seconds."""
-    setting, measured, device = footprint.setting, footprint.measured, footprint.device
+def as_json(config: Config, footprint: Footprint, baseline: Footprint) -> dict[str, Any]:
+    """A footprint for programs; bytes and seconds, and as multiples of those of ``baseline``."""
+    setting, measured, device, dense = footprint.setting, footprint.measured, footprint.device, baseline.measured
     return {
         "method": setting.method,
         "model": config.model.name,
@@ -215,28 +283,19 @@ def as_json(config: Config, footprint: Footprint) -> dict[str, Any]:
         "batch_size": config.federation.batch_size,
         "density": setting.density,
         "prune_ratio": setting.prune_ratio,
+        "packed": bool(setting.sap.enabled),
+        "recompute": setting.recompute,
+        "gradient": "exact" if footprint.cosine is None else footprint.cosine,
+        "dropped_mass": footprint.dropped.mass,
+        "dropped_nonzeros": footprint.dropped.nonzeros,
         "activation_bytes": measured.activation_bytes,
         "state_bytes": measured.state_bytes,
         "peak_bytes": measured.peak_bytes,
         "modelled_bytes": device.total,
         "modelled": asdict(device),
-        "step_seconds": footprint.seconds,
+        "step_seconds": footprint.median_seconds,
+        "held_over_baseline": measured.activation_bytes / dense.activation_bytes,
+        "peak_over_baseline": measured.peak_bytes / dense.peak_bytes,
+        "step_over_baseline": footprint.slowdown(baseline),
         "modules": footprint.modules(),
     }
-
-
-def memory_command(path: Path, overrides: list[str], as_objects: bool, out: Path | None, steps: int) -> None:
-    """The command ``memory``. Raises UserError."""
-    from fedmef_dist.report.memory import report, save_bars
-
-    config = load_config(path, overrides)
-    with open_group(detect(os.environ), config.runtime) as group:
-        if group.rank:
-            return
-        footprints = measure(config, group.device, steps)
-    if as_objects:
-        print(json.dumps([as_json(config, footprint) for footprint in footprints], indent=2))
-    else:
-        print(report(footprints, own_setting(config)))
-    if out is not None:
-        save_bars(footprints, out)

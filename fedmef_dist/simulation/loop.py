@@ -14,6 +14,7 @@ from fedmef_dist.cluster.interruption import GraceTime, Interruption
 from fedmef_dist.config import Config
 from fedmef_dist.data.batches import Batch, client_batches
 from fedmef_dist.data.population import build_population
+from fedmef_dist.data.shapes import Shape
 from fedmef_dist.data.sources import load_dataset
 from fedmef_dist.evaluation.own_data import open_client_evaluation
 from fedmef_dist.evaluation.test_set import evaluate, quality
@@ -21,11 +22,13 @@ from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.preparation import Preparation
 from fedmef_dist.methods.registry import create_method
 from fedmef_dist.methods.server_optimizer import ServerOptimizer
-from fedmef_dist.models import build_model, prunable_weights
+from fedmef_dist.models import prunable_weights
 from fedmef_dist.runs.snapshot import Part
 from fedmef_dist.simulation.accounting import Accounting
+from fedmef_dist.simulation.footprint import build_network, own_setting
 from fedmef_dist.simulation.global_state import MaskPart, ModelPart
 from fedmef_dist.simulation.local_training import LocalTraining, open_kept_states
+from fedmef_dist.simulation.planning import plan_for_budget
 from fedmef_dist.simulation.server import Server
 from fedmef_dist.simulation.totals import Totals
 from fedmef_dist.sparsity import Mask, ParameterSpace
@@ -76,14 +79,9 @@ class Simulation:
             config.data.partition,
             config.seed,
         )
-        self.model = build_model(
-            config.model,
-            config.resolved_sap,
-            norm=config.norm,
-            classes=self.dataset.classes,
-            shape=self.dataset.shape,
-            seed=config.seed,
-        ).to(group.device)
+        shape = Shape(self.dataset.shape, self.dataset.classes)
+        self.memory_plan = plan_for_budget(config, shape)
+        self.model = build_network(config, own_setting(config, self.memory_plan), shape).to(group.device)
         self.space = ParameterSpace(self.model, prunable_weights(self.model))
         self.accounting = Accounting(config, self.model, self.space, self.dataset.example())
         self.method = create_method(config.method, self.space, self._method_context())

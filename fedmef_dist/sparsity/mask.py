@@ -12,7 +12,7 @@ class Mask:
     """An immutable boolean mask over the prunable part of the flat vector.
 
     Args:
-        active: bool (n_prunable,), in storage order.
+        active: bool (n_prunable,), in storage order; a byte a weight, and all that a mask keeps.
         version: how many times the run has changed its mask.
     """
 
@@ -20,9 +20,14 @@ class Mask:
         self.active = active
         self.version = version
 
-    @cached_property
+    @classmethod
+    def full(cls, length: int, device: torch.device | str = "cpu", version: int = 0) -> "Mask":
+        """The mask of a model of which nothing is pruned. One byte stands for all of it."""
+        return cls(torch.ones((), dtype=torch.bool, device=device).expand(length), version)
+
+    @property
     def index(self) -> Tensor:
-        """The active positions, int64 (count,), sorted."""
+        """The active positions, int64 (count,), sorted; found anew at each call, since they take 8 bytes each."""
         return self.active.nonzero().flatten()
 
     @cached_property
@@ -43,6 +48,8 @@ class Mask:
     def from_bits(cls, bits: Tensor, length: int, version: int, device: torch.device | str = "cpu") -> "Mask":
         """The inverse of :meth:`to_bits`."""
         active = np.unpackbits(bits.cpu().numpy(), count=length, bitorder="little").view(np.bool_)
+        if active.all():
+            return cls.full(length, device, version)
         return cls(torch.from_numpy(active).to(device), version)
 
     @cached_property

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class Slice:
 
 
 class ParameterSpace:
-    """Takes over a model's storage: one vector of values, one of gradients, one mask.
+    """Takes over a model's storage: one vector of values, one of gradients, and one mask with a byte a weight.
 
     The vector holds the prunable weights first, ``[0, n_prunable)``, then the other parameters, ``[n_prunable,
     n_parameters)``, then the floating-point buffers (running statistics), ``[n_parameters, total)``. Loading,
@@ -60,7 +61,8 @@ class ParameterSpace:
     Attributes:
         values: float32 (total,), the model's state; parameters and buffers are views of it.
         gradient: float32 (n_parameters,); every parameter's ``.grad`` is a view of it. Zero it in place between steps.
-        mask_values: float32 (n_prunable,), 1 where a weight is active. Layers with a method ``bind_mask`` hold views.
+        mask: which prunable weights are active. Layers with a method ``bind_mask`` hold views of it, or None where
+            nothing is pruned.
         layers: the prunable slices.
     """
 
@@ -79,11 +81,14 @@ class ParameterSpace:
         device = next(model.parameters()).device
         self.values = torch.empty(self.total, device=device)
         self.gradient = torch.zeros(self.n_parameters, device=device)
-        self.mask_values = torch.ones(self.n_prunable, device=device)
-        self.mask = Mask(torch.ones(self.n_prunable, dtype=torch.bool, device=device))
+        self.mask = Mask.full(self.n_prunable, device)
         self._counted: Mask | None = None
         self._counts: list[int] = []
         self._take_over(model, parameters, buffers)
+        owners = ((layer, model.get_submodule(layer.name.rpartition(".")[0])) for layer in self.layers)
+        self._masked: list[tuple[Slice, Any]] = [
+            (layer, owner) for layer, owner in owners if hasattr(owner, "bind_mask")
+        ]
 
     @staticmethod
     def _lay_out(model: nn.Module, tensors: dict[str, Tensor]) -> list[Slice]:
@@ -109,11 +114,6 @@ class ParameterSpace:
                 view.copy_(buffers[piece.name])
                 owner, _, attribute = piece.name.rpartition(".")
                 model.get_submodule(owner)._buffers[attribute] = view
-        for layer in self.layers:
-            module = model.get_submodule(layer.name.rpartition(".")[0])
-            bind_mask = getattr(module, "bind_mask", None)
-            if bind_mask is not None:
-                bind_mask(layer.view(self.mask_values))
 
     def gain_of(self, layer: Slice) -> Slice | None:
         """Where the gains g_i of a layer lie, one a filter; None where the layer does not normalise its filters."""
@@ -133,14 +133,28 @@ class ParameterSpace:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """What a training step finds in it and leaves in it."""
-        return self.values, self.gradient, self.mask_values
+        return self.values, self.gradient, self.mask.active
+
+    @property
+    def mask_values(self) -> Tensor:
+        """Bool (n_prunable,), where a weight is active."""
+        return self.mask.active
 
     def set_mask(self, mask: Mask) -> None:
         """Makes ``mask`` the current one for every layer; values outside it become 0."""
         self.mask = mask
-        self.mask_values.copy_(mask.active)
-        # A product would leave zeros with a sign, which a packed state does not carry.
-        self.values[: self.n_prunable].masked_fill_(~mask.active, 0)
+        for layer, owner in self._masked:
+            owner.bind_mask(None if mask.is_full else layer.view(mask.active))
+        if not mask.is_full:
+            # A product would leave zeros with a sign, which a packed state does not carry.
+            self.values[: self.n_prunable].masked_fill_(~mask.active, 0)
+
+    def drop_inactive(self, vector: Tensor) -> None:
+        """Multiplies the inactive positions of ``vector``, float32 (n_prunable or more,), by 0, in place."""
+        if self.mask.is_full:
+            return
+        for layer in self.layers:  # one after another: torch makes a float copy of what it multiplies with
+            vector[layer.start : layer.stop].mul_(self.mask.active[layer.start : layer.stop])
 
     def load(self, values: Tensor) -> None:
         """Copies a state (float32 (total,)) into the model."""

@@ -56,7 +56,7 @@ class Elementwise(TorchDispatchMode):
     """Adds up the operations on tensors of so many elements or more."""
 
     COSTS: ClassVar = {"sum": 1, "sub": 1, "sub_": 1, "mul": 1, "mul_": 1, "addcmul_": 2, "bmm": 2}
-    REST: ClassVar = {"view", "unsqueeze", "new_full"}
+    REST: ClassVar = {"view", "unsqueeze", "new_full", "ones_like"}
 
     def __init__(self, elements):
         super().__init__()
@@ -78,7 +78,8 @@ def test_normalisation_does_what_is_counted_for_each_weight():
         filters = filters_of(theta, None, STANDARD)
         filters.weight(gain)
         normalise_backward(torch.randn(3, 40), gain, None, filters)
-    assert (forward.flops, backward.flops) == (5 * 120, 12 * 120)
+    # The sum of the gradients is made as a product with the mask, of which the ledger counts the sum alone.
+    assert (forward.flops, backward.flops) == (5 * 120, (12 + 1) * 120)
 
 
 def test_normalised_weights_take_17_flops_a_step():

@@ -20,7 +20,7 @@ from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
 from fedmef_dist.layers.random import Dropout
 from fedmef_dist.models import ModelSettings, build_model
 from fedmef_dist.models.convert import replace_module
-from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity import Mask, ParameterSpace
 
 SIDE = 16
 IMAGE = 4 * 2 * 8 * SIDE * SIDE  # bytes of a float32 (2, 8, 16, 16)
@@ -63,8 +63,15 @@ def test_flat_vector_and_masks_do_not_count():
     x = torch.randn(2, 8, SIDE, SIDE)
     memory = measure_step(model, lambda: model(x).sum(), state=lambda: space.tensors)
     assert memory.activation_bytes == IMAGE + IMAGE
-    # Weight and mask 8 * 8 * 9; gain and two biases, weight of the norm; its statistics and one int64 counter.
-    assert memory.state_bytes == 4 * (3 * 576 + 2 * 4 * 8 + 2 * 8) + 8
+    # Weight 8 * 8 * 9; gain and two biases, weight of the norm; its statistics, one int64 counter, and one byte that
+    # stands for the mask of a model of which nothing is pruned.
+    dense = 4 * (2 * 576 + 2 * 4 * 8 + 2 * 8) + 8 + 1
+    assert memory.state_bytes == dense
+    space.set_mask(Mask(torch.rand(576) < 0.5))
+    memory = measure_step(model, lambda: model(x).sum(), state=lambda: space.tensors)
+    assert memory.activation_bytes == IMAGE + IMAGE
+    # A byte a weight, and how many weights of each filter are active.
+    assert memory.state_bytes == dense - 1 + 576 + 4 * 8
 
 
 class Keeping(Function):

@@ -23,7 +23,7 @@ def test_memory_by_hand():
     memory = training_step().measure()
     # Input, hidden layer, logarithms of the probabilities, labels, sum of their weights.
     assert memory.activation_bytes == 4 * 8 * (100 + 64 + 10) + 8 * 8 + 4
-    assert memory.state_bytes == 4 * (2 * PARAMETERS + WEIGHTS)
+    assert memory.state_bytes == 4 * 2 * PARAMETERS + WEIGHTS
     # The input was there before. At the least a layer's gradient is there twice, before it is added up.
     assert memory.peak_bytes > memory.state_bytes + memory.activation_bytes - 4 * 8 * 100
 
@@ -40,3 +40,11 @@ def test_a_step_trains_and_keeps_to_the_mask():
     assert step.seconds() > 0
     assert not torch.equal(step.space.values, before)
     assert not step.space.values[:WEIGHTS][1::2].any()
+
+
+def test_a_step_that_is_held_still_changes_no_weight():
+    step = training_step(momentum=0.9)
+    step.hold_still()
+    before = step.space.values.clone()
+    step.measure()
+    assert torch.equal(step.space.values, before)

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -6,6 +8,7 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 
 from fedmef_dist.layers.activation_pruning import (
+    LOSSLESS,
     Affine,
     Convolution,
     PrunedConv2d,
@@ -68,6 +71,54 @@ def test_a_kept_input_by_hand():
     assert restore(*keep(y, Pruning(0.5, per_sample=True))).tolist() == [[3, 0], [0, -1]]
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 6, 6), (3, 4, 1, 1), (3, 1, 6, 6), (5, 7)])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95, 0.99, 1.0])
+def test_packing_without_loss(share, form, shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape) * (torch.rand(shape) < share)
+    if len(shape) == 4:
+        x = x.contiguous(memory_format=form)
+    saved, kept = keep(x, LOSSLESS)
+    back = restore(saved, kept)
+    assert torch.equal(back, x)
+    assert back.stride() == x.stride()
+    dense, packed = x.nbytes, (x.numel() + 7) // 8 + 4 * int(x.count_nonzero())
+    assert sum(tensor.nbytes for tensor in saved) == min(dense, packed)
+    assert (saved[0] is x) == (dense <= packed)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_lies_in_memory_with_gaps_comes_back_without_them(channels_last):
+    whole = torch.randn(2, 8, 4, 4).relu()
+    if channels_last:
+        whole = whole.contiguous(memory_format=torch.channels_last)
+    x = whole.chunk(2, dim=1)[1]
+    back = restore(*keep(x, LOSSLESS))
+    assert torch.equal(back, x)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    assert back.is_contiguous(memory_format=order)
+
+
+def test_neighbours_share_what_is_kept_of_one_tensor():
+    x, other = torch.randn(40).relu(), torch.randn(40).relu()
+    first, second = keep(x, LOSSLESS), keep(x, LOSSLESS)
+    assert first[0][1] is second[0][1]
+    assert keep(x, Pruning(0.5))[0][1] is not keep(x, LOSSLESS)[0][1]
+    assert keep(other, LOSSLESS)[0][1] is not first[0][1]
+    again = keep(x, LOSSLESS)
+    x.mul_(2)
+    assert torch.equal(restore(*keep(x, LOSSLESS)), 2 * restore(*again))
+
+
+def test_nothing_is_remembered_of_a_tensor_that_is_gone():
+    x = torch.randn(40).relu()
+    saved = weakref.ref(keep(x, LOSSLESS)[0][1])
+    assert saved() is not None
+    del x
+    assert saved() is None
+
+
 def test_zeros_are_not_kept():
     x = torch.tensor([0.0, 2.0, -0.0, 0.0, -1.0, 0.0])
     (bitmap, values), kept = keep(x, Pruning(0.5))
@@ -108,10 +159,11 @@ def test_the_memory_order_survives():
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("pruning", [Pruning(), LOSSLESS])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_ratio_0_is_the_stock_layer_bit_for_bit(geometry):
-    stock, ours = twins(Pruning(0.0), **geometry)
-    x = torch.randn(3, 4, 6, 6)
+def test_ratio_0_is_the_stock_layer_bit_for_bit(geometry, pruning):
+    stock, ours = twins(pruning, **geometry)
+    x = torch.randn(3, 4, 6, 6).relu()
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(run(ours, x), run(stock, x), strict=True))
 
 

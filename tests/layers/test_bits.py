@@ -35,3 +35,9 @@ def test_contiguous_is_flattened_without_a_copy_and_others_with_one():
     tensor = torch.arange(6.0).view(2, 3)
     assert bits.flatten(tensor).data_ptr() == tensor.data_ptr()
     assert bits.flatten(tensor.t()).tolist() == [0, 3, 1, 4, 2, 5]
+
+
+def test_where_both_orders_are_one_the_strides_tell_which_is_meant():
+    x = torch.randn(2, 4, 1, 1)
+    assert not bits.is_channels_last(x)
+    assert bits.is_channels_last(x.contiguous(memory_format=torch.channels_last).to(memory_format=torch.channels_last))

@@ -182,15 +182,16 @@ def test_inactive_weights_get_the_gradient_of_a_weight_without_effect():
     torch.testing.assert_close(mine[0, 4], scale * (grad[0, 4] - grad[0, :4].mean()))
 
 
-def test_a_mask_changes_in_place():
+def test_the_mask_that_is_bound_last_counts():
     module = NSConv2d(2, 2, 3)
-    mask = torch.ones_like(module.weight)
-    module.bind_mask(mask)
+    module.bind_mask(None)
     x = torch.randn(1, 2, 3, 3)
     before = module(x)
+    mask = torch.ones(module.weight.shape, dtype=torch.bool)
+    mask[0, 0] = False
     with torch.no_grad():
-        mask[0, 0] = 0
         module.weight.mul_(mask)
+    module.bind_mask(mask)
     after = module(x)
     assert not torch.equal(before[0, 0], after[0, 0])
     assert torch.equal(before[0, 1], after[0, 1])
@@ -202,6 +203,21 @@ def test_mean_of_the_output_does_not_depend_on_the_mean_of_the_input():
     module = NSConv2d(8, 16, 3)
     x = torch.randn(2, 8, 8, 8)
     torch.testing.assert_close(module(x), module(x + 5), atol=1e-4, rtol=1e-4)
+
+
+def test_a_full_mask_and_none_are_the_same_to_the_bit():
+    torch.manual_seed(0)
+    module, x = NSConv2d(4, 8, 3), torch.randn(2, 4, 6, 6)
+
+    def run(mask):
+        module.zero_grad()
+        module.bind_mask(mask)
+        output = module(x)
+        output.square().sum().backward()
+        return [output, *(parameter.grad for parameter in module.parameters())]
+
+    full = run(torch.ones(module.weight.shape, dtype=torch.bool))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(run(None), full, strict=True))
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 0.9])
@@ -233,7 +249,7 @@ def test_keeps_the_pruned_input_and_what_exists_anyway():
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
         module(torch.randn(2, 4, 8, 8))
-    known = {tensor.data_ptr() for tensor in (*module.parameters(), mask)}
+    known = {tensor.data_ptr() for tensor in (*module.parameters(), mask, module.count)}
     assert sum(tensor.nbytes for tensor in saved if tensor.data_ptr() not in known) == 512 // 8 + 128 * 4
 
 

@@ -18,7 +18,10 @@ from fedmef_dist.layers.activation_pruning import PrunedLinear, SapSettings
 from fedmef_dist.layers.attention import MultiheadAttention
 from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
+from fedmef_dist.layers.random import set_generator
+from fedmef_dist.layers.recompute import recomputed_blocks
 from fedmef_dist.models import ModelSettings, prunable_weights, stock_model
+from fedmef_dist.models.blocks import recompute_blocks
 from fedmef_dist.models.convert import convert
 from fedmef_dist.models.torchvision_import import import_torchvision
 from fedmef_dist.sparsity import ParameterSpace
@@ -109,6 +112,28 @@ def images(family, count=2):
 
 def weighted(model):
     return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+
+
+def step_of(model, x):
+    """Loss, gradients, and running statistics of a step in which every layer that draws draws the same."""
+    set_generator(model, torch.Generator().manual_seed(1))
+    loss = F.cross_entropy(model.train()(x), torch.tensor([0, 1]))
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in model.parameters()), *model.buffers()]
+
+
+@each
+@pytest.mark.parametrize("norm", ["batch", "nsconv"])
+def test_packing_without_loss_and_recomputing_change_no_bit(family, norm):
+    exact = SapSettings(enabled=True, prune_ratio=0.0)
+    expected = step_of(convert(stock(family), SapSettings(enabled=False), norm), images(family))
+    for sap, recomputes in ((exact, False), (exact, True), (SapSettings(enabled=False), True)):
+        model = convert(stock(family), sap, norm)
+        if recomputes:
+            model = recompute_blocks(model, packs=sap.enabled)
+            assert recomputed_blocks(model)
+        found = step_of(model, images(family))
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
 
 
 @each

@@ -1,7 +1,9 @@
 import json
 
+import pytest
 from tiny import alone, tiny
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.session.session import simulate
 
 
@@ -22,3 +24,43 @@ def test_it_is_told_once_where_they_stay(tmp_path):
     simulate(tiny(), alone(), tmp_path, "auto")
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows if "memory/device_bytes" in row] == [1]
+
+
+def rows_of(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_pruning_drops_is_told_with_each_evaluation(tmp_path):
+    changes = {"evaluation": {"every": 2}, "federation": {"rounds": 3}}
+    pruned = simulate(tiny(sap={"prune_ratio": 0.9}, **changes), alone(), tmp_path / "pruned", "auto").values
+    told = {row["round"]: row["sap/dropped_mass"] for row in rows_of(tmp_path / "pruned") if "sap/dropped_mass" in row}
+    assert list(told) == [2, 3]
+    assert all(0 < mass < 1 for mass in told.values())
+    simulate(tiny(sap={"prune_ratio": 0}, **changes), alone(), tmp_path / "exact", "auto")
+    assert not any("sap/dropped_mass" in row for row in rows_of(tmp_path / "exact"))
+    assert "model/digest" in pruned
+
+
+def test_exact_forms_and_exact_plans_change_no_bit_of_a_run(tmp_path):
+    def digest(name, **changes):
+        model = {"name": "resnet8", **changes.pop("model", {})}
+        config = tiny(
+            model=model, federation={"rounds": 2}, sap={"prune_ratio": 0, **changes.pop("sap", {})}, **changes
+        )
+        return simulate(config, alone(), tmp_path / name, "auto").values
+
+    plain = digest("plain", sap={"enabled": False})
+    packed = digest("packed")
+    recomputed = digest("recomputed", model={"recompute": "blocks"})
+    assert plain["model/digest"] == packed["model/digest"] == recomputed["model/digest"]
+    assert recomputed["memory/activation_bytes"] < packed["memory/activation_bytes"] < plain["memory/activation_bytes"]
+    assert recomputed["flops/total"] > packed["flops/total"]
+    budget = (packed["memory/peak_bytes"] + plain["memory/peak_bytes"]) // 2
+    planned = digest("planned", device={"budget": str(budget)})
+    assert planned["model/digest"] == plain["model/digest"]
+    assert planned["memory/peak_bytes"] <= 1.03 * budget
+
+
+def test_a_budget_that_no_plan_meets_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no plan fits"):
+        simulate(tiny(device={"budget": "1kB"}), alone(), tmp_path, "auto")

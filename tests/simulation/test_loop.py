@@ -447,6 +447,8 @@ def test_the_method_observes_every_round_in_which_a_client_counts(simulation):
 
 # --- what is measured
 
+DROPPED = {"sap/dropped_mass", "sap/dropped_nonzeros"}
+
 
 def test_metrics_and_summary_have_the_documented_keys_where_they_are_due(tmp_path):
     config = tiny(evaluation={"every": 4, "around_adjustment": True}, federation={"rounds": 7})
@@ -455,7 +457,7 @@ def test_metrics_and_summary_have_the_documented_keys_where_they_are_due(tmp_pat
     assert [row["round"] for row in rounds] == list(range(1, 8))
     for row in rounds:
         due = EVERY_ROUND
-        due = due | (EVALUATED if row["round"] in (4, 7) else set())
+        due = due | (EVALUATED | DROPPED if row["round"] in (4, 7) else set())
         due = due | (ADJUSTED | AROUND | LAYERS | {"sparsity/overlap"} if row["round"] in (2, 4) else set())
         due = due | (MEASURED_ONCE | LAYERS if row["round"] == 1 else set())
         assert row.keys() == due, row["round"]

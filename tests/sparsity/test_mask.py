@@ -37,3 +37,23 @@ def test_overlap_and_survived_by_hand():
     assert later.survived(mask) == 2 / 3
     assert (mask.overlap(mask), mask.overlap(nothing), nothing.overlap(nothing)) == (1, 0, 1)
     assert (mask.survived(nothing), nothing.survived(mask)) == (0, 0)
+
+
+def test_a_full_mask_takes_a_byte():
+    mask, plain = Mask.full(13, version=2), Mask(torch.ones(13, dtype=torch.bool), version=2)
+    assert mask.is_full
+    assert mask.active.untyped_storage().nbytes() == 1
+    assert mask.digest == plain.digest
+    assert mask.index.tolist() == list(range(13))
+    again = Mask.from_bits(plain.to_bits(), 13, 2)
+    assert torch.equal(again.active, plain.active)
+    assert again.active.untyped_storage().nbytes() == 1
+    after = mask.swap(torch.tensor([3]), torch.tensor([], dtype=torch.int64))
+    assert (after.count, mask.count) == (12, 13)
+
+
+def test_a_mask_keeps_nothing_but_a_byte_a_weight():
+    mask = Mask(torch.tensor([True, False, True]))
+    _ = mask.index, mask.count, mask.is_full
+    tensors = [value for value in vars(mask).values() if isinstance(value, torch.Tensor)]
+    assert [tensor.nbytes for tensor in tensors] == [3]

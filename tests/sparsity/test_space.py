@@ -76,6 +76,21 @@ def test_setting_a_mask_zeroes_weights_and_binds_layers():
     assert space.density == (5 + 6) / 14
 
 
+def test_where_nothing_is_masked_there_is_no_mask(space):
+    dense = sum(tensor.untyped_storage().nbytes() for tensor in space.tensors)
+    assert dense == 4 * (space.total + space.n_parameters) + 1
+    active = torch.ones(24, dtype=torch.bool)
+    active[5] = False
+    space.set_mask(Mask(active))
+    assert sum(tensor.untyped_storage().nbytes() for tensor in space.tensors) == dense - 1 + 24
+    vector = torch.ones(space.n_parameters)
+    space.drop_inactive(vector)
+    assert vector.nonzero().flatten().tolist() == [i for i in range(space.n_parameters) if i != 5]
+    space.set_mask(Mask.full(24))
+    space.drop_inactive(vector)
+    assert vector.sum() == space.n_parameters - 1
+
+
 def test_pack_and_unpack_are_inverse(space):
     active = torch.rand(24, generator=torch.Generator().manual_seed(1)) < 0.3
     space.set_mask(Mask(active))
