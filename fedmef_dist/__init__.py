@@ -2,12 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from fedmef_dist.base.version import VERSION
+
 if TYPE_CHECKING:
     from fedmef_dist.base.errors import UserError
     from fedmef_dist.config import Config, load_config
     from fedmef_dist.session.session import Summary, run
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["Config", "Summary", "UserError", "load_config", "run"]
 
 _HOMES = {

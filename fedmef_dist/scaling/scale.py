@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from fedmef_dist import __version__
 from fedmef_dist.base.atomic import write_json, write_text
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.version import VERSION
 from fedmef_dist.cluster.group import STOPPED_EARLY
 from fedmef_dist.cluster.interruption import Interruption, listening
 from fedmef_dist.cluster.symptoms import processor_name
@@ -100,6 +100,6 @@ def _head(path: Path, overrides: Sequence[str], place: Place) -> str:
     where = "one machine" if nodes is None else f"an allocation of {len(nodes)} nodes with {sum(nodes)} tasks"
     return (
         f"{datetime.date.today().isoformat()}, {where}, {processor_name()}, {os.cpu_count()} processors a node; "
-        f"fedmef_dist {__version__}, torch {torch.__version__}, Python {platform.python_version()}.\n\n"
+        f"fedmef_dist {VERSION}, torch {torch.__version__}, Python {platform.python_version()}.\n\n"
         f"Configuration: {markdown_code(' '.join([path.name, *overrides]))}."
     )

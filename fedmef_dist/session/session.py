@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedmef_dist import __version__
 from fedmef_dist.base.atomic import write_json
 from fedmef_dist.base.errors import FilesLostError, UserError
 from fedmef_dist.base.guests import lent
 from fedmef_dist.base.names import plain_path
 from fedmef_dist.base.notices import tell
+from fedmef_dist.base.version import VERSION
 from fedmef_dist.cluster.ending import give_up_output
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.failure import ends_together
@@ -257,7 +257,7 @@ def _summary(simulation: Simulation, memory: RunMemory | None) -> dict[str, Any]
         "world_size": group.world_size,
         "threads": torch.get_num_threads(),
         "device": str(group.device),
-        "versions": {"fedmef_dist": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"fedmef_dist": VERSION, "torch": torch.__version__, "python": platform.python_version()},
     }
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from fedmef_dist import __version__
 from fedmef_dist.base.notices import tell
 from fedmef_dist.base.regular import own_file
 from fedmef_dist.base.text import printable
+from fedmef_dist.base.version import VERSION
 from fedmef_dist.cluster.group import Group
 
 _LOG = logging.getLogger("fedmef_dist")
@@ -103,6 +103,6 @@ def _describe(group: Group) -> str:
     return (
         # By its pid MPICH's mpirun names a rank that died.
         f"rank {place.rank} of {place.world_size} on {socket.gethostname()}, pid {os.getpid()}, {group.device}, "
-        f"{torch.get_num_threads()} threads, started by {place.launcher}, fedmef_dist {__version__}, "
+        f"{torch.get_num_threads()} threads, started by {place.launcher}, fedmef_dist {VERSION}, "
         f"torch {torch.__version__}, Python {platform.python_version()}"
     )
