@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedmef_dist.base.errors import UserError
 from fedmef_dist.cluster.thread_ranks import ThreadRanks
 from fedmef_dist.config import Config
 from fedmef_dist.runs.checkpoint import Checkpoint
@@ -100,11 +99,13 @@ def check_method(config: Config) -> tuple[list[Promise], dict[str, float]]:
         UserError: the configuration or the method's settings are wrong.
     """
     broken: dict[str, str] = {}
+    _make_once(config)
     alone = _tried(broken, LEDGER, partial(_play, config, 1))
     if alone is None:
         return _promises(broken, {RANKS, AGAIN, RESUME, MASKED, COUNTS, GLOBAL, PURE, FINITE}), {}
     broken |= alone.faults
     again = _tried(broken, AGAIN, partial(_play, config, 1, plans_twice=True))
+    broken |= again.faults if again is not None else {}
     _compare(broken, AGAIN, alone, again, "a second run")
     for ranks in _RANKS:
         other = _tried(broken, RANKS, partial(_play, config, ranks))
@@ -114,6 +115,11 @@ def check_method(config: Config) -> tuple[list[Promise], dict[str, float]]:
         other = _tried(broken, RESUME, partial(_play, config, 2, start))
         _compare(broken, RESUME, alone, other, f"a resume behind round {done} on 2 ranks", done)
     return _promises(broken, set()), _costs(alone)
+
+
+def _make_once(config: Config) -> None:
+    """Makes the run once. Raises UserError where the configuration or the method's settings are wrong."""
+    Simulation(config, ThreadRanks(1).groups[0])
 
 
 def _costs(played: Played) -> dict[str, float]:
@@ -137,12 +143,11 @@ def _tried(broken: dict[str, str], promise: str, play: Callable[[], Played]) -> 
     """What is played, or None with the fault noted: a message that is not what the ledger says, or any other error."""
     try:
         return play()
-    except UserError:
-        raise
     except GarbledMessageError as error:
         broken.setdefault(LEDGER, str(error))
     except Exception as error:  # a stranger's code: whatever it raises is its finding, not our end
-        broken.setdefault(promise, f"{type(error).__name__}: {error}; {_place(error)}")
+        text = " ".join(str(error).split())
+        broken.setdefault(promise, f"{type(error).__name__}: {text}; {_place(error)}")
     return None
 
 
@@ -180,7 +185,7 @@ def _play_rank(run: Simulation, start: Checkpoint | None, plans_twice: bool) -> 
             run.start()
             _check_first_mask(run, played.faults)
         else:
-            restore(start, run.parts)
+            restore(_on_disk(start), run.parts)  # each rank reads its own copy
             run.round = int(start.state["round"])
         seconds = []
         while run.round < run.config.federation.rounds:
@@ -194,12 +199,12 @@ def _play_rank(run: Simulation, start: Checkpoint | None, plans_twice: bool) -> 
             _check_round(run, before, metrics, played.faults)
             played.metrics.append(metrics)
             played.digests.append(run.server.digest())
-            played.checkpoints.append(_on_disk(take(run.round, run.parts, {})))
+            played.checkpoints.append(_on_disk(take(run.round, run.parts, {})))  # nothing is shared with the run
     return Played(played.digests, played.metrics, played.checkpoints, played.faults, float(np.median(seconds or [0.0])))
 
 
 def _on_disk(checkpoint: Checkpoint) -> Checkpoint:
-    """What is read back of it: nothing of the run that made it is shared with the one that goes on."""
+    """What is read back of it: tensors of its own."""
     return Checkpoint(
         load(save({name: one.contiguous() for name, one in checkpoint.tensors.items()})), checkpoint.state
     )

@@ -24,6 +24,7 @@ from fedmef_dist.cluster.failure import ends_together
 from fedmef_dist.cluster.group import STOPPED_EARLY, Group, open_group
 from fedmef_dist.cluster.interruption import Interruption, listening
 from fedmef_dist.config import Config, load_config, to_tree
+from fedmef_dist.data.checks import notices
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.text import TextDataset
 from fedmef_dist.methods.base import Method
@@ -117,6 +118,9 @@ def simulate(
     timeline = Timeline(run_dir if config.tracking.timeline else None, group.rank)
     callbacks = Callbacks(config.callbacks, group, run_dir, to_tree(config))
     simulation = Simulation(config, group, interruption, timeline, callbacks)
+    if group.rank == 0:
+        for line in notices(simulation.dataset):
+            tell(line)
     store = CheckpointStore(run_dir, config.checkpoint.keep)
     with _owning(simulation, run_dir, resume) as owner:
         checkpoint = _agree_on_start(simulation, store, run_dir, resume)
