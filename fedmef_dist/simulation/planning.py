@@ -24,6 +24,8 @@ from fedmef_dist.layers.recompute import RecomputedStages, recomputed_blocks
 from fedmef_dist.models.plan import MemoryPlan, apply_plan, plannable_layers
 from fedmef_dist.simulation.footprint import build_network, own_setting, planned, random_batch, training_step
 
+_SLACK = 1.01  # predictions have been off by less than this
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -63,12 +65,12 @@ def plan_memory(config: Config, shape: Shape, budget: int) -> Planned:
 
 def fit(step: TrainingStep, planner: Planner, budget: int) -> Planned:
     """The plan of :func:`plan_memory` from what :func:`open_planner` gave."""
-    least = None
+    least: int | None = None
     for candidate in _within(planner, budget):
         measured = measure_plan(step, planner.plan(candidate)).peak_bytes
         if measured <= budget:
             return Planned(planner.plan(candidate), candidate, measured, planner)
-        least = measured
+        least = min(measured, least or measured)
     if least is None:
         smallest = list(planner.sequence())[-1]
         least = measure_plan(step, planner.plan(smallest)).peak_bytes
@@ -80,11 +82,16 @@ def fit(step: TrainingStep, planner: Planner, budget: int) -> Planned:
 
 
 def _within(planner: Planner, budget: int) -> Iterator[Candidate]:
-    """Plans that are predicted to fit: the cheapest, then those behind it in the planner's sequence to the smallest."""
+    """Plans worth measuring: the cheapest that is predicted to fit, then those behind it in the planner's sequence.
+
+    Last come plans whose prediction is a little over the budget: it may be too high.
+    """
     cheapest = planner.cheapest(budget)
     if cheapest is not None:
         yield cheapest
-        yield from (candidate for candidate in planner.sequence() if candidate.peak <= budget)
+    sequence = list(planner.sequence())
+    yield from (candidate for candidate in sequence if candidate.peak <= budget)
+    yield from (candidate for candidate in sequence if budget < candidate.peak <= _SLACK * budget)
 
 
 def measure_plan(step: TrainingStep, plan: MemoryPlan) -> StepMemory:
