@@ -30,6 +30,7 @@ from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
 from fedmef_dist.layers import activation_pruning as pruning
 from fedmef_dist.layers.activation_pruning import SapSettings, forget_thresholds
+from fedmef_dist.layers.random import set_generator
 from fedmef_dist.models import ModelSettings, build_model, prunable_weights
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import layer_counts, random_mask
@@ -209,6 +210,7 @@ def weight_gradient(one: Contestant, values: Tensor, batch: Batch) -> list[Tenso
     """Gradients of the active weights at these values (float32 (total,)), a tensor a layer."""
     one.space.load(values)
     one.space.gradient.zero_()
+    set_generator(one.model, torch.Generator().manual_seed(SEED))  # the same dropout for all
     one.loss(batch).backward()
     gradient = one.space.gradient[: one.space.n_prunable] * one.space.mask_values
     return [gradient[layer.start : layer.stop] for layer in one.space.layers]
