@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
 from fedmef_dist.layers import activation_pruning as pruning
 from fedmef_dist.layers.activation_pruning import SapSettings, forget_thresholds
+from fedmef_dist.layers.random import set_generator
 from fedmef_dist.models import ModelSettings, build_model, prunable_weights
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import layer_counts, random_mask
@@ -69,9 +70,16 @@ class Contestant:
         self.processor.append(time.process_time() - processor)
 
 
-def contestant(name: str, model_name: str, norm: str, sap: SapSettings, options: argparse.Namespace) -> Contestant:
+def contestant(
+    name: str,
+    model_name: str,
+    norm: str,
+    sap: SapSettings,
+    options: argparse.Namespace,
+    recompute: Literal["none", "blocks"] = "none",
+) -> Contestant:
     """A network with weights from the seed; normalised networks get a random mask."""
-    settings = ModelSettings(name=model_name)
+    settings = ModelSettings(name=model_name, recompute=recompute)
     model = build_model(settings, sap, norm=norm, classes=10, shape=(3, options.size, options.size), seed=SEED)
     space = ParameterSpace(model, prunable_weights(model))
     if norm == "nsconv":
@@ -81,8 +89,14 @@ def contestant(name: str, model_name: str, norm: str, sap: SapSettings, options:
 
 
 def contestants(model_name: str, options: argparse.Namespace) -> list[Contestant]:
-    """The plain network first, then one for each ratio, selection and storage type."""
-    found = [contestant("plain", model_name, "batch", SapSettings(enabled=False), options)]
+    """The plain network first, recomputed ones, then one for each ratio, selection and storage type; 0 is exact."""
+    off, exact = SapSettings(enabled=False), SapSettings(enabled=True, prune_ratio=0)
+    found = [
+        contestant("plain", model_name, "batch", off, options),
+        contestant("plain, recomputed", model_name, "batch", off, options, "blocks"),
+        contestant("NSConv, unpacked", model_name, "nsconv", off, options),
+        contestant("exact, recomputed", model_name, "nsconv", exact, options, "blocks"),
+    ]
     for ratio, selection, storage in itertools.product(options.ratios, options.selections, options.storages):
         sap = SapSettings(enabled=True, prune_ratio=ratio, selection=selection, storage=storage)
         found.append(contestant(f"p={ratio:g} {selection} {storage}", model_name, "nsconv", sap, options))
@@ -196,6 +210,7 @@ def weight_gradient(one: Contestant, values: Tensor, batch: Batch) -> list[Tenso
     """Gradients of the active weights at these values (float32 (total,)), a tensor a layer."""
     one.space.load(values)
     one.space.gradient.zero_()
+    set_generator(one.model, torch.Generator().manual_seed(SEED))  # the same dropout for all
     one.loss(batch).backward()
     gradient = one.space.gradient[: one.space.n_prunable] * one.space.mask_values
     return [gradient[layer.start : layer.stop] for layer in one.space.layers]
@@ -248,7 +263,9 @@ def main() -> None:
     """Reads the command line and runs the models."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=["resnet18", "mobilenet_v2"])
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.9], help="prune ratios")
+    parser.add_argument(
+        "--ratios", type=float, nargs="+", default=[0, 0.5, 0.9], help="prune ratios; 0 packs without loss"
+    )
     parser.add_argument("--selections", nargs="+", default=[SapSettings().selection])
     parser.add_argument("--storages", nargs="+", default=["fp32"])
     parser.add_argument("--steps", type=int, default=15, help="timed steps of each network")
@@ -268,8 +285,8 @@ def main() -> None:
         report(model_name, found, options)
         for one in found:
             breakdown(one, options)
-        dense = contestant("dense", model_name, "nsconv", SapSettings(enabled=True, prune_ratio=0), options)
-        faithfulness(found[1:], dense, options)
+        dense = contestant("dense", model_name, "nsconv", SapSettings(enabled=False), options)
+        faithfulness([one for one in found if one.name.startswith("p=")], dense, options)
 
 
 if __name__ == "__main__":

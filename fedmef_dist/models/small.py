@@ -97,7 +97,9 @@ class SmallResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, channels, H, W)."""
-        x = self.stages(self.relu(self.bn1(self.conv1(x))))
+        x = self.relu(self.bn1(self.conv1(x)))
+        for block in self.stages:  # a call of the sequence would hold its input until all blocks are done
+            x = block(x)
         return self.fc(x.mean((2, 3)))
 
 

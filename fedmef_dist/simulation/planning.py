@@ -24,7 +24,7 @@ from fedmef_dist.layers.recompute import RecomputedStages, recomputed_blocks
 from fedmef_dist.models.plan import MemoryPlan, apply_plan, plannable_layers
 from fedmef_dist.simulation.footprint import build_network, own_setting, planned, random_batch, training_step
 
-_TRIES = 5
+_SLACK = 1.01  # predictions have been off by less than this
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,33 @@ def plan_memory(config: Config, shape: Shape, budget: int) -> Planned:
 
 def fit(step: TrainingStep, planner: Planner, budget: int) -> Planned:
     """The plan of :func:`plan_memory` from what :func:`open_planner` gave."""
-    aim = budget
-    for _ in range(_TRIES):
-        candidate = planner.cheapest(aim)
-        if candidate is None:
-            break
+    least: int | None = None
+    for candidate in _within(planner, budget):
         measured = measure_plan(step, planner.plan(candidate)).peak_bytes
         if measured <= budget:
             return Planned(planner.plan(candidate), candidate, measured, planner)
-        aim = min(aim - 1, candidate.peak - (measured - budget))
-    smallest = min(planner.sequence(), key=lambda candidate: candidate.peak)
-    needed = measure_plan(step, planner.plan(smallest)).peak_bytes
+        least = min(measured, least or measured)
+    if least is None:
+        smallest = list(planner.sequence())[-1]
+        least = measure_plan(step, planner.plan(smallest)).peak_bytes
     raise UserError(
-        f"no plan fits {budget / 1e6:g} MB: the smallest takes {needed / 1e6:.3f} MB",
+        f"no plan fits {budget / 1e6:g} MB: the smallest takes {least / 1e6:.3f} MB",
         where="device.budget",
-        mend=f"give {needed // 1000 / 1000 + 0.001:.3f}MB or more, a smaller batch, or a smaller model",
+        mend=f"give {least // 1000 / 1000 + 0.001:.3f}MB or more, a smaller batch, or a smaller model",
     )
+
+
+def _within(planner: Planner, budget: int) -> Iterator[Candidate]:
+    """Plans worth measuring: the cheapest that is predicted to fit, then those behind it in the planner's sequence.
+
+    Last come plans whose prediction is a little over the budget: it may be too high.
+    """
+    cheapest = planner.cheapest(budget)
+    if cheapest is not None:
+        yield cheapest
+    sequence = list(planner.sequence())
+    yield from (candidate for candidate in sequence if candidate.peak <= budget)
+    yield from (candidate for candidate in sequence if budget < candidate.peak <= _SLACK * budget)
 
 
 def measure_plan(step: TrainingStep, plan: MemoryPlan) -> StepMemory:

@@ -5,6 +5,7 @@ from tiny import Recorder, alone, started, tiny
 from fedmef_dist.clients.cohort import draw_cohort
 from fedmef_dist.data.shapes import Shape
 from fedmef_dist.methods.preparation import Preparation
+from fedmef_dist.report.memory import label
 from fedmef_dist.report.partition import describe, save_partition
 from fedmef_dist.simulation.footprint import modelled
 from fedmef_dist.simulation.forecast import PartitionView, look_at_partition, plan_rounds
@@ -96,8 +97,8 @@ def test_the_description(tmp_path):
     assert values["clients a rank"] == "1.5 a round, 1 to 2"
     assert values["ranks"] == "2"
     assert values["device memory"].startswith("fedavg: ")
-    totals = {(setting.method, setting.prune_ratio): device.total for setting, device in memory}
-    assert totals["fedavg", 0] > totals["fedtiny", 0] > totals["fedmef", 0.5] > totals["fedmef", 0.9]
+    totals = {label(setting): device.total for setting, device in memory}
+    assert totals["fedavg"] > totals["fedtiny"] > totals["fedmef, p = 0.5"] > totals["fedmef, p = 0.9"]
 
 
 def test_a_method_without_a_density_is_shown_alone(tmp_path):
