@@ -212,7 +212,7 @@ def weight_gradient(one: Contestant, values: Tensor, batch: Batch) -> list[Tenso
     one.space.gradient.zero_()
     set_generator(one.model, torch.Generator().manual_seed(SEED))  # the same dropout for all
     one.loss(batch).backward()
-    gradient = one.space.gradient[: one.space.n_prunable] * one.space.mask_values
+    gradient = one.space.gradient[: one.space.n_prunable] * one.space.mask.active
     return [gradient[layer.start : layer.stop] for layer in one.space.layers]
 
 

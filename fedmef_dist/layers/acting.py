@@ -21,7 +21,7 @@ def acting_magnitude(space: ParameterSpace, values: Tensor) -> Tensor:
         gain = space.gain_of(layer)
         if gain is not None and layer.gamma is not None:
             piece = slice(layer.start, layer.stop)
-            theta, mask = (flat[piece].view(layer.rows, -1) for flat in (values, space.mask_values))
+            theta, mask = (flat[piece].view(layer.rows, -1) for flat in (values, space.mask.active))
             normaliser = Normaliser(layer.gamma, layer.centred)
             acting = normalise(theta, values[gain.start : gain.stop], mask, normaliser)
             magnitude[piece] = acting.abs().flatten()

@@ -135,11 +135,6 @@ class ParameterSpace:
         """What a training step finds in it and leaves in it."""
         return self.values, self.gradient, self.mask.active
 
-    @property
-    def mask_values(self) -> Tensor:
-        """Bool (n_prunable,), where a weight is active."""
-        return self.mask.active
-
     def set_mask(self, mask: Mask) -> None:
         """Makes ``mask`` the current one for every layer; values outside it become 0."""
         self.mask = mask

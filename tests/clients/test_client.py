@@ -159,7 +159,7 @@ def test_a_client_with_a_mask_of_its_own_sends_its_own_positions():
 def test_the_rounds_mask_is_back_when_the_client_has_trained():
     client, report = swapping(3)
     assert client.space.mask.index.tolist() == [0, 3]
-    assert client.space.mask_values.tolist() == [1, 0, 0, 1]
+    assert client.space.mask.active.tolist() == [1, 0, 0, 1]
     assert client.space.values[:4].tolist() == [0, 0, 0, report.uploads["weights"].values[1]]
 
 
@@ -203,7 +203,7 @@ def test_a_client_that_is_interrupted_leaves_the_rounds_mask():
     with pytest.raises(Interrupted):
         client.train(plan, batches(), 6, 0.1)
     assert client.space.mask is mask
-    assert client.space.mask_values.tolist() == [1, 0, 0, 1]
+    assert client.space.mask.active.tolist() == [1, 0, 0, 1]
 
 
 def test_fedprox_by_hand():

@@ -157,14 +157,14 @@ def test_the_penalty_towards_the_mean_has_the_gradient_of_autograd():
     theta = space.values[: space.n_prunable].clone().requires_grad_()
     penalty = 0.0
     for layer in space.layers:
-        active = space.mask_values[layer.start : layer.stop].view(layer.rows, -1)
+        active = space.mask.active[layer.start : layer.stop].view(layer.rows, -1)
         rows = theta[layer.start : layer.stop].view(layer.rows, -1)
         deviation = rows - (rows * active).sum(1, keepdim=True) / active.sum(1, keepdim=True)
         chosen = plan.marked[(plan.marked >= layer.start) & (plan.marked < layer.stop)] - layer.start
         penalty = penalty + deviation.flatten()[chosen].square().sum()
     (expected,) = torch.autograd.grad(penalty, theta)
-    ours = space.gradient[: space.n_prunable] * space.mask_values
-    torch.testing.assert_close(ours, expected * space.mask_values, rtol=1e-4, atol=1e-5)
+    ours = space.gradient[: space.n_prunable] * space.mask.active
+    torch.testing.assert_close(ours, expected * space.mask.active, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("target", ["zero", "mean"])
@@ -175,7 +175,7 @@ def test_every_adjustment_keeps_every_layers_count_and_every_filters_floor(targe
         plan = method.plan(round_number, server.values)
         space.load(server.values)
         server.values = server.values + torch.randn(space.total) * 0.1
-        server.values[: space.n_prunable] *= space.mask_values
+        server.values[: space.n_prunable] *= space.mask.active
         adjust(server, plan, gradients(torch.randn(space.n_prunable)))
         assert space.layer_counts() == counts
         assert space.mask.active[space.layers[1].start :].view(8, 9).sum(1).min() >= 2

@@ -145,7 +145,7 @@ def test_every_adjustment_keeps_every_layers_count_and_every_filters_floor():
     server.start(space.values, method.initial_mask(Seeded(0)))
     counts, masks = space.layer_counts(), set()
     for number in range(1, 30):
-        server.values[: space.n_prunable] += 0.1 * torch.randn(space.n_prunable) * space.mask_values
+        server.values[: space.n_prunable] += 0.1 * torch.randn(space.n_prunable) * space.mask.active
         plan = method.plan(number, server.values)
         space.load(server.values)
         uploads = plan.work.uploads(torch.randn(space.n_prunable))

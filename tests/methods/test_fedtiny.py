@@ -112,7 +112,7 @@ def test_every_adjustment_keeps_every_layers_count_and_every_filters_floor(granu
     for number in range(1, 40):
         plan = method.plan(number, server.values)
         server.values = server.values + torch.randn(space.total) * 0.1
-        server.values[: space.n_prunable] *= space.mask_values
+        server.values[: space.n_prunable] *= space.mask.active
         adjust(server, plan, gradients(torch.randn(space.n_prunable)))
         assert space.layer_counts() == counts
         assert space.mask.active[space.layers[1].start :].view(8, 9).sum(1).min() >= 2

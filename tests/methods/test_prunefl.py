@@ -144,7 +144,7 @@ def test_any_adjustment_keeps_floors_and_bounds(settings):
     server.start(space.values, method.initial_mask(Seeded(0)))
     first, seen = space.layer_counts(), set()
     for number in range(1, 40):
-        server.values[: space.n_prunable] += 0.1 * torch.randn(space.n_prunable) * space.mask_values
+        server.values[: space.n_prunable] += 0.1 * torch.randn(space.n_prunable) * space.mask.active
         gains = torch.randn(space.n_prunable).square() * 10.0 ** -(number % 4)
         adjust(server, method.plan(number, server.values), squared_gradients(gains))
         counts = space.layer_counts()

@@ -386,7 +386,7 @@ def test_a_run_keeps_every_layers_count_and_nothing_outside_the_mask(simulation,
         assert not run.server.values[: run.space.n_prunable][~active].any()
         assert metrics["sparsity/changed"] == int((active & ~last).sum())
         assert (metrics["sparsity/changed"] > 0) == (number in (2, 4) and not run.space.mask.is_full)
-        assert torch.equal(run.space.mask_values.bool(), active)
+        assert torch.equal(run.space.mask.active, active)
         last = active
 
 

@@ -106,7 +106,7 @@ def test_clients_with_masks_of_their_own_are_averaged_over_those_who_keep_a_weig
     # Position 1: (1 * 4 + 3 * 8) / 4 = 7. What the server sent and nobody kept is gone.
     assert server.values.tolist() == [8, 7, 1, 0, 0, -2, 20, 21, 22, 23, 24, 25]
     assert server.space.mask.index.tolist() == [0, 1, 2, 4, 5]
-    assert server.space.mask_values.tolist() == [1, 1, 1, 0, 1, 1]
+    assert server.space.mask.active.tolist() == [1, 1, 1, 0, 1, 1]
     assert server.space.mask.version == 1
     assert server.space.values.tolist() == server.values.tolist()
     adjust(server, plan, OWN_MASKS)
@@ -161,7 +161,7 @@ def test_an_adjustment_step_by_step(server):
     assert server.values[6:].tolist() == [7, 8, 9, 10, 11, 12]
     assert server.space.mask.index.tolist() == [1, 3, 5]
     assert server.space.mask.version == 1
-    assert server.space.mask_values.tolist() == [0, 1, 0, 1, 0, 1]
+    assert server.space.mask.active.tolist() == [0, 1, 0, 1, 0, 1]
 
 
 class SecondRank:
