@@ -42,7 +42,7 @@ def test_a_convolution_multiplies_with_just_these_magnitudes():
     torch.manual_seed(0)
     model = nn.Sequential(NSConv2d(4, 6, 3, groups=2), nn.Flatten(), nn.Linear(6, 2))
     space = ParameterSpace(model, ["0.weight"])
-    space.set_mask(random_mask(space, [40], np.random.default_rng(0)))
+    space.set_mask(Mask(random_mask(space, [40], np.random.default_rng(0))))
     layer = model[0]
     layer.gain.data.uniform_(0.5, 2)
     weight = normalise(layer.weight, layer.gain, layer.mask, layer.normaliser)
