@@ -31,21 +31,21 @@ class ArraySettings(Settings):
         default="arrays.npz",
         pattern=r"^[^\x00]+$",
         description="an .npz or .safetensors file, or a folder of .npy files, below data.root unless absolute; "
-        "names: images or tokens, labels, clients, and the same behind test_",
+        "names: images or tokens, labels, clients, and the same with the prefix test_",
     )
     layout: Literal["auto", "channels_last", "channels_first"] = Field(
-        default="auto", description="where the channels of images stand; auto: where 1 or 3 is"
+        default="auto", description="where the channels of images are; auto: where the size is 1 or 3"
     )
     classes: int | None = Field(
         default=None,
         ge=2,
         le=1 << 20,
-        description="how many there are, or tokens; null: the largest label, or token, and one",
+        description="number of classes, or of tokens; null: the largest label, or token, plus one",
     )
     pad: int | None = Field(
         default=None, ge=0, description="border in pixels of random crops; null: an eighth of the side"
     )
-    flip: bool = Field(default=False, description="a mirrored image is still an image of its class")
+    flip: bool = Field(default=False, description="whether a mirrored image still belongs to its class")
 
 
 def array_source(root: Path, settings: ArraySettings) -> Source:
