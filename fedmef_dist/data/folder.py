@@ -39,7 +39,7 @@ class FolderSettings(Settings):
     flip: bool = Field(default=True, description="whether a mirrored image still belongs to its class")
     client_from: Literal["folder", "file"] | None = Field(
         default=None,
-        description="to whom an image belongs, for natural clients: folder: <class>/<client>/; file: as client_file says",
+        description="who owns an image, for natural clients: folder: <class>/<client>/; file: as client_file says",
     )
     client_file: str = Field(
         default="clients.csv", min_length=1, description="client_from file: below path; columns file, client"
