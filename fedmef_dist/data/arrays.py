@@ -112,10 +112,10 @@ def _images(path: Path, arrays: Mapping[str, np.ndarray], settings: ArraySetting
     )
 
 
-Part = dict[str, np.ndarray]
+SplitArrays = dict[str, np.ndarray]
 
 
-def _rows(path: Path, arrays: Mapping[str, np.ndarray], part: str, main: str) -> Part:
+def _rows(path: Path, arrays: Mapping[str, np.ndarray], part: str, main: str) -> SplitArrays:
     """The arrays of a part under their plain names, all of one length; empty where the part is not there."""
     found = {name: arrays[part + name] for name in (main, "labels", "clients") if part + name in arrays}
     if not found and part:
@@ -131,7 +131,7 @@ def _rows(path: Path, arrays: Mapping[str, np.ndarray], part: str, main: str) ->
     return found
 
 
-def _held_out(train: Part, test: Part) -> tuple[Part, Part]:
+def _held_out(train: SplitArrays, test: SplitArrays) -> tuple[SplitArrays, SplitArrays]:
     """Both parts; where there is no test part every fifth sample of a label is taken out for it."""
     if test:
         return train, test
@@ -164,7 +164,7 @@ def _tokens(path: Path, tokens: np.ndarray) -> np.ndarray:
     return tokens.astype(np.int32)
 
 
-def _text_split(rows: np.ndarray, part: Part) -> TextSplit:
+def _text_split(rows: np.ndarray, part: SplitArrays) -> TextSplit:
     count, length = rows.shape
     labels = part.get("labels")
     known = np.zeros(count, dtype=np.int64) if labels is None else labels.astype(np.int64)
@@ -172,7 +172,7 @@ def _text_split(rows: np.ndarray, part: Part) -> TextSplit:
     return TextSplit(torch.from_numpy(rows.reshape(-1)), starts, torch.from_numpy(known), length - 1)
 
 
-def _owners(train: Part, test: Part) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def _owners(train: SplitArrays, test: SplitArrays) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     if "clients" not in train:
         return None, None
     names = [[str(name) for name in part["clients"].tolist()] if "clients" in part else None for part in (train, test)]
