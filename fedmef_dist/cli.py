@@ -79,7 +79,7 @@ def memory(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="timed steps of each method")] = 3,
     budget: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="plan a step that takes no more, such as 150MB")
+        str | None, typer.Option(metavar="SIZE", help="also plan a step that takes no more than this, such as 150MB")
     ] = None,
 ) -> None:
     """Measure one training step under several methods: bytes held for backward, allocator peak, modelled bytes."""
@@ -122,7 +122,7 @@ def compare(
 def check(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="its name, or package.module:Class")],
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="what to play; default: a small one")
+        Path | None, typer.Argument(metavar="[CONFIG]", help="the runs to play; default: a small configuration")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
@@ -135,10 +135,10 @@ def check(
 @app.command()
 def status(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR ...", help="directories of runs")],
-    verify: Annotated[bool, typer.Option("--verify", help="read everything; status 1 where a gap is")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="read everything; status 1 if there is a gap")] = False,
     json: Annotated[bool, typer.Option("--json", help="print a list of objects for programs")] = False,
 ) -> None:
-    """Tell whether runs are running, hung, stopped, finished or damaged, how far they are, and how to go on."""
+    """Tell whether runs are running, hung, stopped, finished or damaged, how far they have got, and how to go on."""
     from fedmef_dist.commands.status import status as show_status
 
     raise typer.Exit(show_status(run_dirs, verify, json))
@@ -184,7 +184,7 @@ def sweep(
     overrides: Overrides = None,
     cell: Annotated[int | None, typer.Option(help="run only this cell, counted from 0; under any launcher")] = None,
     show: Annotated[bool, typer.Option("--list", help="show the cells and how far they are; run nothing")] = False,
-    ranks: Annotated[int, typer.Option(min=1, help="ranks on this machine for each cell")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, help="ranks on this machine that run each cell")] = 1,
 ) -> None:
     """Run every cell of a grid, one after another; finished ones are skipped, half-done ones go on."""
     from fedmef_dist.session.sweep import load_sweep, run_cell, run_sweep, show_cells
@@ -208,7 +208,9 @@ def submit(
     ] = None,
     cpus_per_task: Annotated[int, typer.Option(help="threads of a rank")] = 1,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs of a node; ranks take them by local number")] = 0,
-    time: Annotated[str, typer.Option(help="limit; two minutes before it the run saves and requeues")] = "4:00:00",
+    time: Annotated[
+        str, typer.Option(help="limit; two minutes before it the run saves and goes back into the queue")
+    ] = "4:00:00",
     run_dir: Annotated[Path | None, typer.Option(callback=_plain, help="default: runs/<name>")] = None,
     array: Annotated[Path | None, typer.Option(metavar="GRID", help="a job for each cell of this grid file")] = None,
     max_restarts: Annotated[int, typer.Option(min=0, help="requeues after a signal, at most")] = 20,
@@ -235,7 +237,7 @@ def scale(
     ranks: Annotated[str, typer.Option(help="numbers of ranks")] = "1,2",
     clients: Annotated[str, typer.Option(help="sizes of the population; none: only the configuration's")] = "",
     repeats: Annotated[int, typer.Option(min=1, help="runs of each point, which take turns")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="measured rounds of a run, behind one to warm up")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="measured rounds of a run, after one to warm up")] = 5,
     out: Annotated[Path | None, typer.Option(callback=_plain, help="default: runs/<name>-scaling")] = None,
 ) -> None:
     """Measure strong and weak scaling, fit a cost model, predict larger clusters; on this machine or an allocation."""

@@ -17,7 +17,7 @@ ClientState = Literal["none", "momentum", "statistics", "both"]
 class FederationSettings(Settings):
     """How many clients there are, how they behave, how many train in a round, and for how long."""
 
-    clients: int = Field(default=100, ge=1, le=2**31, description="clients of the population")
+    clients: int = Field(default=100, ge=1, le=2**31, description="clients in the population")
     clients_per_round: int = Field(
         default=10, ge=1, le=2**31, description="clients whose updates a round waits for, drawn without replacement"
     )
@@ -36,7 +36,7 @@ class FederationSettings(Settings):
         default=24, ge=1, le=10**7, description="rounds in a day, over which availability comes and goes"
     )
     oversample: float = Field(
-        default=1.0, ge=1, le=1000, description="ask so many times clients_per_round; the first to finish are taken"
+        default=1.0, ge=1, le=1000, description="ask this many times clients_per_round; the first to finish are taken"
     )
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="probability that a client that was asked drops out of the round"
@@ -45,10 +45,13 @@ class FederationSettings(Settings):
         default=0.0, ge=0, le=5, description="deviation of the logarithm of a device's speed, drawn once per client"
     )
     deadline: float | None = Field(
-        default=None, gt=0, le=10**6, description="a client that takes longer than so many times the median is dropped"
+        default=None,
+        gt=0,
+        le=10**6,
+        description="a client that takes longer than this many times the median is dropped",
     )
     client_state: ClientState = Field(
-        default="none", description="what stays with a client from round to round; for few clients"
+        default="none", description="what stays with a client from round to round; only for few clients"
     )
 
     @model_validator(mode="after")

@@ -31,16 +31,16 @@ class RuntimeSettings(Settings):
     """Where and how the ranks compute and talk."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: CUDA where there is a device, else the CPU"
+        "auto", description="auto: CUDA if there is a device, otherwise the CPU"
     )
     backend: Literal["auto", "gloo", "nccl", "mpi"] = Field(
-        "auto", description="auto: nccl where every rank has a CUDA device of its own, else gloo; mpi: mpi4py's buffers"
+        "auto", description="auto: nccl if every rank has its own CUDA device, otherwise gloo; mpi: mpi4py's buffers"
     )
     threads: int | None = Field(
         None,
         ge=1,
         le=MOST_THREADS,
-        description="threads a rank; null: SLURM_CPUS_PER_TASK, else OMP_NUM_THREADS, else 1",
+        description="threads of each rank; null: SLURM_CPUS_PER_TASK, else OMP_NUM_THREADS, else 1",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="type of the layers' arithmetic; weights stay fp32")
     timeout: float = Field(

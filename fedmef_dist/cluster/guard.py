@@ -17,7 +17,7 @@ _CHECK_SECONDS = 0.5
 Cause = Literal["store", "neighbour", "lost"]
 
 
-class Signs(NamedTuple):
+class SignsOfLife(NamedTuple):
     """What changes while all is well, as this rank sees it.
 
     ``looks``: how often the store has answered. ``beat``: of the next rank; None once it has left. ``lost``: why the
@@ -49,7 +49,7 @@ class Silence:
 class Guard:
     """A thread that asks for the signs twice a second and calls ``end`` once, with what has hung."""
 
-    def __init__(self, signs: Callable[[], Signs], end: Callable[[Cause], None]) -> None:
+    def __init__(self, signs: Callable[[], SignsOfLife], end: Callable[[Cause], None]) -> None:
         self._signs, self._end = signs, end
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._look, name="guard", daemon=True)
@@ -71,7 +71,7 @@ class Guard:
                 return
 
 
-def _cause(signs: Signs, store: Silence, neighbour: Silence, lost: Silence) -> Cause | None:
+def _cause(signs: SignsOfLife, store: Silence, neighbour: Silence, lost: Silence) -> Cause | None:
     unanswered = store.look(signs.looks)
     if signs.lost is not None:
         return "lost" if lost.look(signs.lost) > _FAREWELL_SECONDS else None

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from fedmef_dist.base.notices import tell
 from fedmef_dist.cluster.ending import FAULT, await_at_exit
 from fedmef_dist.cluster.environment import Environment
-from fedmef_dist.cluster.guard import HUNG_SECONDS, Cause, Guard, Signs
+from fedmef_dist.cluster.guard import HUNG_SECONDS, Cause, Guard, SignsOfLife
 
 _LOOK_SECONDS = 0.25
 _PUBLISH_SECONDS = 0.1
@@ -58,7 +58,7 @@ class Watch:
         self._looks, self._neighbour = 0, (environment.rank + 1) % environment.world_size
         self._beat: str | None = ""
         self._warned: set[str] = set()
-        self._guard = Guard(lambda: Signs(self._looks, self._beat, self.lost), self._end)
+        self._guard = Guard(lambda: SignsOfLife(self._looks, self._beat, self.lost), self._end)
         self._closing, self._moved = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
 

@@ -31,21 +31,21 @@ class ArraySettings(Settings):
         default="arrays.npz",
         pattern=r"^[^\x00]+$",
         description="an .npz or .safetensors file, or a folder of .npy files, below data.root unless absolute; "
-        "names: images or tokens, labels, clients, and the same behind test_",
+        "names: images or tokens, labels, clients, and the same with the prefix test_",
     )
     layout: Literal["auto", "channels_last", "channels_first"] = Field(
-        default="auto", description="where the channels of images stand; auto: where 1 or 3 is"
+        default="auto", description="where the channels of images are; auto: where the size is 1 or 3"
     )
     classes: int | None = Field(
         default=None,
         ge=2,
         le=1 << 20,
-        description="how many there are, or tokens; null: the largest label, or token, and one",
+        description="number of classes, or of tokens; null: the largest label, or token, plus one",
     )
     pad: int | None = Field(
         default=None, ge=0, description="border in pixels of random crops; null: an eighth of the side"
     )
-    flip: bool = Field(default=False, description="a mirrored image is still an image of its class")
+    flip: bool = Field(default=False, description="whether a mirrored image still belongs to its class")
 
 
 def array_source(root: Path, settings: ArraySettings) -> Source:
@@ -112,10 +112,10 @@ def _images(path: Path, arrays: Mapping[str, np.ndarray], settings: ArraySetting
     )
 
 
-Part = dict[str, np.ndarray]
+SplitArrays = dict[str, np.ndarray]
 
 
-def _rows(path: Path, arrays: Mapping[str, np.ndarray], part: str, main: str) -> Part:
+def _rows(path: Path, arrays: Mapping[str, np.ndarray], part: str, main: str) -> SplitArrays:
     """The arrays of a part under their plain names, all of one length; empty where the part is not there."""
     found = {name: arrays[part + name] for name in (main, "labels", "clients") if part + name in arrays}
     if not found and part:
@@ -131,7 +131,7 @@ def _rows(path: Path, arrays: Mapping[str, np.ndarray], part: str, main: str) ->
     return found
 
 
-def _held_out(train: Part, test: Part) -> tuple[Part, Part]:
+def _held_out(train: SplitArrays, test: SplitArrays) -> tuple[SplitArrays, SplitArrays]:
     """Both parts; where there is no test part every fifth sample of a label is taken out for it."""
     if test:
         return train, test
@@ -164,7 +164,7 @@ def _tokens(path: Path, tokens: np.ndarray) -> np.ndarray:
     return tokens.astype(np.int32)
 
 
-def _text_split(rows: np.ndarray, part: Part) -> TextSplit:
+def _text_split(rows: np.ndarray, part: SplitArrays) -> TextSplit:
     count, length = rows.shape
     labels = part.get("labels")
     known = np.zeros(count, dtype=np.int64) if labels is None else labels.astype(np.int64)
@@ -172,7 +172,7 @@ def _text_split(rows: np.ndarray, part: Part) -> TextSplit:
     return TextSplit(torch.from_numpy(rows.reshape(-1)), starts, torch.from_numpy(known), length - 1)
 
 
-def _owners(train: Part, test: Part) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def _owners(train: SplitArrays, test: SplitArrays) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     if "clients" not in train:
         return None, None
     names = [[str(name) for name in part["clients"].tolist()] if "clients" in part else None for part in (train, test)]

@@ -35,11 +35,11 @@ class FolderSettings(Settings):
     image_size: int = Field(
         default=64, ge=4, le=4096, description="images are scaled to this shorter side in pixels and cut to a square"
     )
-    channels: Channels = Field(default="auto", description="1: grey; 3: colour; auto: grey where every image is grey")
-    flip: bool = Field(default=True, description="a mirrored image is still an image of its class")
+    channels: Channels = Field(default="auto", description="1: grey; 3: colour; auto: grey if every image is grey")
+    flip: bool = Field(default=True, description="whether a mirrored image still belongs to its class")
     client_from: Literal["folder", "file"] | None = Field(
         default=None,
-        description="whose an image is, for natural clients: folder: <class>/<client>/; file: as client_file says",
+        description="who owns an image, for natural clients: folder: <class>/<client>/; file: as client_file says",
     )
     client_file: str = Field(
         default="clients.csv", min_length=1, description="client_from file: below path; columns file, client"

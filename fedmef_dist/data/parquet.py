@@ -33,16 +33,16 @@ class ParquetSettings(Settings):
     path: str = Field(
         default="parquet", pattern=r"^[^\x00]+$", description="the folder, below data.root unless absolute"
     )
-    train: str = Field(default="train", min_length=1, description="names of training files begin so")
-    test: str = Field(default="test", min_length=1, description="names of test files begin so")
+    train: str = Field(default="train", min_length=1, description="how names of training files begin")
+    test: str = Field(default="test", min_length=1, description="how names of test files begin")
     image: str | None = Field(default=None, description="column of images; null: the one that holds encoded files")
     label: str | None = Field(default=None, description=f"column of labels; null: {', '.join(_LABELS)}")
     client: str | None = Field(default=None, description="column of clients, numbers or names; null: none")
     image_size: int | None = Field(
         default=None, ge=4, le=4096, description="as data.folder.image_size; null: all have one size already"
     )
-    channels: Channels = Field(default="auto", description="1: grey; 3: colour; auto: grey where every image is grey")
-    flip: bool = Field(default=True, description="a mirrored image is still an image of its class")
+    channels: Channels = Field(default="auto", description="1: grey; 3: colour; auto: grey if every image is grey")
+    flip: bool = Field(default=True, description="whether a mirrored image still belongs to its class")
 
 
 @dataclass

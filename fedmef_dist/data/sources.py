@@ -57,7 +57,7 @@ class DataSettings(Settings):
         ]
         | GuestName
     ) = Field(default="digits", description="the data set; package.module:Name for your own")
-    options: Options = Field(default_factory=dict, description="what a data set of your own is called with")
+    options: Options = Field(default_factory=dict, description="keyword arguments for your own data set")
     root: str = Field(default="data", pattern=r"^[^\x00]+$", description="folder with the data sets' files")
     download: bool = Field(default=False, description="fetch missing files from the data set's own site")
     resize: int | None = Field(
@@ -67,7 +67,7 @@ class DataSettings(Settings):
         description="side in pixels that square images are scaled to, by the mean over areas; null: as they are",
     )
     augment: bool = Field(
-        default=True, description="crop and mirror training images at random, where the data set allows it"
+        default=True, description="crop and mirror training images at random, if the data set allows it"
     )
     partition: PartitionSettings = Field(default_factory=PartitionSettings, description="how samples fall to clients")
     folder: FolderSettings = Field(default_factory=FolderSettings, description="images for dataset: folder")

@@ -19,8 +19,12 @@ _MOST_CHARACTERS = 255  # a token is one byte, and one of them stands for every 
 class TextSettings(Settings):
     """Section ``data.text``: how text becomes samples."""
 
-    context: int = Field(default=64, ge=1, description="characters that a model sees at most; a sample has one more")
-    stories: int = Field(default=20_000, ge=10, description="tinystories: so many of the file's first stories are read")
+    context: int = Field(
+        default=64, ge=1, description="most characters that the model sees at once; a sample has one more"
+    )
+    stories: int = Field(
+        default=20_000, ge=10, description="tinystories: how many of the file's first stories are read"
+    )
 
 
 @dataclass(frozen=True)

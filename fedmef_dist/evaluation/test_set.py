@@ -28,7 +28,10 @@ class EvaluationSettings(Settings):
     )
     batch_size: int = Field(512, ge=1, le=2**20, description="samples of one forward pass")
     per_client: int = Field(
-        0, ge=0, le=2**31, description="clients whose own data are tested too, the same ones every time; 0: none"
+        0,
+        ge=0,
+        le=2**31,
+        description="how many clients are also tested on their own data, the same ones every time; 0: none",
     )
     client_groups: Literal["none", "label", "size"] = Field(
         "none", description="groups of these clients: by commonest label, or quarters by number of samples"

@@ -30,7 +30,9 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 class SapSettings(Settings):
     """Section ``sap``: scaled activation pruning."""
 
-    enabled: bool | Literal["auto"] = Field("auto", description="auto: on for fedmef, off for the others")
+    enabled: bool | Literal["auto"] = Field(
+        "auto", description="auto: what the method prefers (on for fedmef, off for the others)"
+    )
     prune_ratio: float = Field(
         0.5, ge=0, lt=1, description="share of an activation that is not kept, p; 0: all of it, zeros packed away"
     )

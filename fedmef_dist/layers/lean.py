@@ -103,7 +103,7 @@ class LeanLeakyReLU(nn.Module):
         return F.leaky_relu(x, self.negative_slope, self.inplace)
 
 
-class Curve(NamedTuple):
+class SmoothActivation(NamedTuple):
     """A smooth activation (x, whether in place), its backward function (grad, x), and the range of its derivative."""
 
     function: Callable[[Tensor, bool], Tensor]
@@ -116,7 +116,7 @@ class _Smooth(Function):
     """Keeps the derivative in 256 levels."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, curve: Curve, inplace: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, curve: SmoothActivation, inplace: bool) -> Tensor:
         step = (curve.high - curve.low) / 255
         levels = curve.backward(x.new_ones(()).expand_as(x), x).sub_(curve.low).div_(step).round_()
         ctx.save_for_backward(levels.clamp_(0, 255).to(torch.uint8))
@@ -141,7 +141,7 @@ class _LeanSmooth(nn.Module):
         inplace: overwrite the input, which nobody else may need then.
     """
 
-    curve: Curve
+    curve: SmoothActivation
 
     def __init__(self, inplace: bool = False) -> None:
         super().__init__()
@@ -157,13 +157,13 @@ class _LeanSmooth(nn.Module):
 class LeanSiLU(_LeanSmooth):
     """SiLU with its derivative in one byte."""
 
-    curve = Curve(F.silu, torch.ops.aten.silu_backward, -0.0999, 1.0999)
+    curve = SmoothActivation(F.silu, torch.ops.aten.silu_backward, -0.0999, 1.0999)
 
 
 class LeanHardswish(_LeanSmooth):
     """Hardswish with its derivative in one byte."""
 
-    curve = Curve(F.hardswish, torch.ops.aten.hardswish_backward, -0.5, 1.5)
+    curve = SmoothActivation(F.hardswish, torch.ops.aten.hardswish_backward, -0.5, 1.5)
 
 
 class LeanGELU(_LeanSmooth):
@@ -175,7 +175,7 @@ class LeanGELU(_LeanSmooth):
 
     def __init__(self, approximate: str = "none") -> None:
         super().__init__()
-        self.curve = Curve(
+        self.curve = SmoothActivation(
             lambda x, inplace: F.gelu(x, approximate=approximate),
             lambda grad, x: torch.ops.aten.gelu_backward(grad, x, approximate=approximate),
             -0.1291,

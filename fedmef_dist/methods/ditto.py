@@ -25,9 +25,11 @@ _PERSONAL = "personal"
 class DittoSettings(Settings):
     """Section ``method`` with ``name: ditto``."""
 
-    name: Literal["ditto"] = Field("ditto", description="FedAvg, and a model of its own for each client")
-    ditto_lambda: float = Field(0.1, ge=0, description="pull of the global model on a client's own")
-    personal_epochs: int = Field(1, ge=1, description="passes over its samples that a client trains its own model")
+    name: Literal["ditto"] = Field("ditto", description="FedAvg, plus a personal model for each client")
+    ditto_lambda: float = Field(0.1, ge=0, description="pull of the global model on a client's personal one")
+    personal_epochs: int = Field(
+        1, ge=1, description="passes over its samples in which a client trains its personal model"
+    )
 
 
 class PersonalTraining(LocalWork):

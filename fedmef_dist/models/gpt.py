@@ -30,7 +30,7 @@ class BranchNorm(nn.LayerNorm):
     """Layer normalisation that can be left out where linear layers are normalised: blocks scale their branches."""
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention and a two-layer perceptron, each behind a normalisation and beside a residual path.
 
     Args:
@@ -73,7 +73,7 @@ class GPT(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(tokens, width)
         self.position = nn.Embedding(context, width)
-        self.blocks = nn.Sequential(*(Block(width, heads, (2 * depth) ** -0.5) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads, (2 * depth) ** -0.5) for _ in range(depth)))
         self.norm = BranchNorm(width)
         self.output = nn.Linear(width, tokens)
 

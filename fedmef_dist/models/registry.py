@@ -39,7 +39,7 @@ class ModelSettings(Settings):
         min_length=1,
         description="cnn, resnet8, resnet20, gpt, any torchvision classifier, or package.module:Name of your own",
     )
-    options: Options = Field(default_factory=dict, description="what a model of your own is called with")
+    options: Options = Field(default_factory=dict, description="keyword arguments for your own model")
     stem: Literal["cifar", "imagenet"] = Field(
         "cifar", description="cifar: the stem of a torchvision model keeps the resolution of small images"
     )
@@ -53,7 +53,7 @@ class ModelSettings(Settings):
         description="normalisation; auto: what the method prefers (fedmef: nsconv), or else batch, or layer for gpt",
     )
     recompute: Literal["none", "blocks"] = Field(
-        "none", description="blocks: what is inside of a block is computed again in the backward pass, not kept"
+        "none", description="blocks: what is inside a block is computed again in the backward pass, not kept"
     )
     nsconv: NSConvSettings = Field(default_factory=NSConvSettings, description="details of norm nsconv")
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedmef_dist.report.groups import Group, Spread, spread
+from fedmef_dist.report.groups import RunGroup, Spread, spread
 
 # Key in metrics.jsonl behind "adjust/accuracy_" and what tables and plots call the step.
 STEPS = {
@@ -23,7 +23,7 @@ class Around:
     change: Spread
 
 
-def around_adjustments(group: Group) -> Around | None:
+def around_adjustments(group: RunGroup) -> Around | None:
     """The group's accuracies around the adjustments that were tested at all steps; None where there are none."""
     keys = [f"adjust/accuracy_{step}" for step in STEPS]
     lines = [line for run in group.runs for line in run.metrics if all(line.get(key) is not None for key in keys)]

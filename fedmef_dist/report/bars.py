@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedmef_dist.report.figures import COLOURS, folded, new_figure, save_figure
-from fedmef_dist.report.groups import Group
+from fedmef_dist.report.groups import RunGroup
 from fedmef_dist.report.units import decimal_prefix, ratio
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _MEMORY = (
 )
 
 
-def save_memory(groups: Sequence[Group], directory: Path) -> list[Path]:
+def save_memory(groups: Sequence[RunGroup], directory: Path) -> list[Path]:
     """Write memory.png where runs know their memory; returns the file, if any."""
     if not _known(groups, [bar.key for bar in _MEMORY]):
         return []
@@ -60,7 +60,7 @@ def _mark_reference(axes: "Axes", places: np.ndarray, values: np.ndarray) -> Non
     axes.plot(values[known], places[known], ls="", marker="D", ms=4, mfc="white", mec="black", label=label)
 
 
-def save_costs(groups: Sequence[Group], directory: Path) -> list[Path]:
+def save_costs(groups: Sequence[RunGroup], directory: Path) -> list[Path]:
     """Write costs.png, bytes on the wire beside dense FedAvg's and compute, where runs know them; returns the file."""
     keys = ("wire/total_bytes", "flops/total")
     if not _known(groups, keys):
@@ -76,7 +76,7 @@ def save_costs(groups: Sequence[Group], directory: Path) -> list[Path]:
     return [save_figure(figure, directory / "costs.png")]
 
 
-def _draw_wire(axes: "Axes", groups: Sequence[Group]) -> None:
+def _draw_wire(axes: "Axes", groups: Sequence[RunGroup]) -> None:
     keys = ("wire/total_bytes", "reference/wire_bytes")
     unit, prefix = _unit(groups, keys)
     own, dense = (_values(groups, key) / unit for key in keys)
@@ -87,20 +87,20 @@ def _draw_wire(axes: "Axes", groups: Sequence[Group]) -> None:
     axes.set(xlabel=f"Bytes on the wire ({prefix}B)", xlim=(0, 1.15 * max(*own, *dense) or 1))
 
 
-def _known(groups: Sequence[Group], keys: Sequence[str]) -> bool:
+def _known(groups: Sequence[RunGroup], keys: Sequence[str]) -> bool:
     return any(group.mean(key) is not None for group in groups for key in keys)
 
 
-def _values(groups: Sequence[Group], key: str) -> np.ndarray:
+def _values(groups: Sequence[RunGroup], key: str) -> np.ndarray:
     """Means over the seeds, float64; 0, which draws no bar, where a run lacks the value."""
     return np.array([group.mean(key) or 0.0 for group in groups])
 
 
-def _unit(groups: Sequence[Group], keys: Sequence[str]) -> tuple[float, str]:
+def _unit(groups: Sequence[RunGroup], keys: Sequence[str]) -> tuple[float, str]:
     return decimal_prefix(max(_values(groups, key).max() for key in keys))
 
 
-def _figure(groups: Sequence[Group], panels: int, rows: int) -> tuple["Figure", list["Axes"]]:
+def _figure(groups: Sequence[RunGroup], panels: int, rows: int) -> tuple["Figure", list["Axes"]]:
     """Room for ``rows`` bars of every group, and for labels that are long."""
     figure, axes = new_figure(panels)
     names = [_name(group).splitlines() for group in groups]
@@ -109,7 +109,7 @@ def _figure(groups: Sequence[Group], panels: int, rows: int) -> tuple["Figure", 
     return figure, axes
 
 
-def _finish(figure: "Figure", axes: "Axes", groups: Sequence[Group], label: str) -> None:
+def _finish(figure: "Figure", axes: "Axes", groups: Sequence[RunGroup], label: str) -> None:
     """The first group at the top."""
     axes.set_yticks(np.arange(len(groups)), list(map(_name, groups)), fontsize=8)
     axes.set(xlabel=label, ylim=(len(groups) - 0.45, -0.55))
@@ -117,7 +117,7 @@ def _finish(figure: "Figure", axes: "Axes", groups: Sequence[Group], label: str)
     axes.set_axisbelow(True)
 
 
-def _name(group: Group) -> str:
+def _name(group: RunGroup) -> str:
     return folded(group.label, 32)
 
 

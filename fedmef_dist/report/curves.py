@@ -9,7 +9,7 @@ import numpy as np
 
 from fedmef_dist.report.adjustments import STEPS, around_adjustments
 from fedmef_dist.report.figures import add_legend, draw_line, legend_label, look, new_figure, save_figure
-from fedmef_dist.report.groups import Group
+from fedmef_dist.report.groups import RunGroup
 from fedmef_dist.report.runs import Run
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Curve:
+class AccuracyCurve:
     """What accuracy is drawn against: a key of metrics.jsonl and how the axis names and scales it."""
 
     file: str
@@ -28,9 +28,9 @@ class Curve:
 
 
 CURVES = (
-    Curve("accuracy_rounds.png", "round", "Round", 1.0),
-    Curve("accuracy_wire.png", "wire/total_bytes", "Bytes on the wire (MB)", 1e6),
-    Curve("accuracy_flops.png", "flops/total", "Training compute (TFLOP)", 1e12),
+    AccuracyCurve("accuracy_rounds.png", "round", "Round", 1.0),
+    AccuracyCurve("accuracy_wire.png", "wire/total_bytes", "Bytes on the wire (MB)", 1e6),
+    AccuracyCurve("accuracy_flops.png", "flops/total", "Training compute (TFLOP)", 1e12),
 )
 
 
@@ -43,7 +43,7 @@ class Line:
     deviation: np.ndarray | None
 
 
-def save_curves(groups: Sequence[Group], directory: Path) -> list[Path]:
+def save_curves(groups: Sequence[RunGroup], directory: Path) -> list[Path]:
     """Write a file for each of `CURVES` that the runs have numbers for; returns the files."""
     files = []
     for curve in CURVES:
@@ -54,7 +54,7 @@ def save_curves(groups: Sequence[Group], directory: Path) -> list[Path]:
     return files
 
 
-def accuracy_line(group: Group, curve: Curve) -> Line | None:
+def accuracy_line(group: RunGroup, curve: AccuracyCurve) -> Line | None:
     """The group's means over the seeds, at the rounds that every seed has evaluated; None where there are none."""
     seeds = [_points(run, curve.key) for run in group.runs]
     rounds = sorted(set.intersection(*(set(points) for points in seeds)))
@@ -74,7 +74,7 @@ def _points(run: Run, key: str) -> dict[int, tuple[float, float]]:
     }
 
 
-def draw_curves(lines: Sequence[tuple[int, str, Line]], curve: Curve) -> "Figure":
+def draw_curves(lines: Sequence[tuple[int, str, Line]], curve: AccuracyCurve) -> "Figure":
     """Each line with its group's number and label."""
     figure, (axes,) = new_figure(1)
     for number, label, line in lines:
@@ -93,7 +93,7 @@ def _scale_x(lines: Sequence[Line], axes: "Axes") -> None:
         axes.set_xscale("log")
 
 
-def save_around_adjustments(groups: Sequence[Group], directory: Path) -> list[Path]:
+def save_around_adjustments(groups: Sequence[RunGroup], directory: Path) -> list[Path]:
     """Write around_adjustment.png where runs have tested around their adjustments; returns the file, if any."""
     figure, (axes,) = new_figure(1)
     found = [(number, group.label, around_adjustments(group)) for number, group in enumerate(groups)]

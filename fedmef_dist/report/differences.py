@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.report.groups import Group
+from fedmef_dist.report.groups import RunGroup
 from fedmef_dist.report.intervals import Paired, paired
 from fedmef_dist.report.quantities import QUANTITIES, late_rounds
 from fedmef_dist.report.runs import Run
@@ -35,12 +35,12 @@ class Differences:
     ``late_rounds`` are the first and the last round of late accuracy where they are the same for all runs, else None.
     """
 
-    baseline: Group
+    baseline: RunGroup
     by_measure: Mapping[str, Sequence[Difference]]
     late_rounds: tuple[int, int] | None
 
 
-def differences_from(groups: Sequence[Group], name: str) -> Differences:
+def differences_from(groups: Sequence[RunGroup], name: str) -> Differences:
     """Every group less the one whose label is ``name``, or the only one whose label contains it.
 
     Raises UserError where no group or several are meant, where there is no other, or where a group has a seed twice.
@@ -60,7 +60,7 @@ def differences_from(groups: Sequence[Group], name: str) -> Differences:
     return Differences(baseline, found, spans.pop() if len(spans) == 1 else None)
 
 
-def _baseline(groups: Sequence[Group], name: str) -> Group:
+def _baseline(groups: Sequence[RunGroup], name: str) -> RunGroup:
     same = [group for group in groups if group.label == name]
     meant = same or [group for group in groups if name in group.label]
     if len(meant) == 1:
@@ -77,14 +77,14 @@ def _wrong(what: str, mend: str) -> UserError:
     return UserError(what, where="--baseline", mend=mend)
 
 
-def _difference(group: Group, baseline: Group, quantity: Callable[[Run], float | None]) -> Difference:
+def _difference(group: RunGroup, baseline: RunGroup, quantity: Callable[[Run], float | None]) -> Difference:
     own, base = _by_seed(group, quantity), _by_seed(baseline, quantity)
     both = sorted(own.keys() & base.keys())
     numbers = paired([own[seed] - base[seed] for seed in both])
     return Difference(group.label, numbers, sorted(own.keys() - base.keys()), sorted(base.keys() - own.keys()))
 
 
-def _by_seed(group: Group, quantity: Callable[[Run], float | None]) -> dict[int, float]:
+def _by_seed(group: RunGroup, quantity: Callable[[Run], float | None]) -> dict[int, float]:
     values: dict[int, float] = {}
     for run in group.runs:
         seed, value = run.config.get("seed"), quantity(run)

@@ -29,7 +29,7 @@ def spread(values: Iterable[float | None]) -> Spread:
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs of one experiment that differ only in the seed; ``label`` is what tables and legends call it."""
 
     label: str
@@ -49,10 +49,10 @@ class Group:
         return self.spread(lambda run: run.value(key)).mean
 
 
-def group_runs(runs: Sequence[Run]) -> list[Group]:
+def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
     """The runs as groups of seeds, in the order in which each first appears; no two have the same label."""
     members: dict[str, list[Run]] = {}
     for run in runs:
         members.setdefault(json.dumps(run.experiment, sort_keys=True, default=str), []).append(run)
     seeds = list(members.values())
-    return [Group(label, group) for label, group in zip(labels(seeds), seeds, strict=True)]
+    return [RunGroup(label, group) for label, group in zip(labels(seeds), seeds, strict=True)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedmef_dist.report.figures import add_legend, blank_figure, draw_line, folded, new_figure, save_figure
-from fedmef_dist.report.groups import Group
+from fedmef_dist.report.groups import RunGroup
 from fedmef_dist.report.runs import Run
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class LayerDensities:
     density: np.ndarray
 
 
-def layer_densities(group: Group) -> LayerDensities | None:
+def layer_densities(group: RunGroup) -> LayerDensities | None:
     """Density of every layer in rounds 1, 2, ...; None where a seed has not logged it, or has other layers."""
     names = [[key for key in run.metrics[0] if key.startswith(_LAYER)] for run in group.runs]
     if not names[0] or any(other != names[0] for other in names):
@@ -47,7 +47,7 @@ def held(run: Run, key: str) -> np.ndarray:
     return values[newest]
 
 
-def save_layer_densities(groups: Sequence[Group], directory: Path) -> list[Path]:
+def save_layer_densities(groups: Sequence[RunGroup], directory: Path) -> list[Path]:
     """Write layer_density.png, one panel a group that has logged densities; returns the file, if any."""
     found = [(group.label, densities) for group in groups if (densities := layer_densities(group)) is not None]
     return [save_figure(_draw_densities(found), directory / "layer_density.png")] if found else []
@@ -97,7 +97,7 @@ def _heat_map(axes: "Axes", one: LayerDensities, scale: "LogNorm") -> "QuadMesh"
     return image
 
 
-def save_stability(groups: Sequence[Group], directory: Path) -> list[Path]:
+def save_stability(groups: Sequence[RunGroup], directory: Path) -> list[Path]:
     """Write mask_stability.png where masks have changed and runs have logged how; returns the file, if any."""
     figure, (overlap, survived) = new_figure(2)
     drawn = [_draw_stability(overlap, survived, number, group) for number, group in enumerate(groups)]
@@ -112,7 +112,7 @@ def save_stability(groups: Sequence[Group], directory: Path) -> list[Path]:
     return [save_figure(figure, directory / "mask_stability.png")]
 
 
-def _draw_stability(overlap: "Axes", survived: "Axes", number: int, group: Group) -> bool:
+def _draw_stability(overlap: "Axes", survived: "Axes", number: int, group: RunGroup) -> bool:
     """Both lines of a group, as far as its runs have logged them; whether there was anything to draw."""
     rounds, values = changes(group, "sparsity/overlap")
     if len(rounds):
@@ -126,7 +126,7 @@ def _draw_stability(overlap: "Axes", survived: "Axes", number: int, group: Group
     return known or len(rounds) > 0
 
 
-def changes(group: Group, key: str) -> tuple[np.ndarray, np.ndarray]:
+def changes(group: RunGroup, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Rounds (n,) in which every seed has logged ``key``, and the values (seeds, n) there, both float64."""
     seeds = [{line["round"]: line[key] for line in run.metrics if line.get(key) is not None} for run in group.runs]
     rounds = sorted(set.intersection(*map(set, seeds)))

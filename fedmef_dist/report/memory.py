@@ -137,7 +137,7 @@ _FAMILIES = (
     ("Hard", "activation function"),
     ("Sigmoid", "activation function"),
 )
-_STATE, _OTHER, _TRANSIENT = "weights, gradients, mask", "held: other", "beside them at the peak"
+_STATE, _OTHER, _TRANSIENT = "weights, gradients, mask", "held: other", "in addition to them at the peak"
 _PARTS = (_STATE, *dict.fromkeys(f"held: {family}" for _, family in _FAMILIES), _OTHER, _TRANSIENT)
 # Told apart in grey: light and dark take turns, with hatches between.
 _FILLS = (

@@ -95,7 +95,7 @@ def read_run(path: Path) -> Run:
     if not check_summary(path, summary, lines, rounds):
         tell(f"note: {path} is of an earlier version; nothing vouches for its metrics")
     if rest:
-        what = f"half a line stands behind round {len(lines)}"
+        what = f"half a line follows round {len(lines)}"
         raise UserError(what, where=f"{path / METRICS}, line {len(lines) + 1}", mend=_MEND)
     if not rounds_to_do == summary["rounds"] == len(lines):
         raise _unfinished(path, f"{len(lines)} of {rounds_to_do} rounds, {summary['rounds']} of them in {SUMMARY}")

@@ -5,14 +5,14 @@ import io
 from collections.abc import Sequence
 
 from fedmef_dist.report.adjustments import STEPS, Around, around_adjustments
-from fedmef_dist.report.groups import Group, Spread
+from fedmef_dist.report.groups import RunGroup, Spread
 from fedmef_dist.report.quantities import LATE_EVALUATIONS, QUANTITIES, accuracy_late, bytes_per_client_round
 from fedmef_dist.report.rendering import Table, csv_cell
-from fedmef_dist.report.targets import Target, reached
+from fedmef_dist.report.targets import AccuracyTarget, reached
 from fedmef_dist.report.units import DASH, duration, percent, ratio, scaled, scaled_spread
 
 
-def tables(groups: Sequence[Group], target: Target | None) -> list[Table]:
+def tables(groups: Sequence[RunGroup], target: AccuracyTarget | None) -> list[Table]:
     """All tables that the runs have numbers for, one row a group."""
     around = [(group.label, found) for group in groups if (found := around_adjustments(group)) is not None]
     return [
@@ -24,7 +24,7 @@ def tables(groups: Sequence[Group], target: Target | None) -> list[Table]:
     ]
 
 
-def _accuracy(groups: Sequence[Group]) -> Table:
+def _accuracy(groups: Sequence[RunGroup]) -> Table:
     text = any(group.mean("eval/perplexity_last") is not None for group in groups)
     late = any(group.spread(accuracy_late).mean is not None for group in groups)
     late_note = f"Late is the mean of the last {LATE_EVALUATIONS} tests of a run. " if late else ""
@@ -50,7 +50,7 @@ def _accuracy(groups: Sequence[Group]) -> Table:
     )
 
 
-def _costs(groups: Sequence[Group]) -> Table:
+def _costs(groups: Sequence[RunGroup]) -> Table:
     return Table(
         "Communication, compute and time",
         ("Run", "Down", "Up", "Total", "Total / dense", "A client and round", "FLOPs", "Time"),
@@ -73,7 +73,7 @@ def _costs(groups: Sequence[Group]) -> Table:
     )
 
 
-def _memory(groups: Sequence[Group]) -> Table:
+def _memory(groups: Sequence[RunGroup]) -> Table:
     return Table(
         "Memory of a training step",
         (
@@ -97,7 +97,7 @@ def _memory(groups: Sequence[Group]) -> Table:
     )
 
 
-def _to_target(groups: Sequence[Group], target: Target) -> Table:
+def _to_target(groups: Sequence[RunGroup], target: AccuracyTarget) -> Table:
     found = [(group, reached(group, target)) for group in groups]
     origin = "That is 95 % of the best row's mean best accuracy, rounded down to a whole per cent. "
     return Table(
@@ -142,7 +142,7 @@ def _plain(value: float | None) -> str:
 _REACHED = ("rounds", "bytes", "flops")
 
 
-def comma_separated(groups: Sequence[Group], target: Target | None) -> str:
+def comma_separated(groups: Sequence[RunGroup], target: AccuracyTarget | None) -> str:
     """All numbers as CSV, one row a group: means, and standard deviations over the seeds where there are several.
 
     Bytes, FLOPs, seconds and shares as they are; empty where a run lacks the value, or no seed has reached the target.

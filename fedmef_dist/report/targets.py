@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.report.groups import Group, Spread, spread
+from fedmef_dist.report.groups import RunGroup, Spread, spread
 from fedmef_dist.report.runs import Run
 
 _SHARE = 0.95
 
 
 @dataclass(frozen=True)
-class Target:
+class AccuracyTarget:
     """A test accuracy from 0 to 1; ``chosen`` where it comes from the runs themselves, not from the user."""
 
     accuracy: float
@@ -30,7 +30,7 @@ class Reached:
     flops: Spread
 
 
-def target_of(groups: Sequence[Group], accuracy: float | None) -> Target | None:
+def target_of(groups: Sequence[RunGroup], accuracy: float | None) -> AccuracyTarget | None:
     """The user's ``accuracy``, else 95 % of the best group's mean best accuracy, rounded down to a whole per cent.
 
     None where nothing was given and no group has an accuracy. Raises UserError where ``accuracy`` is no share.
@@ -40,13 +40,13 @@ def target_of(groups: Sequence[Group], accuracy: float | None) -> Target | None:
             raise UserError(
                 f"{accuracy:g} is no accuracy", where="--target", mend="give a share, such as 0.75 for 75 %"
             )
-        return Target(accuracy, chosen=False)
+        return AccuracyTarget(accuracy, chosen=False)
     best = [mean for group in groups if (mean := group.mean("eval/accuracy_best")) is not None]
     # Rounded first: 95 % of 0.8 is 76 %, but a little less in floating point.
-    return Target(math.floor(round(100 * _SHARE * max(best), 6)) / 100, chosen=True) if best else None
+    return AccuracyTarget(math.floor(round(100 * _SHARE * max(best), 6)) / 100, chosen=True) if best else None
 
 
-def reached(group: Group, target: Target) -> Reached:
+def reached(group: RunGroup, target: AccuracyTarget) -> Reached:
     """When the group's seeds first had the target's accuracy in a test, and what they had cost by then."""
     lines = [line for run in group.runs if (line := _first(run, target.accuracy)) is not None]
     keys = ("round", "wire/total_bytes", "flops/total")

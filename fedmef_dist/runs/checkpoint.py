@@ -32,7 +32,7 @@ class CheckpointSettings(Settings):
     """Section ``checkpoint``: how often the state is saved, and in what time when a signal stops the run."""
 
     every: int = Field(10, ge=1, description="rounds between two checkpoints; the last round is always saved")
-    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    keep: int = Field(2, ge=1, description="how many of the newest checkpoints are kept")
     grace: float = Field(
         20.0,
         ge=0,

@@ -22,7 +22,7 @@ from fedmef_dist.base.errors import FilesLostError, UserError
 from fedmef_dist.base.lock_file import LockFile
 from fedmef_dist.base.notices import tell
 from fedmef_dist.runs import owner_record
-from fedmef_dist.runs.owner_record import OWNER, Record, Seen, Verdict, Watch, here, look
+from fedmef_dist.runs.owner_record import OWNER, OwnerWatch, Record, Seen, Verdict, here, look
 
 LOCK = "owner.lock"
 _LOOK_SECONDS = 0.2
@@ -188,7 +188,7 @@ def describe(record: Record) -> str:
 
 def _wait_for(run_dir: Path, lock: LockFile) -> Seen:
     """Takes the lock once no other owner lives; returns the record that it left. Raises UserError while one does."""
-    watch, began, told = Watch(here()), time.monotonic(), False
+    watch, began, told = OwnerWatch(here()), time.monotonic(), False
     try:
         while True:
             held, seen, now = lock.take(), look(run_dir), time.monotonic()

@@ -21,7 +21,7 @@ _Count = Annotated[int, Field(ge=0, le=2**62)]
 Verdict = Literal["free", "dead", "alive", "unknown"]
 
 
-class Place(BaseModel):
+class ProcessIdentity(BaseModel):
     """One process: where it runs, and what tells it from a later one with the same number."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
@@ -39,7 +39,7 @@ class Place(BaseModel):
         return f"{f'job {self.job} ' if self.job else ''}on {self.host}, pid {self.pid}"
 
 
-class Record(Place):
+class Record(ProcessIdentity):
     """The content of owner.json; times are Unix times in seconds, by the owner's clock."""
 
     token: str = Field(pattern=r"^[0-9a-f]{1,64}$", description="what one owner alone writes")
@@ -82,12 +82,12 @@ def look(run_dir: Path) -> Seen:
     return Seen(record, (content, status.st_mtime_ns, status.st_ino), content)
 
 
-def here() -> Place:
+def here() -> ProcessIdentity:
     """The process that asks."""
     pid, job = os.getpid(), os.environ.get("SLURM_JOB_ID", "")
     restarts = os.environ.get("SLURM_RESTART_COUNT", "")
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    return Place(
+    return ProcessIdentity(
         host="".join(letter for letter in host if "!" <= letter <= "~")[:255] or "unknown",
         boot=_line("/proc/sys/kernel/random/boot_id"),
         pid_namespace=_pid_namespace(),
@@ -98,7 +98,7 @@ def here() -> Place:
     )
 
 
-def lives(record: Place, me: Place, locked: bool) -> bool | None:
+def lives(record: ProcessIdentity, me: ProcessIdentity, locked: bool) -> bool | None:
     """Whether the process of the record lives; None where that cannot be told from here.
 
     ``locked`` says that this process holds the kernel's lock, which an owner on the same host would hold. A requeued
@@ -119,10 +119,10 @@ def lives(record: Place, me: Place, locked: bool) -> bool | None:
     return None
 
 
-class Watch:
+class OwnerWatch:
     """Looks at a record again and again until it is clear whether its owner lives."""
 
-    def __init__(self, me: Place) -> None:
+    def __init__(self, me: ProcessIdentity) -> None:
         self._me = me
         self._first: tuple[Any, float] | None = None
 

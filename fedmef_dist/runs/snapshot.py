@@ -17,7 +17,7 @@ from fedmef_dist.runs.checkpoint import Checkpoint, check_values, explain, misfi
 _LARGEST = 2**31 - 1
 
 
-class Part(Protocol):
+class Stateful(Protocol):
     """Something that the next round depends on."""
 
     def state(self) -> Mapping[str, Any]:
@@ -46,7 +46,7 @@ def contents(checkpoint: Checkpoint) -> Content:
     return check_values(checkpoint, Content, checkpoint.state)
 
 
-def take(round: int, parts: Mapping[str, Part], tracker: Mapping[str, str]) -> Checkpoint:
+def take(round: int, parts: Mapping[str, Stateful], tracker: Mapping[str, str]) -> Checkpoint:
     """The parts' states after a round, and what trackers must find again. Every rank must call it."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, dict[str, Any]] = {}
@@ -57,7 +57,7 @@ def take(round: int, parts: Mapping[str, Part], tracker: Mapping[str, str]) -> C
     return Checkpoint(tensors, {"round": round, "parts": plain, "tracker": dict(tracker)})
 
 
-def restore(checkpoint: Checkpoint, parts: Mapping[str, Part], *, whole: bool = True) -> None:
+def restore(checkpoint: Checkpoint, parts: Mapping[str, Stateful], *, whole: bool = True) -> None:
     """Lets the parts go on where the checkpoint was taken, one after another, in their order.
 
     Args:

@@ -35,7 +35,7 @@ def verify(run_dir: Path) -> None:
             mend="run it again where its numbers must be beyond doubt",
         )
     if rest and len(lines) == summary["rounds"]:
-        raise UserError("half a line stands behind the last round", where=f"{run_dir / METRICS}, line {len(lines) + 1}")
+        raise UserError("half a line follows the last round", where=f"{run_dir / METRICS}, line {len(lines) + 1}")
 
 
 def configuration(run_dir: Path) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _total(spans: Sequence[dict[str, Any]], name: str) -> float:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Quartiles:
     """A median and the quartiles around it."""
 
     low: float
@@ -98,26 +98,26 @@ class Spread:
     high: float
 
 
-def spread(values: Sequence[float]) -> Spread:
+def quartiles(values: Sequence[float]) -> Quartiles:
     """Median and quartiles of some values."""
     low, median, high = np.quantile(np.asarray(values, dtype=np.float64), (0.25, 0.5, 0.75))
-    return Spread(float(low), float(median), float(high))
+    return Quartiles(float(low), float(median), float(high))
 
 
 Results = dict[Point, list[Measurement]]
 
 
-def round_seconds(runs: Sequence[Measurement]) -> Spread:
+def round_seconds(runs: Sequence[Measurement]) -> Quartiles:
     """Wall seconds of a round, over the repetitions of a point."""
-    return spread([run.seconds / run.rounds for run in runs])
+    return quartiles([run.seconds / run.rounds for run in runs])
 
 
-def efficiency(runs: Sequence[Measurement], base: Sequence[Measurement]) -> Spread:
+def efficiency(runs: Sequence[Measurement], base: Sequence[Measurement]) -> Quartiles:
     """Samples that a rank trains in a second, relative to ``base``; 1 is ideal.
 
     Repetition i is compared with repetition i of the base, which ran shortly before or after it.
     """
-    return spread([_rate(run) / _rate(first) for run, first in zip(runs, base, strict=True)])
+    return quartiles([_rate(run) / _rate(first) for run, first in zip(runs, base, strict=True)])
 
 
 def _rate(run: Measurement) -> float:

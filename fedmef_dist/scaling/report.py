@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from fedmef_dist.report.units import scaled
 from fedmef_dist.scaling.cost_model import CostModel
-from fedmef_dist.scaling.measurement import Measurement, Results, Spread, efficiency, losses, round_seconds
+from fedmef_dist.scaling.measurement import Measurement, Quartiles, Results, efficiency, losses, round_seconds
 from fedmef_dist.scaling.points import Point, Study
 from fedmef_dist.scaling.prediction import Prediction, modelled_seconds
 
@@ -161,9 +161,9 @@ def _median(values: Iterable[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def _seconds(value: Spread) -> str:
+def _seconds(value: Quartiles) -> str:
     return f"{value.median:.3f} ({value.low:.3f} to {value.high:.3f})"
 
 
-def _percent(value: Spread) -> str:
+def _percent(value: Quartiles) -> str:
     return f"{100 * value.median:.1f} ({100 * value.low:.1f} to {100 * value.high:.1f})"

@@ -25,7 +25,7 @@ _TAIL = 12
 
 
 @dataclass(frozen=True)
-class Place:
+class LaunchSite:
     """Where the ranks run: ``tasks_per_node`` of an allocation, or None for this machine alone."""
 
     tasks_per_node: tuple[int, ...] | None
@@ -55,7 +55,7 @@ class Place:
             return wait_for([(command, os.environ)], output)
 
 
-def find_place() -> Place:
+def find_place() -> LaunchSite:
     """The machine itself, or the allocation whose batch script runs here. Raises UserError inside a launcher's rank."""
     environment = detect(os.environ)
     if environment.launcher != "single":
@@ -65,11 +65,11 @@ def find_place() -> Place:
             mend="call it without a launcher; inside an allocation it uses srun",
         )
     tasks = os.environ.get("SLURM_TASKS_PER_NODE") if "SLURM_JOB_ID" in os.environ else None
-    return Place(None if tasks is None else tuple(expand_tasks(tasks)))
+    return LaunchSite(None if tasks is None else tuple(expand_tasks(tasks)))
 
 
 def measure(
-    place: Place, config: Path, overrides: Sequence[str], point: Point, rounds: int, repeat: int, out: Path
+    place: LaunchSite, config: Path, overrides: Sequence[str], point: Point, rounds: int, repeat: int, out: Path
 ) -> Path:
     """The run directory of one repetition of a point; runs it unless it lies there finished.
 

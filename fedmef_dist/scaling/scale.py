@@ -24,7 +24,7 @@ from fedmef_dist.scaling.plots import save_plots
 from fedmef_dist.scaling.points import Point, Study, parse_numbers, plan_study
 from fedmef_dist.scaling.prediction import predict
 from fedmef_dist.scaling.report import comma_separated, markdown
-from fedmef_dist.scaling.runs import Place, find_place, measure
+from fedmef_dist.scaling.runs import LaunchSite, find_place, measure
 from fedmef_dist.tracking.timeline import read_timelines
 
 
@@ -54,7 +54,7 @@ def scale(
 
 
 def _measure_all(
-    place: Place,
+    place: LaunchSite,
     path: Path,
     overrides: Sequence[str],
     study: Study,
@@ -95,7 +95,7 @@ def _write_timeline(point: Point, directory: Path) -> None:
     write_text(directory / "timeline.json", json.dumps({"traceEvents": events}) + "\n")
 
 
-def _head(path: Path, overrides: Sequence[str], place: Place) -> str:
+def _head(path: Path, overrides: Sequence[str], place: LaunchSite) -> str:
     nodes = place.tasks_per_node
     where = "one machine" if nodes is None else f"an allocation of {len(nodes)} nodes with {sum(nodes)} tasks"
     return (

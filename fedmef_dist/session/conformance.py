@@ -113,7 +113,7 @@ def check_method(config: Config) -> tuple[list[Promise], dict[str, float]]:
     for done in range(1, config.federation.rounds, 2):
         start = alone.checkpoints[done - 1]
         other = _tried(broken, RESUME, partial(_play, config, 2, start))
-        _compare(broken, RESUME, alone, other, f"a resume behind round {done} on 2 ranks", done)
+        _compare(broken, RESUME, alone, other, f"a resume after round {done} on 2 ranks", done)
     return _promises(broken, set()), _costs(alone)
 
 
@@ -237,7 +237,7 @@ def _check_round(run: Simulation, before: Mask, metrics: Metrics, faults: dict[s
     mask, values = run.space.mask, run.server.values[: run.space.n_prunable]
     wrong = int((values[~mask.active] != 0).count_nonzero())
     if wrong:
-        faults.setdefault(MASKED, f"{wrong} weights outside of the mask are not 0 behind round {run.round}")
+        faults.setdefault(MASKED, f"{wrong} weights outside the mask are not 0 after round {run.round}")
     if run.method.keeps_counts and run.space.layer_counts(before) != run.space.layer_counts(mask):
         faults.setdefault(COUNTS, f"a layer's number of active weights changes in round {run.round}")
     bad = [key for key, value in metrics.items() if isinstance(value, float) and not isfinite(value)]

@@ -23,7 +23,7 @@ from fedmef_dist.methods.preparation import Preparation
 from fedmef_dist.methods.registry import create_method
 from fedmef_dist.methods.server_optimizer import ServerOptimizer
 from fedmef_dist.models import prunable_weights
-from fedmef_dist.runs.snapshot import Part
+from fedmef_dist.runs.snapshot import Stateful
 from fedmef_dist.simulation.accounting import Accounting
 from fedmef_dist.simulation.footprint import build_network, own_setting
 from fedmef_dist.simulation.global_state import MaskPart, ModelPart
@@ -120,7 +120,7 @@ class Simulation:
             total_weight=total_weight(self.population, config.federation),
         )
 
-    def _parts(self) -> dict[str, Part]:
+    def _parts(self) -> dict[str, Stateful]:
         kept = {} if self.local.kept is None else {"clients": self.local.kept}
         return {
             "mask": MaskPart(self.server),

@@ -106,7 +106,7 @@ class Callbacks:
             callback.on_round_end(dict(metrics), self._control)
         before, self.stopped = self.stopped, self._agree()
         if self.stopped and not before and self._group.rank == 0:
-            tell(f"stopped by a callback behind round {self._control.round}: {self._control.stop_reason}")
+            tell(f"stopped by a callback after round {self._control.round}: {self._control.stop_reason}")
 
     def checkpoint(self) -> None:
         """A checkpoint has been written; on rank 0."""

@@ -104,7 +104,7 @@ def check_head(lines: Sequence[bytes], head: Head, where: Path, holder: str) -> 
     if len(lines) < head.lines:
         raise UserError(
             f"{rounds_text(len(lines) + 1, head.lines)} missing: {holder} knows {head.lines}",
-            where=f"{where}, behind line {len(lines)}",
+            where=f"{where}, after line {len(lines)}",
             mend=_MEND,
         )
     if head_of(lines[: head.lines]) != head:

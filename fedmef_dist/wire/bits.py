@@ -30,7 +30,7 @@ def unpack_flags(data: bytes, count: int) -> np.ndarray:
         raise ValueError(f"{len(data)} bytes where {count} bits are due")
     flags = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").view(np.bool_)
     if flags[count:].any():
-        raise ValueError("bits are set behind the last one")
+        raise ValueError("bits are set after the last one")
     return flags[:count]
 
 

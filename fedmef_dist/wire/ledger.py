@@ -32,7 +32,7 @@ class WireSettings(Settings):
     )
     uplink_values: Literal["fp32", "fp16", "int8"] = Field(
         "fp32",
-        description="how clients send prunable weights and gradients; int8 has one scale a layer; all else is fp32",
+        description="how clients send prunable weights and gradients; int8 has one scale per layer; all else is fp32",
     )
 
     @property

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from fedmef_dist.cluster import guard as module
-from fedmef_dist.cluster.guard import Guard, Signs, Silence
+from fedmef_dist.cluster.guard import Guard, SignsOfLife, Silence
 
 
 @pytest.fixture
@@ -67,4 +67,4 @@ def counting():
     ],
 )
 def test_what_has_hung_is_told_apart_and_said_once(causes, looks, beat, lost, expected):
-    assert causes(lambda: Signs(looks(), beat(), lost)) == expected
+    assert causes(lambda: SignsOfLife(looks(), beat(), lost)) == expected

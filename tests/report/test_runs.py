@@ -133,7 +133,7 @@ def test_half_a_line_behind_the_last_round_is_named(make_run):
     directory = make_run("a")
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"rou')
-    with pytest.raises(UserError, match=r"half a line stands behind round 4\nwhere: .*, line 5"):
+    with pytest.raises(UserError, match=r"half a line follows round 4\nwhere: .*, line 5"):
         read_run(directory)
 
 

@@ -6,7 +6,7 @@ import pytest
 from fedmef_dist.report.groups import group_runs
 from fedmef_dist.report.runs import read_run
 from fedmef_dist.report.tables import comma_separated, tables
-from fedmef_dist.report.targets import Target
+from fedmef_dist.report.targets import AccuracyTarget
 
 STEPS = ("before_extrusion", "after_extrusion", "after_prune", "after_grow")
 
@@ -57,14 +57,14 @@ def test_the_way_to_a_target_worked_out_by_hand(make_run):
     ]
     groups = group_runs([read_run(path) for path in paths])
     # Seed 0 in round 2 and 1 MB, seed 1 in round 4 and 2 MB.
-    assert rows_of(groups, "To reach 75 %", Target(0.75, chosen=False)) == [
+    assert rows_of(groups, "To reach 75 %", AccuracyTarget(0.75, chosen=False)) == [
         ("a", "2 of 3", "3 ± 1.41", "1.50 ± 0.71 MB", "1.50 ± 0.71 T"),
         ("b", "0 of 1", "-", "-", "-"),
     ]
 
 
 def test_a_chosen_target_says_where_it_comes_from(groups):
-    notes = [tables(groups, Target(0.5, chosen))[-1].note for chosen in (True, False)]
+    notes = [tables(groups, AccuracyTarget(0.5, chosen))[-1].note for chosen in (True, False)]
     assert ["95 %" in note for note in notes] == [True, False]
     assert all("leaves the others out" in note for note in notes)
 
@@ -90,11 +90,13 @@ def test_only_text_has_a_perplexity(make_run, groups):
 
 
 def test_every_row_fits_its_header(groups):
-    assert all(len(row) == len(table.header) for table in tables(groups, Target(0.5, True)) for row in table.rows)
+    assert all(
+        len(row) == len(table.header) for table in tables(groups, AccuracyTarget(0.5, True)) for row in table.rows
+    )
 
 
 def test_csv_holds_plain_numbers_in_one_row_a_group(groups):
-    sparse, dense = csv.DictReader(io.StringIO(comma_separated(groups, Target(0.92, chosen=False))))
+    sparse, dense = csv.DictReader(io.StringIO(comma_separated(groups, AccuracyTarget(0.92, chosen=False))))
     assert (sparse["run"], sparse["seeds"]) == ("fedmef", "2")
     assert float(sparse["accuracy_last_mean"]) == pytest.approx(0.92)
     assert float(sparse["accuracy_last_sd"]) == pytest.approx(0.0282843, rel=1e-4)

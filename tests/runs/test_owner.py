@@ -20,7 +20,7 @@ from fedmef_dist.runs import owner as module
 from fedmef_dist.runs import owner_record
 from fedmef_dist.runs.directory import claim
 from fedmef_dist.runs.owner import Owner, Progress
-from fedmef_dist.runs.owner_record import Place, Record, Seen, Watch, here, lives, look
+from fedmef_dist.runs.owner_record import OwnerWatch, ProcessIdentity, Record, Seen, here, lives, look
 
 HOLD = """
 import pathlib, sys, time
@@ -30,7 +30,9 @@ with claim(pathlib.Path(sys.argv[1]), 12) as owner:
     print("held", flush=True)
     time.sleep(60)
 """
-ME = Place(host="n1", boot="b1", pid_namespace="ns1", pid=os.getpid(), started=here().started, job="6", restarts=1)
+ME = ProcessIdentity(
+    host="n1", boot="b1", pid_namespace="ns1", pid=os.getpid(), started=here().started, job="6", restarts=1
+)
 
 
 @contextmanager
@@ -395,13 +397,13 @@ def test_a_dead_process_that_nobody_has_collected_is_dead():
 
 
 def test_a_watch_compares_what_it_sees_on_its_own_clock():
-    watch, elsewhere = Watch(ME), record(host="n2", boot="b2", job=None)
+    watch, elsewhere = OwnerWatch(ME), record(host="n2", boot="b2", job=None)
     assert watch.judge(Seen(None, None, None), 0.0, True) == "free"
     assert watch.judge(Seen(elsewhere, "mark", b""), 100.0, True) == "unknown"
     assert watch.judge(Seen(elsewhere, "mark", b""), 159.9, True) == "unknown"
     assert watch.judge(Seen(elsewhere, "mark", b""), 160.0, True) == "dead"
     assert watch.judge(Seen(elsewhere, "other", b""), 160.0, True) == "alive"
-    assert Watch(ME).judge(Seen(None, "mark", b"x"), 0.0, True) == "unknown"
+    assert OwnerWatch(ME).judge(Seen(None, "mark", b"x"), 0.0, True) == "unknown"
     assert watch.judge(Seen(record(state="stopped"), "mark", b""), 100.0, True) == "free"
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from made_runs import measurement
 
-from fedmef_dist.scaling.measurement import Spread, efficiency, losses, read_measurement, round_seconds, spread
+from fedmef_dist.scaling.measurement import Quartiles, efficiency, losses, quartiles, read_measurement, round_seconds
 from fedmef_dist.scaling.points import Point
 
 
@@ -21,7 +21,7 @@ def test_a_run_is_read_without_its_warm_up(run_dir):
 
 
 def test_quartiles():
-    assert spread([5.0, 1.0, 3.0, 2.0, 4.0]) == Spread(2.0, 3.0, 4.0)
+    assert quartiles([5.0, 1.0, 3.0, 2.0, 4.0]) == Quartiles(2.0, 3.0, 4.0)
 
 
 def test_a_round_is_the_runs_time_over_its_rounds():

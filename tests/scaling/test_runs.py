@@ -10,7 +10,7 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import load_config, to_tree
 from fedmef_dist.scaling import runs as module
 from fedmef_dist.scaling.points import Point
-from fedmef_dist.scaling.runs import Place, find_place, measure
+from fedmef_dist.scaling.runs import LaunchSite, find_place, measure
 
 POINT = Point(2, 30, 3)
 
@@ -47,9 +47,9 @@ def started(monkeypatch):
 
 
 def test_alone_the_ranks_are_this_machines():
-    assert find_place() == Place(None)
-    assert Place(None).local_ranks(3) == 3
-    Place(None).check(64)
+    assert find_place() == LaunchSite(None)
+    assert LaunchSite(None).local_ranks(3) == 3
+    LaunchSite(None).check(64)
 
 
 def test_inside_an_allocation_every_point_is_a_step(monkeypatch, started, tmp_path):
@@ -57,7 +57,7 @@ def test_inside_an_allocation_every_point_is_a_step(monkeypatch, started, tmp_pa
     monkeypatch.setenv("SLURM_TASKS_PER_NODE", "4(x2)")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
     place = find_place()
-    assert place == Place((4, 4))
+    assert place == LaunchSite((4, 4))
     assert [place.local_ranks(ranks) for ranks in (1, 4, 6)] == [1, 4, 4]
     assert place.run(["run", "x"], 6, tmp_path / "log") == 0
     options = ["--nodes=2", "--ntasks=6", "--cpus-per-task=3", "--kill-on-bad-exit=0", "--wait=30"]
@@ -75,7 +75,7 @@ def test_a_rank_cannot_start_a_study(monkeypatch):
 
 
 def test_a_run_is_started_once_and_its_time_kept(config, started, tmp_path):
-    arguments = (Place(None), config, ["seed=1"], POINT, 4)
+    arguments = (LaunchSite(None), config, ["seed=1"], POINT, 4)
     run_dir = measure(*arguments, 0, tmp_path)
     assert run_dir == tmp_path / "points" / "ranks-2_clients-30_cohort-3_0"
     (command,) = started[0]
@@ -92,21 +92,21 @@ def finish(run_dir, config, overrides):
 
 def test_a_finished_run_is_not_started_again(config, started, tmp_path):
     finish(tmp_path / "points" / f"{POINT.name}_0", config, ["seed=1"])
-    measure(Place(None), config, ["seed=1"], POINT, 4, 0, tmp_path)
+    measure(LaunchSite(None), config, ["seed=1"], POINT, 4, 0, tmp_path)
     assert started[0] == []
 
 
 def test_another_studys_run_is_refused(config, started, tmp_path):
     finish(tmp_path / "points" / f"{POINT.name}_0", config, ["seed=1"])
     with pytest.raises(UserError, match="holds another study; different: seed\nwhere: "):
-        measure(Place(None), config, ["seed=2"], POINT, 4, 0, tmp_path)
+        measure(LaunchSite(None), config, ["seed=2"], POINT, 4, 0, tmp_path)
 
 
 def test_half_a_run_is_started_anew(config, started, tmp_path):
     run_dir = tmp_path / "points" / f"{POINT.name}_0"
     run_dir.mkdir(parents=True)
     (run_dir / "metrics.jsonl").write_text("half")
-    measure(Place(None), config, [], POINT, 4, 0, tmp_path)
+    measure(LaunchSite(None), config, [], POINT, 4, 0, tmp_path)
     assert len(started[0]) == 1
     assert not (run_dir / "metrics.jsonl").exists()
 
@@ -115,6 +115,6 @@ def test_half_a_run_is_started_anew(config, started, tmp_path):
 def test_a_run_that_fails_ends_the_study_with_its_last_lines(config, started, tmp_path, capsys, status, expected):
     started[1].append(status)
     with pytest.raises(SystemExit) as left:
-        measure(Place(None), config, [], POINT, 4, 0, tmp_path)
+        measure(LaunchSite(None), config, [], POINT, 4, 0, tmp_path)
     assert left.value.code == expected
     assert ("last line" in capsys.readouterr().err) == (status not in (75, 130))

@@ -58,14 +58,14 @@ def test_a_head_survives_checkpoint_and_summary():
 def test_a_line_cut_out_is_named(place):
     error = refusal(LINES[:place] + LINES[place + 1 :], PATH)
     assert f"round {place + 1} is missing" in error.what
-    assert error.where.endswith(f"line {place + 1}" if place < 7 else "behind line 7")
+    assert error.where.endswith(f"line {place + 1}" if place < 7 else "after line 7")
 
 
 @given(st.integers(0, 7), st.integers(0, 8))
 def test_a_line_that_stands_twice_is_named(place, again):
     lines = list(LINES)
     lines.insert(again, LINES[place])
-    if lines[:8] == LINES:  # behind the last line: of a round after the checkpoint, which is dropped
+    if lines[:8] == LINES:  # after the last line: of a round after the checkpoint, which is dropped
         assert kept_lines(lines, PATH, 8, STATE) == LINES
     else:
         error = refusal(lines, PATH)

@@ -89,7 +89,7 @@ def test_encodings_byte_by_byte(chosen, rows, message):
         ("1200", [2], 8, "2 bytes where 1 are due"),
         ("13", [2], 8, "another count than the filter"),
         ("43f8 15", [4], 64, "3 columns where 4 are due"),
-        ("43f8 d5", [4], 64, "bits are set behind the last"),
+        ("43f8 d5", [4], 64, "bits are set after the last"),
         # Five ends in the first filter and three in the second, of four each.
         ("888668 1f0038", [4, 4], 64, "another number of columns"),
         # Columns 20 and 3 in this order; twice the same.

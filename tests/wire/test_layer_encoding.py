@@ -211,14 +211,14 @@ def test_few_indices_of_few_bits_are_counted_right(size):
         ("02 616263", 8, 2, "fits no count"),
         ("01", 16, 2, "fits no count"),
         ("01 0901" + "0000803f" * 2, 16, 2, "3 positions and 2 values"),
-        ("01 0120" + "0000803f" * 2, 12, 2, "bits are set behind the last"),
+        ("01 0120" + "0000803f" * 2, 12, 2, "bits are set after the last"),
         # 17 then 5, and 5 twice, in 5 bits each.
         ("02 b100" + "0000803f" * 2, 32, 2, "do not ascend"),
         ("02 a500" + "0000803f" * 2, 32, 2, "do not ascend"),
         # 5 then 25 of 20.
         ("02 2503" + "0000803f" * 2, 20, 2, "do not ascend within 20"),
         # 5 and 17, with a bit set behind them.
-        ("02 2586" + "0000803f" * 2, 32, 2, "bits are set behind the last"),
+        ("02 2586" + "0000803f" * 2, 32, 2, "bits are set after the last"),
         # Two rows of 33 hold 1 and 1; columns 1 and 40, in 6 bits each.
         ("03 4100 010a" + "0000803f" * 2, 66, 2, "a column beyond 33"),
         # They hold 1 and 2, and there are two columns.
@@ -237,7 +237,7 @@ def test_damaged_positions_and_signs_are_refused():
         decode_positions(b"\x02" + bytes(10**6), 16, 2)
     with pytest.raises(ValueError, match="1 bytes where 16 bits"):
         decode_positions(b"\x01\x09", 16, 2)
-    with pytest.raises(ValueError, match="behind the last"):  # a fourth sign of three
+    with pytest.raises(ValueError, match="after the last"):  # a fourth sign of three
         decode_signs(bytes.fromhex("01 0902 08"), 16, 2)
     with pytest.raises(ValueError, match="2 bytes where 7 bits"):
         decode_signs(bytes.fromhex("01 7f00 0000"), 16, 2)
