@@ -34,7 +34,7 @@ def metrics_of(number):
 
 def checkpoint_files(path, number, tracker_state):
     """The files of a checkpoint with these tracker's values; what is in the tensors does not matter."""
-    state = {"round": number, "digest": model_digest(number), "tracker": tracker_state}
+    state = {"round": number, "parts": {"model": {"digest": model_digest(number)}}, "tracker": tracker_state}
     write_checkpoint(path / "checkpoints" / folder_of(number), bytes([number]) * 99, state)
 
 

@@ -204,7 +204,7 @@ def test_values_that_do_not_fit_are_refused_by_name(refusal, text, problem):
     ("text", "problem", "advice"),
     [
         ("method: {name: fedtyny}", "method.name: unknown method 'fedtyny'", "did you mean fedtiny? "),
-        ("method: {name: 3}", "method.name: unknown method '3'", "choose one of fedavg, feddst, "),
+        ("method: {name: 3}", "method.name: unknown method '3'", "choose one of ditto, fedavg, "),
         ("method: {name: fedprox}", "method.name: unknown method 'fedprox'", "set optimizer.prox_mu, under any method"),
         ("method: {name: fedadam}", "method.name: unknown method 'fedadam'", "set server_optimizer.name=adam, "),
         ("data: {dataset: mnist}", "data.dataset: unknown data set 'mnist'", "did you mean fashion_mnist? "),

@@ -1,13 +1,16 @@
 """A run so small that one of its rounds takes some hundredths of a second."""
 
+from pathlib import Path
+
 import torch
 
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
-from fedmef_dist.config import parse_config
+from fedmef_dist.config import parse_config, to_tree
 from fedmef_dist.runs import snapshot
 from fedmef_dist.runs.checkpoint import CheckpointStore
 from fedmef_dist.simulation.loop import Simulation
+from fedmef_dist.tracking.callbacks import Callbacks
 
 TREE = {
     "name": "tiny",
@@ -58,7 +61,8 @@ class Run(Simulation):
     """A simulation with a run directory: what a session makes of the two."""
 
     def __init__(self, config, group, run_dir=None, interruption=None):
-        super().__init__(config, group, interruption)
+        callbacks = Callbacks(config.callbacks, group, run_dir or Path("run"), to_tree(config))
+        super().__init__(config, group, interruption, callbacks=callbacks)
         self.store = None if run_dir is None else CheckpointStore(run_dir, config.checkpoint.keep)
 
     def run(self, tracker):
@@ -67,7 +71,8 @@ class Run(Simulation):
     def save(self, tracker):
         checkpoint = snapshot.take(self.round, self.parts, tracker.state())
         if self.group.rank == 0 and self.round > self.store.last:
-            self.store.try_save(checkpoint)
+            return self.store.try_save(checkpoint)
+        return False
 
     @property
     def kept(self):

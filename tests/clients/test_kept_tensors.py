@@ -132,7 +132,7 @@ def test_in_a_run_each_client_keeps_its_own_from_round_to_round():
 
 @pytest.mark.usefixtures("counting")
 def test_a_refused_client_keeps_what_it_had():
-    run = started(tiny(method={"name": "fedavg"}, optimizer={"lr": 1e30}), alone())
+    run = started(tiny(method={"name": "fedavg"}, optimizer={"lr": 1e3}, federation={"local_epochs": 4}), alone())
     run.round = 1
     metrics = run.play_round()
     assert metrics["clients/refused"] == 3

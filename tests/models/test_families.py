@@ -24,7 +24,7 @@ from fedmef_dist.models import ModelSettings, prunable_weights, stock_model
 from fedmef_dist.models.blocks import recompute_blocks
 from fedmef_dist.models.convert import convert
 from fedmef_dist.models.torchvision_import import import_torchvision
-from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import random_mask
 
 models = import_torchvision().models
@@ -142,7 +142,7 @@ def test_a_training_step_reaches_every_prunable_weight_and_no_inactive_one(famil
     assert prunable_weights(model) == [f"{name}.weight" for name in weighted(model)[:-1]]
     space = ParameterSpace(model, prunable_weights(model))
     counts = [max(layer.size // 2, layer.rows * layer.filter_floor) for layer in space.layers]
-    space.set_mask(random_mask(space, counts, np.random.default_rng(0)))
+    space.set_mask(Mask(random_mask(space, counts, np.random.default_rng(0))))
     before = space.values.clone()
     output = model(images(family))
     assert output.shape == (2, CLASSES)

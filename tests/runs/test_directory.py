@@ -108,8 +108,8 @@ def test_another_configurations_run_is_refused_with_the_keys(run_dir):
 def test_a_configuration_of_something_else_is_refused_with_the_keys(tmp_path):
     (tmp_path / "config.yaml").write_text("1: x\na: b\n")
     assert refusal(tmp_path) == (
-        "the directory holds another configuration's run; different: 1, a, callbacks, data, federation, method, model, "
-        "optimizer and 4 more"
+        "the directory holds another configuration's run; different: 1, a, callbacks, data, device, federation, "
+        "method, model and 5 more"
     )
 
 

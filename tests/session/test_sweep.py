@@ -9,7 +9,8 @@ from fedmef_dist import config
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.strict_yaml import parse_yaml
 from fedmef_dist.cli import app
-from fedmef_dist.runs.directory import claim
+from fedmef_dist.config import to_tree
+from fedmef_dist.runs.directory import write_configuration
 from fedmef_dist.session import sweep as module
 from fedmef_dist.session.sweep import load_sweep, run_cell, run_sweep, show_cells
 
@@ -186,7 +187,8 @@ def test_every_cell_is_checked_before_the_first_one_starts(write, monkeypatch, g
 def test_another_configurations_run_in_a_cells_directory_is_found_before_the_first_one_starts(write, monkeypatch):
     monkeypatch.setattr(module, "run_ranks", lambda *arguments: pytest.fail("started"))
     sweep = load_sweep(write("{seed: [0, 1]}"))
-    claim(sweep.cells[1].run_dir, sweep.config.with_overrides(["optimizer.lr=0.5"])[0])
+    sweep.cells[1].run_dir.mkdir(parents=True)
+    write_configuration(sweep.cells[1].run_dir, to_tree(sweep.config.with_overrides(["optimizer.lr=0.5"])[0]))
     with pytest.raises(UserError, match=r"^cell 1: the directory holds another configuration's run; different: opt"):
         run_sweep(sweep, [], 1)
 

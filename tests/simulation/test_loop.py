@@ -46,7 +46,11 @@ ADJUSTED = {
     "cluster/gradient_exchange",
 }
 AROUND = {f"adjust/accuracy_{step}" for step in ("before_extrusion", "after_extrusion", "after_prune", "after_grow")}
-LAYERS = {f"layer_density/{name}.weight" for name in ("conv1", "conv2", "hidden")} | {"sparsity/survived"}
+LAYERS = {f"layer_density/{name}.weight" for name in ("conv1", "conv2", "hidden")} | {
+    "sparsity/survived",
+    "sparsity/thin_filters",
+}
+HEALTH = {"sparsity/overlap", "sparsity/growth_concentration"}
 MEASURED_ONCE = {"memory/device_bytes", "memory/activation_bytes", "memory/peak_bytes"}
 SUMMARY = {
     "eval/accuracy_last",
@@ -338,7 +342,7 @@ def test_a_gradient_that_is_not_finite_refuses_the_client_in_the_adjusting_round
 
 @pytest.mark.parametrize("method", [{}, OWN_MASKS, OWN_MASKS | {"name": "fedsgc", "congruity_lambda": 1.0}])
 def test_clients_whose_training_diverges_are_refused(simulation, method):
-    run = simulation(method=method | {"adjust_every": 1}, optimizer={"lr": 1e30}, federation={"local_epochs": 3})
+    run = simulation(method=method | {"adjust_every": 1}, optimizer={"lr": 1e3}, federation={"local_epochs": 3})
     assert [row["clients/refused"] for row in play(run)] == [3] * 6
     assert run.server.values.isfinite().all()
 
@@ -458,7 +462,8 @@ def test_metrics_and_summary_have_the_documented_keys_where_they_are_due(tmp_pat
     for row in rounds:
         due = EVERY_ROUND
         due = due | (EVALUATED | DROPPED if row["round"] in (4, 7) else set())
-        due = due | (ADJUSTED | AROUND | LAYERS | {"sparsity/overlap"} if row["round"] in (2, 4) else set())
+        due = due | (ADJUSTED | AROUND | LAYERS | HEALTH if row["round"] in (2, 4) else set())
+        due = due | ({"sparsity/grown_survived"} if row["round"] == 4 else set())
         due = due | (MEASURED_ONCE | LAYERS if row["round"] == 1 else set())
         assert row.keys() == due, row["round"]
     summary = json.loads((tmp_path / "summary.json").read_text())

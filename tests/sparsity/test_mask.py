@@ -48,7 +48,7 @@ def test_a_full_mask_takes_a_byte():
     again = Mask.from_bits(plain.to_bits(), 13, 2)
     assert torch.equal(again.active, plain.active)
     assert again.active.untyped_storage().nbytes() == 1
-    after = mask.swap(torch.tensor([3]), torch.tensor([], dtype=torch.int64))
+    after = mask.next(mask.swapped(torch.tensor([3]), torch.tensor([], dtype=torch.int64)))
     assert (after.count, mask.count) == (12, 13)
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 from thread_group import on_ranks
-from tiny import Recorder, alone, started, tiny
+from tiny import Recorder, alone, restore, started, tiny
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.guests import GuestSettings, Kind, lent
-from fedmef_dist.runs.snapshot import restore
 from fedmef_dist.tracking.callbacks import Callbacks, find_callback
 from fedmef_dist.tracking.early_stopping import EarlyStopping
 from fedmef_dist.tracking.hooks import Callback, Control
@@ -159,7 +158,7 @@ def test_the_state_is_json_and_is_taken_back_on_every_rank():
     first = bundle({"name": NAME, "last": 1}, "early_stopping")
     first.round_end({"round": 1, "eval/accuracy": 0.5})
     state = json.loads(json.dumps(first.state()))
-    assert state == {
+    decided = {
         "stop_reason": "enough",
         "rate_factor": 1.0,
         "callbacks": [
@@ -167,6 +166,7 @@ def test_the_state_is_json_and_is_taken_back_on_every_rank():
             {"name": "early_stopping", "state": {"best": 0.5, "waited": 0}},
         ],
     }
+    assert state == {"decided": decided}
 
     def work(group):
         callbacks = bundle(NAME, "early_stopping", group=group)
@@ -188,7 +188,7 @@ def test_the_state_is_json_and_is_taken_back_on_every_rank():
 )
 def test_the_state_of_other_callbacks_is_refused(state):
     with pytest.raises(ValueError, match=r"callbacks|validation error"):
-        bundle(NAME).restore(state)
+        bundle(NAME).restore({"decided": state})
 
 
 def test_a_state_that_json_has_not_is_named():
