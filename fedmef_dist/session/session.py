@@ -156,7 +156,8 @@ def _play(
     with _tracking(simulation, run_dir, resumed, state, owner) as tracker:
         if memory is not None:
             simulation.more_metrics = memory.news
-        simulation.run(tracker.log, lambda: _save(simulation, store, tracker))
+        with simulation.group.watch.progress.expected():
+            simulation.run(tracker.log, lambda: _save(simulation, store, tracker))
         head = head_in(tracker.state())
         summary = _summary(simulation, memory) | (head.summary() if head is not None else {})
         if not simulation.stopped_early:
