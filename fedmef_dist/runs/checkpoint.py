@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,15 +87,25 @@ class CheckpointStore:
         partial = final.with_name(f".{final.name}.partial")
         try:
             write_checkpoint(partial, save(checkpoint.tensors), checkpoint.state)
-            shutil.rmtree(final, ignore_errors=True)
+            self._remove([checkpoint.state["round"]] if final.exists() else [])
             partial.rename(final)
             sync_directory(self.directory)
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)  # what was written may be the space that others need
             raise
         done = [number for number in self.rounds() if number <= checkpoint.state["round"]]
-        for number in {*self.rounds()} - {*done[-self.keep :]}:
-            shutil.rmtree(self._path(number), ignore_errors=True)
+        self._remove(sorted({*self.rounds()} - {*done[-self.keep :]}))
+
+    def _remove(self, rounds: Iterable[int]) -> None:
+        """Deletes checkpoints, under other names: half of one must never look like one. What fails is tried again."""
+        with suppress(OSError):
+            doomed = [
+                self._path(number).rename(self.directory / f".{folder_of(number)}.old.partial") for number in rounds
+            ]
+            if doomed:
+                sync_directory(self.directory)
+            for path in doomed:
+                shutil.rmtree(path, ignore_errors=True)
 
     def try_save(self, checkpoint: Checkpoint) -> bool:
         """Saves where the disk allows it; where it does not, says so once and keeps the last good checkpoint."""

@@ -99,6 +99,30 @@ def test_a_round_saved_again_is_replaced(store):
     assert store.load(5).state["note"] == "new"
 
 
+def test_the_folder_of_the_checkpoints_outlasts_a_power_cut_too(store, monkeypatch):
+    synced = []
+    monkeypatch.setattr(checkpoint_files, "sync_directory", synced.append)
+    store.save(a_checkpoint(5))
+    assert synced == [store.run_dir]
+
+
+def test_who_is_killed_while_an_old_one_is_deleted_leaves_nothing_that_looks_like_one(store, monkeypatch):
+    for number in (5, 10):
+        store.save(a_checkpoint(number))
+
+    def killed(path, **_):
+        (path / "state.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.save(a_checkpoint(15))
+    assert checkpoint_files.passed_over(store.run_dir) == []
+    store.save(a_checkpoint(20))
+    assert names(store) == ["round-000015", "round-000020"]
+
+
 @pytest.mark.parametrize("step", ["write_json", "sync_directory"])
 def test_an_interrupted_save_leaves_the_last_one_whole(store, monkeypatch, step):
     for number in (5, 10):
