@@ -99,7 +99,7 @@ class World(Scheduler):
             raise WrongError(f"two own the directory: {owners}")
         if round_number < self.safe_round and not self.took_over:
             raise WrongError(f"the checkpoint of round {self.safe_round} is lost: it begins behind {round_number}")
-        self.newest, self.safe_round = self.caller.job, round_number
+        self.newest = self.caller.job
 
     def exit(self, status: int) -> None:
         """Ends the process that calls, as :func:`os._exit` does."""

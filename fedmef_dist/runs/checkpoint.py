@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,7 @@ class CheckpointStore:
 
     Attributes:
         last: the round whose checkpoint this object has written or found whole; 0 at first.
+        make_sure: called before a checkpoint gets its name; raises where the directory is no longer this run's.
     """
 
     def __init__(self, run_dir: Path, keep: int) -> None:
@@ -67,6 +68,7 @@ class CheckpointStore:
         self.directory = run_dir / CHECKPOINTS
         self.keep = keep
         self.last = 0
+        self.make_sure: Callable[[], None] = lambda: None
         self._failing = False
 
     def rounds(self) -> list[int]:
@@ -87,6 +89,7 @@ class CheckpointStore:
         partial = final.with_name(f".{final.name}.partial")
         try:
             write_checkpoint(partial, save(checkpoint.tensors), checkpoint.state)
+            self.make_sure()
             self._remove([checkpoint.state["round"]] if final.exists() else [])
             partial.rename(final)
             sync_directory(self.directory)
@@ -95,6 +98,10 @@ class CheckpointStore:
             raise
         done = [number for number in self.rounds() if number <= checkpoint.state["round"]]
         self._remove(sorted({*self.rounds()} - {*done[-self.keep :]}))
+
+    def forget_later(self, round_number: int) -> None:
+        """Deletes checkpoints of later rounds: a run that begins here has no lines of metrics for them."""
+        self._remove(number for number in self.rounds() if number > round_number)
 
     def _remove(self, rounds: Iterable[int]) -> None:
         """Deletes checkpoints, under other names: half of one must never look like one. What fails is tried again."""

@@ -95,7 +95,11 @@ class Owner:
     def reach(self, round_number: int) -> None:
         """So many rounds are done. Raises FilesLostError, see :meth:`check`."""
         self._round, self._progress = round_number, time.time()
-        self._look_around()  # whatever has become of the heartbeat
+        self.look()
+
+    def look(self) -> None:
+        """Looks now, whatever has become of the heartbeat. Raises FilesLostError, see :meth:`check`."""
+        self._look_around()
         self.check()
 
     def check(self) -> None:

@@ -127,6 +127,8 @@ def simulate(
             simulation.start()
         if owner is not None:
             owner.begin(simulation.round)
+            store.make_sure = owner.look
+            store.forget_later(simulation.round)  # of a process that lived on when the run was requeued
             write_configuration(run_dir, to_tree(config))
         group.barrier()  # the logs of all ranks lie in the directory that rank 0 claims
         with rank_log(run_dir, group):

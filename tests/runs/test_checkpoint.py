@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.errors import FilesLostError, UserError
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.runs import checkpoint, checkpoint_files
@@ -339,3 +339,25 @@ def test_one_rank_has_it_already():
     checkpoint = a_checkpoint(1)
     environment = Environment("single", 0, 1, 0, 1, None, None)
     assert broadcast(checkpoint, Group(environment, torch.device("cpu"), "gloo")) is checkpoint
+
+
+# --- whose directory it is
+
+
+def test_a_checkpoint_gets_no_name_in_a_directory_that_is_no_longer_this_runs(store):
+    store.save(a_checkpoint(5))
+
+    def refuse():
+        raise FilesLostError("another run has taken it over")
+
+    store.make_sure = refuse
+    with pytest.raises(FilesLostError):
+        store.try_save(a_checkpoint(10))
+    assert store.rounds() == [5]
+
+
+def test_a_run_that_begins_behind_an_earlier_round_forgets_the_later_ones(store):
+    for number in (5, 10):
+        store.save(a_checkpoint(number))
+    store.forget_later(5)
+    assert names(store) == ["round-000005"]
