@@ -63,7 +63,10 @@ class Run(Simulation):
     def __init__(self, config, group, run_dir=None, interruption=None):
         callbacks = Callbacks(config.callbacks, group, run_dir or Path("run"), to_tree(config))
         super().__init__(config, group, interruption, callbacks=callbacks)
-        self.store = None if run_dir is None else CheckpointStore(run_dir, config.checkpoint.keep)
+        self.store = None
+        if run_dir is not None:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self.store = CheckpointStore(run_dir, config.checkpoint.keep)
 
     def run(self, tracker):
         super().run(tracker.log, lambda: self.save(tracker))

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,24 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
         raise
     if durable:
         sync_directory(path.parent)
+
+
+def is_left_over(name: str) -> bool:
+    """Whether :func:`write_bytes` has left a file of this name behind, because its process was killed."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{12}\.tmp", name) is not None
+
+
+def make_directory(path: Path) -> None:
+    """Make the directory and those above it that are missing, so that their names outlast a loss of power.
+
+    Nothing happens where it is there. Raises OSError where it cannot be made.
+    """
+    new = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    # Also the name of one that was there: who has made it may have been killed before this.
+    for above in dict.fromkeys(place.parent for place in (path, *new)):
+        with suppress(PermissionError):  # a folder that one may pass through, and not read, cannot be synced
+            sync_directory(above)
 
 
 def write_text(path: Path, text: str) -> None:

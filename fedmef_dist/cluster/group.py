@@ -15,6 +15,7 @@ from torch import Tensor
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.cluster.environment import Environment
+from fedmef_dist.cluster.progress import STUCK_SECONDS
 from fedmef_dist.cluster.rendezvous import meeting_host, open_store, prepare_gloo
 from fedmef_dist.cluster.transport import MpiTransport, TorchTransport, Transport, mpi_world
 from fedmef_dist.cluster.watch import Watch
@@ -44,7 +45,11 @@ class RuntimeSettings(Settings):
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="type of the layers' arithmetic; weights stay fp32")
     timeout: float = Field(
-        1800.0, gt=0, le=10**7, description="seconds after which a collective gives up on a silent rank"
+        1800.0,
+        gt=0,
+        le=10**7,
+        description="seconds after which a collective gives up on a silent rank; one that lives and makes no progress "
+        "is given a sixth of it, at least 300 s",
     )
 
 
@@ -102,8 +107,10 @@ class Group:
     @contextmanager
     def _waiting(self) -> Iterator[None]:
         # Not reset by an error: who waited when the collective broke is what the others want to know.
+        self.watch.progress.mark()
         self.watch.waiting = True
         yield
+        self.watch.progress.waited()
         self.watch.waiting = False
 
     @contextmanager
@@ -133,6 +140,7 @@ def open_group(
     store = open_store(environment, timedelta(seconds=min(settings.timeout, _MEETING_SECONDS)))
     transport = _open_transport(environment, settings, device, backend, store)
     group = Group(environment, device, backend, transport, store)
+    group.watch.patience = max(STUCK_SECONDS, settings.timeout / 6)
     group.watch.start()
     together = False
     try:

@@ -1,7 +1,7 @@
 """Notices that a rank or the store has hung, while this rank's main thread waits for it inside a collective.
 
-A rank that trains long is not hung: its watch's thread goes on to beat. Each rank looks after the next one, so that
-beside every rank that has hung, or a whole node of them, somebody notices.
+A rank that trains long is not hung: its watch's thread goes on to beat, and its main thread to leave marks. Each rank
+looks after the next one, so that next to every rank that has hung, or a whole node of them, somebody notices.
 """
 
 import threading
@@ -9,24 +9,29 @@ import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from fedmef_dist.cluster.progress import STUCK_SECONDS, Mark, patience
+
 # A stopped process, a swapped-out or frozen node; Python's lock is never held so long.
 HUNG_SECONDS = 20.0
 # Time for the main thread to leave by itself, and to say why.
 _FAREWELL_SECONDS = 20.0
 _CHECK_SECONDS = 0.5
-Cause = Literal["store", "neighbour", "lost"]
+Cause = Literal["store", "neighbour", "stuck", "lost"]
 
 
 class SignsOfLife(NamedTuple):
     """What changes while all is well, as this rank sees it.
 
     ``looks``: how often the store has answered. ``beat``: of the next rank; None once it has left. ``lost``: why the
-    run cannot go on, if it cannot.
+    run cannot go on, if it cannot. ``mark``: of the next rank's main thread; None where it need not move, or this rank
+    does not wait for it. ``least``: seconds for which any mark may stand still.
     """
 
     looks: int
     beat: str | None
     lost: str | None
+    mark: Mark | None = None
+    least: float = STUCK_SECONDS
 
 
 class Silence:
@@ -63,7 +68,7 @@ class Guard:
         self._closing.set()
 
     def _look(self) -> None:
-        silences = Silence(), Silence(), Silence()
+        silences = Silence(), Silence(), Silence(), Silence()
         while not self._closing.wait(_CHECK_SECONDS):
             cause = _cause(self._signs(), *silences)
             if cause is not None:
@@ -71,10 +76,13 @@ class Guard:
                 return
 
 
-def _cause(signs: SignsOfLife, store: Silence, neighbour: Silence, lost: Silence) -> Cause | None:
+def _cause(signs: SignsOfLife, store: Silence, neighbour: Silence, stuck: Silence, lost: Silence) -> Cause | None:
     unanswered = store.look(signs.looks)
     if signs.lost is not None:
         return "lost" if lost.look(signs.lost) > _FAREWELL_SECONDS else None
     if unanswered > HUNG_SECONDS / 4:  # a store that does not answer has no news of the neighbour either
         return "store" if unanswered > HUNG_SECONDS else None
-    return "neighbour" if signs.beat is not None and neighbour.look(signs.beat) > HUNG_SECONDS else None
+    if signs.beat is not None and neighbour.look(signs.beat) > HUNG_SECONDS:
+        return "neighbour"
+    still = stuck.look(signs.mark)
+    return "stuck" if signs.mark is not None and still > patience(signs.mark.longest, signs.least) else None

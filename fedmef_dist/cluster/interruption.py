@@ -180,15 +180,17 @@ class GraceTime:
 
     def end(self) -> None:
         """The round is over, its evaluation and checkpoint included."""
+        self.watch.progress.mark()
         self._pace.end()
 
     def check(self) -> None:
-        """Called often by the main thread: goes on, or says why not.
+        """Called often by the main thread, which so shows that it gets on: goes on, or says why not.
 
         Raises:
             RoundAbandonedError: the rest of this rank's part of the round does not fit the grace time.
             PeerLostError: another rank is gone.
         """
+        self.watch.progress.mark()
         if self.watch.lost is not None:
             raise PeerLostError(self.watch.lost)
         deadline = self._deadline()

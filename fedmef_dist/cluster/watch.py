@@ -16,7 +16,8 @@ import torch.distributed as dist
 from fedmef_dist.base.notices import tell
 from fedmef_dist.cluster.ending import FAULT, await_at_exit
 from fedmef_dist.cluster.environment import Environment
-from fedmef_dist.cluster.guard import HUNG_SECONDS, Cause, Guard, SignsOfLife
+from fedmef_dist.cluster.guard import HUNG_SECONDS, Cause, Guard
+from fedmef_dist.cluster.progress import STUCK_SECONDS, Mark, Progress, patience, read_mark
 
 _LOOK_SECONDS = 0.25
 _PUBLISH_SECONDS = 0.1
@@ -41,6 +42,8 @@ class Watch:
         own_deadline: asked a few times a second for this rank's wish; the earliest of all ranks counts.
         lost: why the run cannot go on, found by the thread while the main thread was busy.
         ends_process: whether the process may be ended where another rank has hung and the main thread waits for it.
+        progress: the marks of this rank's main thread.
+        patience: seconds for which the mark of another rank may stand still while this one waits, whatever its steps.
     """
 
     def __init__(self, environment: Environment, store: dist.Store | None = None) -> None:
@@ -49,6 +52,7 @@ class Watch:
         self.own_deadline: Callable[[], float | None] = lambda: None
         self.lost: str | None = None
         self.ends_process = False
+        self.progress, self.patience = Progress(), STUCK_SECONDS
         self._environment, self._store = environment, store
         self._host = socket.gethostname()
         self._server = ""
@@ -57,8 +61,9 @@ class Watch:
         self._looked_at = self._beat_at = -float("inf")
         self._looks, self._neighbour = 0, (environment.rank + 1) % environment.world_size
         self._beat: str | None = ""
+        self._mark: Mark | None = None
         self._warned: set[str] = set()
-        self._guard = Guard(lambda: SignsOfLife(self._looks, self._beat, self.lost), self._end)
+        self._guard = Guard(self._signs, self._end)
         self._closing, self._moved = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
 
@@ -70,6 +75,7 @@ class Watch:
     @place.setter
     def place(self, place: str) -> None:
         self._place = place
+        self.progress.mark()
         self._moved.set()
 
     def start(self) -> None:
@@ -172,10 +178,14 @@ class Watch:
         if time.monotonic() - self._beat_at < _BEAT_SECONDS:
             return
         self._beat_at = time.monotonic()
-        store.set(_beat(self._environment.rank), repr(self._beat_at))
+        store.set(_beat(self._environment.rank), f"{self._beat_at!r} {self.progress.text(self.waiting)}")
         key = _beat(self._neighbour)
         beat = _text(store.get(key)) if store.check([key]) else ""
         self._beat = None if beat == _OVER else beat
+        self._mark = read_mark(beat.partition(" ")[2])
+
+    def _signs(self) -> SignsOfLife:
+        return SignsOfLife(self._looks, self._beat, self.lost, self._mark if self.waiting else None, self.patience)
 
     def _end(self, cause: Cause) -> None:
         """Says who has hung, unless another rank does, and ends the process; called by the guard, in its thread."""
@@ -190,19 +200,27 @@ class Watch:
         if text:
             rank, size = self._environment.rank, self._environment.world_size
             where = f"rank {rank} of {size} on {self._host}: stopped in {self.place}"
-            tell(f"{where}, no sign of life for {HUNG_SECONDS:g} s: {text}")
+            tell(f"{where}, {self._missed(cause)}: {text}")
         else:
             time.sleep(2 * _ANSWER_SECONDS)  # an early exit would end the rank that speaks
         if self.ends_process and not self._closing.is_set():
             os._exit(FAULT)
 
+    def _missed(self, cause: Cause) -> str:
+        if cause == "stuck" and self._mark is not None:
+            return f"no progress for {patience(self._mark.longest, self.patience):.0f} s"
+        return f"no sign of life for {HUNG_SECONDS:g} s"
+
     def _who_has_hung(self, cause: Cause) -> str:
         """What this rank has to say; empty where another one speaks."""
         rank, store = self._environment.rank, self._store
         assert store is not None
-        if cause == "neighbour" and store.compare_set(CLAIMED, "", str(rank)) == str(rank).encode():
+        if cause in ("neighbour", "stuck") and store.compare_set(CLAIMED, "", str(rank)) == str(rank).encode():
             silent = self.roll_call()
-            return silent if silent.startswith(_SILENT) else _SILENT + _names([self._neighbour], self._places())
+            neighbour = _names([self._neighbour], self._places())
+            if cause == "stuck":  # its process lives and has answered, so the roll call names nobody
+                return f"waits for {neighbour}"
+            return silent if silent.startswith(_SILENT) else _SILENT + neighbour
         speaks = cause == "store" and rank in (0, 1, self._environment.local_world_size)
         return self.without_store() if speaks else ""
 

@@ -64,7 +64,7 @@ class ClientEvaluation:
         """
         counts = torch.zeros(len(self.clients), 2, dtype=torch.int64)
         mine = range(group.rank, len(self.clients), group.world_size) if states is None else states.mine(self.clients)
-        for place in mine:
+        for place in group.watch.progress.through(mine):
             client = int(self.clients[place])
             if states is None:
                 space.load(values)

@@ -53,7 +53,7 @@ def evaluate(model: nn.Module, dataset: Dataset | TextDataset, batch_size: int, 
         world_size=group.world_size,
         device=group.device,
     )
-    total = torch.tensor(add_up(model, batches), dtype=torch.int64, device=group.device)
+    total = torch.tensor(add_up(model, group.watch.progress.through(batches)), dtype=torch.int64, device=group.device)
     group.all_reduce(total)
     loss_sum, correct = total.tolist()
     return loss_sum / 2**_LOSS_BITS / dataset.test.predictions, correct / dataset.test.predictions

@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,6 +60,7 @@ class CheckpointStore:
 
     Attributes:
         last: the round whose checkpoint this object has written or found whole; 0 at first.
+        make_sure: called before a checkpoint gets its name; raises where the directory is no longer this run's.
     """
 
     def __init__(self, run_dir: Path, keep: int) -> None:
@@ -65,6 +68,7 @@ class CheckpointStore:
         self.directory = run_dir / CHECKPOINTS
         self.keep = keep
         self.last = 0
+        self.make_sure: Callable[[], None] = lambda: None
         self._failing = False
 
     def rounds(self) -> list[int]:
@@ -85,15 +89,30 @@ class CheckpointStore:
         partial = final.with_name(f".{final.name}.partial")
         try:
             write_checkpoint(partial, save(checkpoint.tensors), checkpoint.state)
-            shutil.rmtree(final, ignore_errors=True)
+            self.make_sure()
+            self._remove([checkpoint.state["round"]] if final.exists() else [])
             partial.rename(final)
             sync_directory(self.directory)
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)  # what was written may be the space that others need
             raise
         done = [number for number in self.rounds() if number <= checkpoint.state["round"]]
-        for number in {*self.rounds()} - {*done[-self.keep :]}:
-            shutil.rmtree(self._path(number), ignore_errors=True)
+        self._remove(sorted({*self.rounds()} - {*done[-self.keep :]}))
+
+    def forget_later(self, round_number: int) -> None:
+        """Deletes checkpoints of later rounds: a run that begins here has no lines of metrics for them."""
+        self._remove(number for number in self.rounds() if number > round_number)
+
+    def _remove(self, rounds: Iterable[int]) -> None:
+        """Deletes checkpoints, under other names: half of one must never look like one. What fails is tried again."""
+        with suppress(OSError):
+            doomed = [
+                self._path(number).rename(self.directory / f".{folder_of(number)}.old.partial") for number in rounds
+            ]
+            if doomed:
+                sync_directory(self.directory)
+            for path in doomed:
+                shutil.rmtree(path, ignore_errors=True)
 
     def try_save(self, checkpoint: Checkpoint) -> bool:
         """Saves where the disk allows it; where it does not, says so once and keeps the last good checkpoint."""
@@ -141,7 +160,8 @@ class CheckpointStore:
             UserError: none is whole.
         """
         rounds = self.rounds()
-        for number, before in zip(reversed(rounds), reversed([None, *rounds[:-1]]), strict=True):
+        earlier = [None, *rounds]
+        for number, before in zip(reversed(rounds), reversed(earlier[:-1]), strict=True):
             try:
                 found = self.load(number)
                 self.last = number

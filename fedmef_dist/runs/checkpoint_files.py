@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedmef_dist.base.atomic import write_bytes, write_json
+from fedmef_dist.base.atomic import sync_directory, write_bytes, write_json
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.regular import is_regular, open_regular, read_regular
 
@@ -74,6 +74,7 @@ def is_whole(run_dir: Path, round_number: int) -> bool:
 def write_checkpoint(directory: Path, data: bytes, state: Mapping[str, Any]) -> None:
     """Makes ``directory`` and writes both files, the state sealed. Raises OSError where that cannot be done."""
     directory.parent.mkdir(exist_ok=True)  # never the run's own: where that was removed, nothing brings it back
+    sync_directory(directory.parent.parent)
     directory.mkdir()
     write_bytes(directory / TENSORS, data)
     write_json(directory / STATE, seal(data, state))

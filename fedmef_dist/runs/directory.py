@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
-from fedmef_dist.base.atomic import write_text
+from fedmef_dist.base.atomic import is_left_over, make_directory, write_text
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.notices import tell
 from fedmef_dist.base.regular import read_regular
@@ -65,7 +65,7 @@ def claim(run_dir: Path, rounds: int = 0) -> Owner:
     ``rounds`` are to do. Raises UserError where another run writes there, or nothing can be written.
     """
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        make_directory(run_dir)
         owner = Owner(run_dir, rounds)
     except OSError as error:
         raise _not_writable(run_dir, error) from None
@@ -110,15 +110,18 @@ def _keep_batch_script(run_dir: Path, environ: Mapping[str, str]) -> None:
         write_text(run_dir / "slurm" / f"{job}.sbatch", Path(script).read_text(encoding="utf-8"))
 
 
+def is_of_a_start(name: str) -> bool:
+    """Whether a start writes a file of this name before the directory has its configuration."""
+    return name in (OWNER, LOCK) or is_left_over(name)
+
+
 def _existing(run_dir: Path) -> dict[str, Any] | None:
     """The configuration of the run that the directory holds; None where it is missing or empty."""
     try:
         return read_configuration(run_dir)
     except FileNotFoundError:
         # A start that was killed at once has left no more than these.
-        if run_dir.is_dir() and any(
-            not path.name.startswith((OWNER, LOCK, f".{OWNER}.")) for path in run_dir.iterdir()
-        ):
+        if run_dir.is_dir() and not all(is_of_a_start(path.name) for path in run_dir.iterdir()):
             raise UserError(
                 "the directory holds something that is not a run", where=str(run_dir), mend="choose --run-dir"
             ) from None

@@ -17,18 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from fedmef_dist.base.atomic import write_bytes
+from fedmef_dist.base.atomic import is_left_over, write_bytes
 from fedmef_dist.base.errors import FilesLostError, UserError
 from fedmef_dist.base.lock_file import LockFile
 from fedmef_dist.base.notices import tell
 from fedmef_dist.runs import owner_record
-from fedmef_dist.runs.owner_record import OWNER, OwnerWatch, Record, Seen, Verdict, here, look
+from fedmef_dist.runs.owner_record import OWNER, OwnerWatch, Record, Seen, here, look
 
 LOCK = "owner.lock"
 _LOOK_SECONDS = 0.2
-# How long a lock may outlive the record of its owner: a start takes the one and then the other, and a file server
-# gives up the locks of a lost host after a minute or two.
-_START_SECONDS, _LEASE_SECONDS = 5.0, 150.0
+# How long a lock may outlive its owner: a file server gives up the locks of a lost host after a minute or two.
+_LEASE_SECONDS = 150.0
 _SETTLE_SECONDS = 1.0
 _JOIN_SECONDS = 5.0
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
@@ -56,8 +55,9 @@ class Owner:
         self._place, self._token = here(), secrets.token_hex(8)
         self._round, self._rounds, self._progress = 0, rounds, time.time()
         try:
-            for left_over in run_dir.glob(f".{OWNER}.*.tmp"):  # of a process that was killed while it wrote
-                left_over.unlink(missing_ok=True)
+            for path in run_dir.glob(".*.tmp"):
+                if is_left_over(path.name):
+                    path.unlink(missing_ok=True)
             self._write("running")
             if not self._lock.held:  # of two starts at the same moment the one that wrote last stays
                 time.sleep(_SETTLE_SECONDS)
@@ -95,7 +95,11 @@ class Owner:
     def reach(self, round_number: int) -> None:
         """So many rounds are done. Raises FilesLostError, see :meth:`check`."""
         self._round, self._progress = round_number, time.time()
-        self._look_around()  # whatever has become of the heartbeat
+        self.look()
+
+    def look(self) -> None:
+        """Looks now, whatever has become of the heartbeat. Raises FilesLostError, see :meth:`check`."""
+        self._look_around()
         self.check()
 
     def check(self) -> None:
@@ -195,7 +199,7 @@ def _wait_for(run_dir: Path, lock: LockFile) -> Seen:
             verdict = watch.judge(seen, now, lock.held)
             if held and verdict in ("free", "dead"):
                 return seen
-            if verdict == "alive" or now - began > _patience(verdict):
+            if verdict == "alive" or now - began > _LEASE_SECONDS:
                 raise _busy(run_dir, seen)
             if not told and now - began > 1:
                 tell(f"waiting to see whether another run still writes into {run_dir}{_who(seen)}")
@@ -204,11 +208,6 @@ def _wait_for(run_dir: Path, lock: LockFile) -> Seen:
     except BaseException:
         lock.release()
         raise
-
-
-def _patience(verdict: Verdict) -> float:
-    """Seconds to wait while the kernel's lock, or the silence of a heartbeat, is not clear yet."""
-    return _START_SECONDS if verdict == "free" else _LEASE_SECONDS
 
 
 def _busy(run_dir: Path, seen: Seen) -> UserError:

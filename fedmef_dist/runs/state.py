@@ -12,9 +12,8 @@ from typing import Any, Literal
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.regular import read_regular
 from fedmef_dist.runs.checkpoint_files import complete_rounds
-from fedmef_dist.runs.directory import CONFIG
-from fedmef_dist.runs.owner import LOCK
-from fedmef_dist.runs.owner_record import HEARTBEAT_SECONDS, OWNER, SILENCE_SECONDS, Record, Seen, here, lives, look
+from fedmef_dist.runs.directory import CONFIG, is_of_a_start
+from fedmef_dist.runs.owner_record import HEARTBEAT_SECONDS, SILENCE_SECONDS, Record, Seen, here, lives, look
 from fedmef_dist.runs.summary import SUMMARY, check_numbers, read_summary
 from fedmef_dist.runs.verify import configuration, rounds_to_do
 from fedmef_dist.tracking.lines import METRICS, parse_line, split
@@ -81,7 +80,7 @@ def _status(path: Path, first: Seen | UserError) -> RunStatus:
     if isinstance(first, UserError):
         return _damaged(path, first)
     try:
-        if not (path / CONFIG).exists() and all(entry.name in (OWNER, LOCK) for entry in path.iterdir()):
+        if not (path / CONFIG).exists() and all(is_of_a_start(entry.name) for entry in path.iterdir()):
             return _with_owner(RunStatus(path, "new", detail="nothing is written yet"), first, [])
         rounds = rounds_to_do(path, configuration(path))
         summary, lines = read_summary(path), _newest_lines(path)

@@ -131,6 +131,8 @@ def simulate(
             simulation.start()
         if owner is not None:
             owner.begin(simulation.round)
+            store.make_sure = owner.look
+            store.forget_later(simulation.round)  # of a process that lived on when the run was requeued
             write_configuration(run_dir, to_tree(config))
         group.barrier()  # the logs of all ranks lie in the directory that rank 0 claims
         with rank_log(run_dir, group):
@@ -160,7 +162,8 @@ def _play(
     with _tracking(simulation, run_dir, resumed, state, owner) as tracker:
         if memory is not None:
             simulation.more_metrics = memory.news
-        simulation.run(tracker.log, lambda: _save(simulation, store, tracker))
+        with simulation.group.watch.progress.expected():
+            simulation.run(tracker.log, lambda: _save(simulation, store, tracker))
         head = head_in(tracker.state())
         summary = _summary(simulation, memory) | (head.summary() if head is not None else {})
         if not simulation.stopped_early:

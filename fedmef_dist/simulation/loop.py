@@ -187,6 +187,7 @@ class Simulation:
                 metrics |= self.more_metrics()
                 log(metrics)
                 self.callbacks.round_end(metrics)
+            self.group.watch.progress.mark()
             if self.save_is_due and save():
                 self.callbacks.checkpoint()
             self.grace.end()

@@ -61,3 +61,40 @@ def test_json_comes_back_and_refuses_what_json_has_not(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         atomic.write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text(encoding="utf-8")) == value
+
+
+def test_what_a_killed_writer_leaves_is_known_by_its_name(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        for how in ("unlink", "replace"):
+            patch.setattr(type(tmp_path), how, lambda *_, **__: None)
+        atomic.write_text(tmp_path / "config.yaml", "text")  # neither renamed nor removed
+    (left,) = tmp_path.iterdir()
+    assert atomic.is_left_over(left.name)
+    for name in (
+        "config.yaml",
+        ".config.yaml.tmp",
+        ".mine.0123456789ab",
+        "notes.0123456789ab.tmp",
+        ".x.0123456789aB.tmp",
+    ):
+        assert not atomic.is_left_over(name)
+
+
+def test_new_directories_are_synced_in_the_ones_above_them(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(atomic, "sync_directory", synced.append)
+    atomic.make_directory(tmp_path / "runs" / "one")
+    assert (tmp_path / "runs" / "one").is_dir()
+    assert set(synced) == {tmp_path, tmp_path / "runs"}
+    synced.clear()
+    atomic.make_directory(tmp_path / "runs" / "one")  # the process that made it may have been killed just then
+    assert synced == [tmp_path / "runs"]
+
+
+def test_a_folder_above_that_may_not_be_read_is_no_obstacle(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(atomic, "sync_directory", refuse)
+    atomic.make_directory(tmp_path / "one")
+    assert (tmp_path / "one").is_dir()

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.errors import FilesLostError, UserError
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.runs import checkpoint, checkpoint_files
@@ -97,6 +97,30 @@ def test_a_round_saved_again_is_replaced(store):
     store.save(a_checkpoint(5, note="old"))
     store.save(a_checkpoint(5, note="new"))
     assert store.load(5).state["note"] == "new"
+
+
+def test_the_folder_of_the_checkpoints_outlasts_a_power_cut_too(store, monkeypatch):
+    synced = []
+    monkeypatch.setattr(checkpoint_files, "sync_directory", synced.append)
+    store.save(a_checkpoint(5))
+    assert synced == [store.run_dir]
+
+
+def test_who_is_killed_while_an_old_one_is_deleted_leaves_nothing_that_looks_like_one(store, monkeypatch):
+    for number in (5, 10):
+        store.save(a_checkpoint(number))
+
+    def killed(path, **_):
+        (path / "state.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.save(a_checkpoint(15))
+    assert checkpoint_files.passed_over(store.run_dir) == []
+    store.save(a_checkpoint(20))
+    assert names(store) == ["round-000015", "round-000020"]
 
 
 @pytest.mark.parametrize("step", ["write_json", "sync_directory"])
@@ -315,3 +339,25 @@ def test_one_rank_has_it_already():
     checkpoint = a_checkpoint(1)
     environment = Environment("single", 0, 1, 0, 1, None, None)
     assert broadcast(checkpoint, Group(environment, torch.device("cpu"), "gloo")) is checkpoint
+
+
+# --- whose directory it is
+
+
+def test_a_checkpoint_gets_no_name_in_a_directory_that_is_no_longer_this_runs(store):
+    store.save(a_checkpoint(5))
+
+    def refuse():
+        raise FilesLostError("another run has taken it over")
+
+    store.make_sure = refuse
+    with pytest.raises(FilesLostError):
+        store.try_save(a_checkpoint(10))
+    assert store.rounds() == [5]
+
+
+def test_a_run_that_begins_behind_an_earlier_round_forgets_the_later_ones(store):
+    for number in (5, 10):
+        store.save(a_checkpoint(number))
+    store.forget_later(5)
+    assert names(store) == ["round-000005"]

@@ -89,7 +89,13 @@ def test_fewer_rounds_than_done_are_refused(run_dir):
 # --- whose directory it is
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "checkpoints/round-000010/state.json"])
+def test_a_start_that_was_killed_while_it_wrote_its_configuration_starts_again(tmp_path):
+    for name in ("owner.json", "owner.lock", ".owner.json.0123456789ab.tmp", ".config.yaml.0123456789ab.tmp"):
+        (tmp_path / name).write_text("half")
+    assert round_to_resume(tmp_path, to_tree(Config()), "auto") is None
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "owner.json.bak", ".notes.tmp", "checkpoints/round-000010/state.json"])
 def test_a_directory_of_something_else_is_refused_and_not_touched(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")

@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 
 import pytest
 
 from fedmef_dist.base.errors import FilesLostError, UserError
+from fedmef_dist.base.lock_file import LockFile
 from fedmef_dist.base.regular import is_regular
 from fedmef_dist.runs import owner as module
 from fedmef_dist.runs import owner_record
@@ -68,7 +70,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(owner_record, "SILENCE_SECONDS", 0.3)
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(module, "_SETTLE_SECONDS", 0.1)
-    monkeypatch.setattr(module, "_START_SECONDS", 0.3)
     monkeypatch.setattr(module, "_LEASE_SECONDS", 1.0)
 
 
@@ -227,6 +228,22 @@ def test_what_is_no_regular_file_is_refused_and_left_alone(tmp_path, name, lay):
     assert (tmp_path / "precious").read_text() == "mine"
 
 
+def test_the_lock_of_a_lost_host_is_waited_for_although_it_left_no_record(tmp_path, quick, monkeypatch):
+    lock, now = LockFile(tmp_path / "owner.lock"), [0.0]
+    assert lock.take()
+
+    def sleep(seconds):
+        now[0] += 10.0
+        if now[0] > 100.0:  # the file server's lease
+            lock.release()
+
+    clock = SimpleNamespace(sleep=sleep, monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "_LEASE_SECONDS", 150.0)
+    with claim(tmp_path):
+        assert now[0] == 110.0
+
+
 # --- without locks of the kernel
 
 
@@ -269,9 +286,11 @@ def test_a_heartbeat_that_stands_still_is_dead_whatever_its_clock_says(tmp_path,
 
 
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
-    (tmp_path / ".owner.json.0123456789ab.tmp").write_text("half")
+    for name in ("owner.json", "config.yaml", "metrics.jsonl"):
+        (tmp_path / f".{name}.0123456789ab.tmp").write_text("half")
+    (tmp_path / ".mine.tmp").write_text("mine")
     with claim(tmp_path):
-        assert not (tmp_path / ".owner.json.0123456789ab.tmp").exists()
+        assert sorted(path.name for path in tmp_path.glob(".*.tmp")) == [".mine.tmp"]
 
 
 def test_of_two_starts_without_locks_the_one_that_wrote_last_stays(tmp_path, no_locks, quick, monkeypatch):

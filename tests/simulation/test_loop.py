@@ -53,6 +53,7 @@ LAYERS = {f"layer_density/{name}.weight" for name in ("conv1", "conv2", "hidden"
 HEALTH = {"sparsity/overlap", "sparsity/growth_concentration"}
 MEASURED_ONCE = {"memory/device_bytes", "memory/activation_bytes", "memory/peak_bytes"}
 SUMMARY = {
+    "data/digest",
     "eval/accuracy_last",
     "eval/accuracy_best",
     "eval/loss_last",
