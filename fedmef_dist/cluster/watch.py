@@ -16,7 +16,7 @@ import torch.distributed as dist
 from fedmef_dist.base.notices import tell
 from fedmef_dist.cluster.ending import FAULT, await_at_exit
 from fedmef_dist.cluster.environment import Environment
-from fedmef_dist.cluster.guard import HUNG_SECONDS, Cause, Guard
+from fedmef_dist.cluster.guard import HUNG_SECONDS, Cause, Guard, SignsOfLife
 from fedmef_dist.cluster.progress import STUCK_SECONDS, Mark, Progress, patience, read_mark
 
 _LOOK_SECONDS = 0.25
