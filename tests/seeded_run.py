@@ -28,7 +28,7 @@ from fedmef_dist.cluster.progress import Progress
 from fedmef_dist.cluster.transport import PeerLostError
 from fedmef_dist.runs import checkpoint, directory, owner, owner_record
 from fedmef_dist.runs.checkpoint import CheckpointStore
-from fedmef_dist.runs.owner_record import Place
+from fedmef_dist.runs.owner_record import ProcessIdentity
 from fedmef_dist.session import session
 from fedmef_dist.simulation.loop import Simulation
 from fedmef_dist.sums.round_sum import RoundResult, RoundSum
@@ -357,9 +357,9 @@ def lock(world: Any, handle: int) -> None:
         raise OSError(errno.EWOULDBLOCK, "Resource temporarily unavailable")
 
 
-def here(world: Any) -> Place:
+def here(world: Any) -> ProcessIdentity:
     process, boot = world.acting, world.boots[world.acting.host]
-    return Place(
+    return ProcessIdentity(
         host=process.host,
         boot=f"{process.host[1:]}-{boot}",
         pid=process.pid,
