@@ -79,7 +79,7 @@ class Toy(Simulation):
         self.config, self.group, self.callbacks, self.world = config, group, callbacks, config.world
         self.grace = GraceTime(config.checkpoint.grace, interruption, group.watch)
         self.values, self.round, self.stopping = FIRST, 0, False
-        self.parts, self.more_metrics = {"model": self}, dict
+        self.parts, self.more_metrics, self.dataset = {"model": self}, dict, None
 
     def start(self, **_: Any) -> None:
         """The first weights are there already."""
@@ -333,6 +333,7 @@ def session_parts(world: Any) -> dict[str, Any]:
             run_dir / METRICS, resumed, state
         ),
         "_summary": lambda toy, _: {"rounds": toy.round, "model/digest": digest(toy.values)},
+        "notices": lambda dataset: [],
     }
 
 

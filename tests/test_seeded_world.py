@@ -18,7 +18,7 @@ from fedmef_dist.sums.round_sum import RoundSum
 from fedmef_dist.tracking import jsonl
 from fedmef_dist.tracking.lines import read_lines
 
-SEEDS = 1000
+SEEDS = 250
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="pathlib keeps functions of os of its own")
 
