@@ -14,12 +14,12 @@ from fedmef_dist.base.guests import OWN_FORM, Kind, Options, entry_point_names, 
 from fedmef_dist.base.randomness import torch_seed
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.layers.activation_pruning import SapSettings
-from fedmef_dist.models import small
 from fedmef_dist.models.blocks import recompute_blocks
 from fedmef_dist.models.convert import convert, replace_module, weighted_layers
 from fedmef_dist.models.fit import refuse_misfit
 from fedmef_dist.models.gpt import GPTSettings, build_gpt
 from fedmef_dist.models.guest import build_guest
+from fedmef_dist.models.small import SmallResNet, cnn, initialise
 from fedmef_dist.models.torchvision_import import import_torchvision
 
 OWN_MODELS = ("cnn", "resnet8", "resnet20", "gpt")
@@ -131,7 +131,7 @@ def stock_model(settings: ModelSettings, *, classes: int, shape: tuple[int, ...]
             refuse_misfit(model, settings.name, shape, classes)
             return model
         model = _own(settings, classes, channels, image_size)
-        small.initialise(model)
+        initialise(model)
         return model
 
 
@@ -166,8 +166,8 @@ def _own(settings: ModelSettings, classes: int, channels: int, image_size: int) 
             f"images of {image_size} pixels are too small", where=f"model.name={settings.name}", mend="4 or more"
         )
     if settings.name == "cnn":
-        return small.cnn(classes, channels, image_size, settings.width, settings.hidden)
-    return small.SmallResNet({"resnet8": 1, "resnet20": 3}[settings.name], classes, channels, settings.width)
+        return cnn(classes, channels, image_size, settings.width, settings.hidden)
+    return SmallResNet({"resnet8": 1, "resnet20": 3}[settings.name], classes, channels, settings.width)
 
 
 def _torchvision_names() -> list[str]:
@@ -242,5 +242,5 @@ def _fit_stem(model: nn.Module, settings: ModelSettings, channels: int) -> None:
         padding,
         bias=first.bias is not None,
     )
-    small.initialise(stem)
+    initialise(stem)
     replace_module(model, name, stem)
