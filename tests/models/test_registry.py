@@ -149,6 +149,6 @@ def test_torchvision_imports_and_is_imported_once():
 
 
 def test_a_model_larger_than_the_memory_is_refused(monkeypatch):
-    monkeypatch.setattr("fedmef_dist.models.small.cnn", lambda *sizes: torch.empty(2**50))
+    monkeypatch.setattr("fedmef_dist.models.registry.cnn", lambda *sizes: torch.empty(2**50))
     with pytest.raises(UserError, match=r"does not fit into this machine's memory\nwhere: model.name=cnn\nmend: lower"):
         build("cnn")
