@@ -17,6 +17,7 @@ from typing import BinaryIO
 from fedmef_dist.base.errors import UserError
 
 MOST_BYTES = 16 << 30  # of one file, compressed or not: more than any known data set has in one
+_PIECE_BYTES = 2**20
 
 
 def open_regular(path: Path, limit: int = MOST_BYTES) -> BinaryIO:
@@ -50,7 +51,7 @@ def read_bytes(path: Path, limit: int = MOST_BYTES) -> bytes:
         with open_regular(path, limit) as file:
             content = file.read()
         if path.suffix == ".gz":
-            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(limit + 1)
+            content = _decompressed(content, limit)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise damaged(path, "a whole gzip file", str(error)) from error
     except OSError as error:
@@ -60,6 +61,16 @@ def read_bytes(path: Path, limit: int = MOST_BYTES) -> bytes:
     if len(content) > limit:
         raise damaged(path, f"at most {limit:,} bytes", "more", "give a smaller file")
     return content
+
+
+def _decompressed(content: bytes, limit: int) -> bytes:
+    """Piece by piece, a little more than ``limit`` bytes at most: one large read would set the limit's memory aside."""
+    pieces, size = [], 0
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        while size <= limit and (piece := file.read(_PIECE_BYTES)):
+            pieces.append(piece)
+            size += len(piece)
+    return b"".join(pieces)
 
 
 def damaged(path: Path, expected: str, found: str, mend: str = "delete it and fetch it again") -> UserError:

@@ -181,6 +181,7 @@ def test_a_stopped_rank_is_named_within_half_a_minute_also_where_it_keeps_the_st
     run_dir = tmp_path / "run"
     with started(command(launchers["mpirun"], 2, config, run_dir)) as process:
         wait_for(saved(run_dir, 1), process)
+        time.sleep(0.3)  # rank 1 looks four times a second where rank 0 is
         os.kill(rank_processes(process.pid)[0], signal.SIGSTOP)
         stopped = time.monotonic()
         _, err = process.communicate(timeout=60)

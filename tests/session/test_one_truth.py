@@ -9,6 +9,7 @@ import sys
 from itertools import count
 
 import pytest
+import torch
 from tiny import TREE, alone, tiny
 
 from fedmef_dist.base.errors import FilesLostError, UserError
@@ -124,7 +125,9 @@ simulate(tiny(checkpoint={"every": 2}), alone(), Path(sys.argv[1]), "auto")
 
 def test_the_next_start_follows_a_killed_owner_at_once(tmp_path, undisturbed):
     paths = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, "-c", DIES, tmp_path], env={**os.environ, "PYTHONPATH": paths})
+    # The same bits need the same threads, of which another test may have set any number.
+    own = {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([sys.executable, "-c", DIES, tmp_path], env={**os.environ, **own})
     assert done.returncode == -9
     assert look(tmp_path).record.state == "running"
     simulate(CONFIG, alone(), tmp_path, "must")
