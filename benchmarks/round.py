@@ -33,7 +33,7 @@ from fedmef_dist.simulation.loop import Simulation
 COMMON = {
     "method": {"name": "fedavg"},
     "optimizer": {"lr": 0.05, "schedule": "constant"},
-    "evaluation": {"every": 10**9},
+    "evaluation": {"every": 10**7},
 }
 WORKLOADS = {
     "W1": {
