@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fedmef_dist.report.differences import MEASURES, Difference, Differences
 from fedmef_dist.report.intervals import Paired
 from fedmef_dist.report.quantities import LATE_EVALUATIONS
-from fedmef_dist.report.rendering import Table
+from fedmef_dist.report.rendering import Table, csv_cell
 from fedmef_dist.report.units import DASH
 
 
@@ -73,5 +73,5 @@ def differences_as_csv(differences: Differences) -> str:
             numbers = [getattr(row.numbers, name) for name in _NUMBERS]
             seeds = (" ".join(map(str, seeds)) for seeds in (row.unmatched, row.missed))
             cells = [row.label, differences.baseline.label, measure, *numbers, *seeds]
-            writer.writerow(["" if cell is None else cell for cell in cells])
+            writer.writerow(map(csv_cell, cells))
     return out.getvalue()

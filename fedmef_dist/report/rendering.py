@@ -29,7 +29,7 @@ def markdown(table: Table) -> str:
     rule = [":---", *("---:" for _ in table.header[1:])]
     rows = ([*map(markdown_text, table.header)], rule, *([*map(markdown_text, row)] for row in table.rows))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([f"## {table.title}", "", *lines, "", table.note, ""])
+    return "\n".join([f"## {markdown_text(table.title)}", "", *lines, "", markdown_text(table.note), ""])
 
 
 # An underscore inside a word means nothing in Markdown.

@@ -101,7 +101,7 @@ def test_a_plot_shows_dollars_and_backslashes_as_they_are(text, tmp_path):
     assert (shown, formula) == (text, False)
 
 
-NASTY = "=cmd|'x'!A1 $\\frac{$ <b>|`*\x1b]0;t\x07"
+NASTY = "=cmd|'x'!A1 $\\frac{$ <b>|`*\x1b]0;t\x07[b]"
 
 
 def test_a_report_over_runs_with_nasty_names(make_run, tmp_path, capsys):
@@ -117,6 +117,18 @@ def test_a_report_over_runs_with_nasty_names(make_run, tmp_path, capsys):
     lines = [line for line in written["compare.md"].splitlines() if line.startswith("| =cmd")]
     assert lines
     assert not [line for line in lines if "<b>" in line or re.search(r"(?<!\\)[`*$]", line)]
+
+
+def test_differences_over_runs_with_nasty_names(make_run, tmp_path, capsys):
+    runs = [make_run(name, settings={"data": {"root": 99 * name}}) for name in (NASTY, "_second")]
+    compare(runs, tmp_path / "out", baseline=printable(NASTY))
+    capsys.readouterr()
+    written = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.[mc][ds]*")}
+    rows = list(csv.DictReader(written["differences.csv"].splitlines()))
+    assert [(row["run"], row["baseline"]) for row in rows] == [("_second", f"'{printable(NASTY)}")] * len(rows) != []
+    told = [line for line in written["compare.md"].splitlines() if "=cmd" in line]
+    assert [line for line in told if line.startswith("## ")]
+    assert not [line for line in told if "<b>" in line or re.search(r"(?<!\\)[`*$]", line)]
 
 
 def test_a_run_whose_name_begins_with_an_underscore_is_in_the_legend(make_run, tmp_path, monkeypatch):
