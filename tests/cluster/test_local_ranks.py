@@ -49,12 +49,15 @@ time.sleep(60)
             time.sleep(0.02)
         os.kill(os.getpid(), number)
 
+    # Under nohup the suite itself would ignore HUP, and such a signal stays ignored.
+    inherited = signal.signal(number, signal.SIG_DFL)
     before = signal.getsignal(number)
     sender = threading.Thread(target=send)
     sender.start()
     assert wait_for(commands) == 75
     sender.join()
     assert signal.getsignal(number) is before
+    signal.signal(number, inherited)
 
 
 def test_a_rank_that_dies_of_a_signal_before_it_listens_was_stopped_early(tmp_path):
