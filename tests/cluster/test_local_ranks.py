@@ -51,13 +51,14 @@ time.sleep(60)
 
     # Under nohup the suite itself would ignore HUP, and such a signal stays ignored.
     inherited = signal.signal(number, signal.SIG_DFL)
-    before = signal.getsignal(number)
-    sender = threading.Thread(target=send)
-    sender.start()
-    assert wait_for(commands) == 75
-    sender.join()
-    assert signal.getsignal(number) is before
-    signal.signal(number, inherited)
+    try:
+        sender = threading.Thread(target=send)
+        sender.start()
+        assert wait_for(commands) == 75
+        sender.join()
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, inherited)
 
 
 def test_a_rank_that_dies_of_a_signal_before_it_listens_was_stopped_early(tmp_path):
