@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedmef_dist.data.batches import Batch
+from fedmef_dist.wire.encodings import Encoding
 from fedmef_dist.wire.traffic import Broadcast, Collection, Upload
 
 
@@ -95,6 +96,8 @@ class RoundPlan:
         adjusts: whether the round ends with a new mask.
         swap_counts: weights to prune and to grow in each layer, xi_l.
         marked: int64, the active positions that are to be pruned, where that is known beforehand.
+        mask_update: how the model travels with its mask to a client that knows an earlier mask of the run; None: as to
+            one that knows none.
     """
 
     round: int
@@ -106,3 +109,4 @@ class RoundPlan:
     adjusts: bool = False
     swap_counts: list[int] = field(default_factory=list)
     marked: Tensor | None = None
+    mask_update: Encoding | None = None

@@ -32,6 +32,7 @@ from fedmef_dist.sparsity.filter_swaps import (
 )
 from fedmef_dist.sparsity.swaps import random_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
+from fedmef_dist.wire.encodings import InFilters
 
 
 class FedMefSettings(SwappingSettings, RandomStartSettings):
@@ -89,13 +90,25 @@ class FedMef(RandomStart[FedMefSettings]):
     def plan(self, round: int, values: Tensor) -> RoundPlan:
         """In an adjusting round: how many weights are swapped, which are marked, and what empties them."""
         if not self.schedule.adjusts(round):
-            return RoundPlan(round, values)
+            return RoundPlan(round, values, mask_update=self._mask_update())
         counts = self._swap_counts(self.schedule.share(round))
         marked = self._mark(values, counts)
         work = self._work(counts, marked)
         return RoundPlan(
-            round, values, work, collections=work.collections, adjusts=True, swap_counts=counts, marked=marked
+            round,
+            values,
+            work,
+            collections=work.collections,
+            adjusts=True,
+            swap_counts=counts,
+            marked=marked,
+            mask_update=self._mask_update(),
         )
+
+    def _mask_update(self) -> InFilters | None:
+        """Where filters keep their counts, whoever knows one mask knows the counts of all."""
+        filters = self._filters(self.space.mask.index)
+        return None if filters is None else InFilters(self.space, filters)
 
     def _swap_counts(self, share: float) -> list[int]:
         if self.settings.swap == "filter":
@@ -120,9 +133,9 @@ class FedMef(RandomStart[FedMefSettings]):
             filters=filters,
         )
 
-    def _filters(self, pruned: Tensor) -> Tensor | None:
-        """How many weights each filter loses, and grows, int64 (filters,); None where filters do not keep their own."""
-        return count_in_filters(self.space, pruned) if self.settings.swap == "filter" else None
+    def _filters(self, positions: Tensor) -> Tensor | None:
+        """How many of the positions each filter has, int64 (filters,); None where filters do not keep their counts."""
+        return count_in_filters(self.space, positions) if self.settings.swap == "filter" else None
 
     def _deviation(self) -> Deviation:
         return Deviation(self.space, self.settings.extrusion_target)

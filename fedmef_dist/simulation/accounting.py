@@ -58,7 +58,13 @@ class Accounting:
             dense_gradient_samples=int(np.minimum(own, federation.batch_size * work.dense_batches).sum()),
         )
         wire = self.wire.round(
-            cohort.asked, len(cohort.clients), mask, plan.broadcasts, plan.collections, plan.returns_weights
+            cohort.asked,
+            len(cohort.clients),
+            mask,
+            plan.broadcasts,
+            plan.collections,
+            plan.returns_weights,
+            plan.mask_update,
         )
         totals.wire_bytes += wire.up + wire.down
         totals.models_sent += len(cohort.asked) + len(cohort.clients)

@@ -120,7 +120,7 @@ class LocalTraining:
         """What every client decodes of the round's broadcasts; the model is proved to decode once for each mask."""
         mask = self.space.mask
         if mask.version != self._proved_version:
-            self.messages.send_model(plan.values, mask)
+            self.messages.send_model(plan.values, mask, plan.mask_update)
             self._proved_version = mask.version
         return {sent.name: self.messages.broadcast(sent) for sent in plan.broadcasts}
 

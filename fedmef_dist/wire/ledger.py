@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.sparsity import Mask, ParameterSpace
-from fedmef_dist.wire.encodings import WithMask
+from fedmef_dist.wire.encodings import Encoding, WithMask
 from fedmef_dist.wire.layer_encoding import FP32, NUMBERS, Number, values_bytes
 from fedmef_dist.wire.ranges import Block, never_pruned, prunable
 from fedmef_dist.wire.traffic import Broadcast, Collection
@@ -75,6 +75,7 @@ class WireLedger:
         broadcasts: Sequence[Broadcast] = (),
         collections: Sequence[Collection] = (),
         returns_weights: bool = True,
+        mask_update: Encoding | None = None,
     ) -> WireBytes:
         """Bytes of one round; remembers which mask the clients now know.
 
@@ -85,12 +86,19 @@ class WireLedger:
             broadcasts: what else went down.
             collections: what else came up.
             returns_weights: whether the prunable weights came up at the positions of the mask.
+            mask_update: how the model went down with its mask to those who knew an earlier one.
         """
-        new = len(asked)
+        new, earlier = len(asked), 0
         if self.settings.stateful_clients:
-            new = int((self.known_version[asked] != mask.version).sum())
+            outdated = self.known_version[asked] != mask.version
+            new = int(outdated.sum())
+            if mask_update is not None:
+                earlier = int((outdated & (self.known_version[asked] >= 0)).sum())
         self.known_version[asked] = mask.version
-        down = new * self.state_bytes(mask, knows_mask=False) + (len(asked) - new) * self.state_bytes(mask)
+        down = (new - earlier) * self.state_bytes(mask, knows_mask=False) + (len(asked) - new) * self.state_bytes(mask)
+        if earlier:
+            assert mask_update is not None
+            down += earlier * (self.rest_bytes + self.weights_with_mask_bytes(mask, FP32, mask_update))
         down += len(asked) * sum(self.broadcast_bytes(sent) for sent in broadcasts)
         return WireBytes(up=uploads * self.uplink_bytes(mask, collections, returns_weights), down=down)
 
@@ -104,11 +112,15 @@ class WireLedger:
 
     def weights_bytes(self, mask: Mask, knows_mask: bool, number: Number) -> int:
         """The active prunable weights, with or without their positions."""
-        counts = self.space.layer_counts(mask)
         if knows_mask:
-            return sum(values_bytes(count, number) for count in counts)
-        blocks = zip(prunable(self.space).blocks, counts, strict=True)
-        return sum(WithMask().length(block, count, number) for block, count in blocks)
+            return sum(values_bytes(count, number) for count in self.space.layer_counts(mask))
+        return self.weights_with_mask_bytes(mask, number)
+
+    def weights_with_mask_bytes(self, mask: Mask, number: Number, encoding: Encoding | None = None) -> int:
+        """The active prunable weights with their positions, :class:`WithMask` unless another encoding is given."""
+        encoding = encoding or WithMask()
+        blocks = zip(prunable(self.space).blocks, self.space.layer_counts(mask), strict=True)
+        return sum(encoding.length(block, count, number) for block, count in blocks)
 
     def broadcast_bytes(self, sent: Broadcast) -> int:
         """What goes down to one client in addition to the model; numbers are fp32."""

@@ -31,14 +31,21 @@ class Messages:
     def __init__(self, ledger: WireLedger) -> None:
         self.ledger, self.space = ledger, ledger.space
 
-    def send_model(self, values: Tensor, mask: Mask) -> None:
+    def send_model(self, values: Tensor, mask: Mask, mask_update: Encoding | None = None) -> None:
         """The state (float32 (total,)) on its way down, with its mask; everybody knows the full one.
+
+        Args:
+            values: the state.
+            mask: its mask.
+            mask_update: how both travel to a client that knows an earlier mask, if in another way.
 
         Raises:
             GarbledMessageError: it is not as long as the ledger counts, or does not decode to what was sent.
         """
         if not mask.is_full:
-            self._send_with_mask(values, mask, FP32)
+            self._send_with_mask(values, mask, FP32, WithMask())
+            if mask_update is not None:
+                self._send_with_mask(values, mask, FP32, mask_update)
 
     def return_model(self, values: Tensor, mask: Mask) -> Tensor:
         """A client's whole state (float32 (total,)) on its way up, with a mask of its own; as the server decodes it.
@@ -47,7 +54,7 @@ class Messages:
             GarbledMessageError: as :meth:`send_model`.
         """
         received = torch.zeros_like(values)
-        received[: self.space.n_prunable] = self._send_with_mask(values, mask, self.ledger.settings.uplink)
+        received[: self.space.n_prunable] = self._send_with_mask(values, mask, self.ledger.settings.uplink, WithMask())
         received[self.space.n_prunable :] = values[self.space.n_prunable :]
         return received
 
@@ -94,11 +101,11 @@ class Messages:
         self._check(length, self.ledger.collection_bytes(wanted), f"a client's {wanted.name}")
         return received
 
-    def _send_with_mask(self, values: Tensor, mask: Mask, number: Number) -> Tensor:
+    def _send_with_mask(self, values: Tensor, mask: Mask, number: Number, encoding: Encoding) -> Tensor:
         """Prunable weights with their mask; returns what is decoded, float32 (n_prunable,)."""
         sent = Upload(mask.index, values[mask.index])
-        received, length = self._send(sent, prunable(self.space), WithMask(), lambda block: number)
-        self._check(length, self.ledger.weights_bytes(mask, False, number), "a model's weights")
+        received, length = self._send(sent, prunable(self.space), encoding, lambda block: number)
+        self._check(length, self.ledger.weights_with_mask_bytes(mask, number, encoding), "a model's weights")
         same = number != FP32 or _same(received.values, sent.values)
         if not torch.equal(_positions(received), mask.index) or not same:
             raise GarbledMessageError("the model does not decode to what was sent")

@@ -18,6 +18,8 @@ from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
 from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.wire.layer_encoding import FP32
+from fedmef_dist.wire.ranges import prunable
 
 WEIGHTS = {0: 0.5, 2: -0.1, 3: 0.9, 6: 0.2, 9: -0.7, 11: 0.05}
 GRADIENT = {0: 5.0, 1: 0.3, 4: -0.9, 5: 0.2, 7: 0.8, 10: 0.1, 11: -5.0}
@@ -181,6 +183,25 @@ def test_every_adjustment_keeps_every_layers_count_and_every_filters_floor(targe
         assert space.mask.active[space.layers[1].start :].view(8, 9).sum(1).min() >= 2
         assert not server.values[: space.n_prunable][~space.mask.active].any()
     assert space.mask.version == 39
+
+
+@pytest.mark.parametrize("swap", ["layer", "filter"])
+def test_only_where_filters_keep_their_counts_a_new_mask_travels_without_them(swap):
+    model = nn.Sequential(nn.Linear(16, 4, bias=False), nn.Linear(4, 2))
+    space = ParameterSpace(model, ["0.weight"])
+    method = FedMef(FedMefSettings(density=0.6, adjust_every=1, swap=swap), space, MethodContext())
+    server = server_for(method)
+    server.start(space.values, torch.arange(64) % 16 < torch.tensor([6, 7, 7, 8]).repeat_interleave(16))
+    block = prunable(space).blocks[0]
+    for round_number in (1, 2):
+        plan = method.plan(round_number, server.values)
+        if swap == "layer":
+            assert plan.mask_update is None
+        else:
+            message = plan.mask_update.encode(block, space.mask.active.numpy(), server.values[:64].numpy(), FP32)
+            assert len(message) == plan.mask_update.length(block, 28, FP32) == 8 + 4 * 28
+            assert plan.mask_update.decode(message, block, FP32)[0].tolist() == space.mask.index.tolist()
+        adjust(server, plan, gradients(torch.randn(64)))
 
 
 def test_contradicting_settings_are_refused():

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from fedmef_dist.sparsity import Mask, ParameterSpace
-from fedmef_dist.wire.encodings import Positions, Signs, WithMask
+from fedmef_dist.sparsity.filter_swaps import count_in_filters
+from fedmef_dist.wire.encodings import InFilters, Positions, Signs, WithMask
 from fedmef_dist.wire.layer_encoding import FP16, FP32
 from fedmef_dist.wire.ledger import WireBytes, WireLedger, WireSettings
 from fedmef_dist.wire.ranges import parameters, prunable, small, statistics
@@ -27,10 +28,22 @@ def test_the_mask_travels_once_to_each_client_until_it_changes():
     assert wire.round(np.array([1, 2]), 2, changed).down == 2 * (152 + 11)
 
 
+def test_who_knows_an_earlier_mask_is_not_told_what_filters_keep():
+    space, wire = ledger(stateful=True)
+    update = InFilters(space, count_in_filters(space, space.mask.index))
+    # Nobody knows a mask yet, so the counts of filters travel too: a bitmap of 10 bytes, a tag 1.
+    assert wire.round(np.array([0, 1]), 2, space.mask, mask_update=update).down == 2 * (152 + 11)
+    changed = space.mask.next(space.mask.swapped(torch.tensor([0]), torch.tensor([1])))
+    # Client 1 needs the bitmap alone; client 2 was never asked before.
+    assert wire.round(np.array([1, 2]), 2, changed, mask_update=update).down == (152 + 10) + (152 + 11)
+    assert wire.round(np.array([1, 2]), 2, changed, mask_update=update).down == 2 * 152
+
+
 def test_stateless_clients_get_the_mask_every_time():
     space, wire = ledger(stateful=False)
     for _ in range(2):
-        assert wire.round(np.array([3]), 1, space.mask).down == 152 + 11
+        update = InFilters(space, count_in_filters(space, space.mask.index))
+        assert wire.round(np.array([3]), 1, space.mask, mask_update=update).down == 152 + 11
 
 
 def test_top_gradients_go_up_as_pairs():

@@ -7,7 +7,8 @@ from made_methods import messages_for
 from torch import nn
 
 from fedmef_dist.sparsity import Mask, ParameterSpace
-from fedmef_dist.wire.encodings import Positions, Signs, Sparse, Whole, WithMask
+from fedmef_dist.sparsity.filter_swaps import count_in_filters
+from fedmef_dist.wire.encodings import InFilters, Positions, Signs, Sparse, Whole, WithMask
 from fedmef_dist.wire.messages import GarbledMessageError
 from fedmef_dist.wire.ranges import parameters, prunable, small, statistics
 from fedmef_dist.wire.traffic import Broadcast, Upload, at_positions, whole
@@ -65,6 +66,18 @@ def test_as_fp32_the_server_decodes_what_the_client_sent_in_as_many_bytes_as_cou
         assert sent.positions is None or torch.equal(received.positions, sent.positions)
         assert (received.values is None) == (sent.values is None)
         assert sent.values is None or torch.equal(received.values, sent.values)
+
+
+@given(st.floats(0, 1), st.integers(0, 2**31))
+def test_a_new_mask_is_proved_to_decode_for_those_who_know_the_filters_counts(density, seed):
+    space = space_of(density, seed)
+    messages = messages_for(space)
+    counts = count_in_filters(space, space.mask.index)
+    messages.send_model(space.values, space.mask, InFilters(space, counts))
+    if not space.mask.is_full and counts[0] < 5:
+        counts[0] += 1
+        with pytest.raises((GarbledMessageError, ValueError)):
+            messages.send_model(space.values, space.mask, InFilters(space, counts))
 
 
 @pytest.mark.parametrize(("number", "error"), [("fp16", 1e-3), ("int8", 0.5 / 127)])
@@ -250,7 +263,7 @@ def test_a_model_or_broadcast_of_another_length_is_a_fault(monkeypatch):
     messages = messages_for(space)
     with pytest.raises(GarbledMessageError, match="the broadcast control takes 12 bytes, the ledger counts 11"):
         messages.broadcast(Broadcast("control", small(3), torch.zeros(3), Longer()))
-    monkeypatch.setattr(messages.ledger, "weights_bytes", lambda *asked: 1)
+    monkeypatch.setattr(messages.ledger, "weights_with_mask_bytes", lambda *asked: 1)
     for send in (messages.send_model, messages.return_model):
         with pytest.raises(GarbledMessageError, match=r"a model's weights takes \d+ bytes, the ledger counts 1"):
             send(space.values, space.mask)
