@@ -16,7 +16,7 @@ from fedmef_dist.base.guests import GuestSettings, Kind, find, nearest
 from fedmef_dist.base.notices import tell
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.base.strict_yaml import parse_yaml
-from fedmef_dist.base.trees import read_tree
+from fedmef_dist.base.trees import read_tree_file
 from fedmef_dist.clients.cohort import FederationSettings
 from fedmef_dist.clients.optimizer import OptimizerSettings
 from fedmef_dist.cluster.environment import detect
@@ -110,7 +110,7 @@ class ConfigFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._tree = path, _read(path)
+        self.path, self._tree = path, read_tree_file(path, "configuration")
 
     def with_overrides(self, overrides: Sequence[str]) -> tuple[Config, list[str]]:
         """The configuration with ``section.key=value`` overrides, the last one of a key winning.
@@ -183,15 +183,6 @@ def _find_guests(config: Config) -> None:
     find_trackers(config.tracking.trackers)
     for callback in config.callbacks:
         find_callback(callback.name)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"cannot read the configuration: {reason}", where=str(path), mend="give a YAML file") from None
-    return read_tree(text, str(path))
 
 
 @functools.lru_cache(maxsize=4096)

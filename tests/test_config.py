@@ -332,7 +332,7 @@ def test_auto_follows_the_method(load, method, norm, pruned):
 
 def test_a_file_that_is_not_there_or_cannot_be_text_is_refused(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    reasons = {"none.yaml": "No such file or directory", ".": "Is a directory", "binary.yaml": "not UTF-8 text"}
+    reasons = {"none.yaml": "No such file or directory", ".": "not a regular file", "binary.yaml": "not UTF-8 text"}
     for name, reason in reasons.items():
         with pytest.raises(UserError, match=reason) as caught:
             load_config(tmp_path / name)

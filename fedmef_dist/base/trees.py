@@ -1,9 +1,27 @@
 """Trees of plain values, as configurations are: read from YAML, and compared."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.regular import read_regular
 from fedmef_dist.base.strict_yaml import parse_yaml
+
+_LARGEST = 1 << 20
+
+
+def read_tree_file(path: Path, what: str) -> dict[str, Any]:
+    """The YAML mapping in a file that the user named; a link to one is followed.
+
+    Raises UserError, which calls it ``what``, where it is no regular file of at most 1 MiB, or holds no mapping.
+    """
+    folder, name = os.path.split(os.path.realpath(path))
+    try:
+        return read_tree(read_regular(Path(folder), name, _LARGEST).decode(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"cannot read the {what}: {reason}", where=str(path), mend="give a YAML file") from None
 
 
 def read_tree(text: str, where: str) -> dict[str, Any]:

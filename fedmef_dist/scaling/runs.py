@@ -11,7 +11,7 @@ from pathlib import Path
 from fedmef_dist.base.atomic import write_json
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.text import printable
-from fedmef_dist.base.trees import differing_keys, read_tree
+from fedmef_dist.base.trees import differing_keys, read_tree_file
 from fedmef_dist.cluster.ending import INTERRUPTED
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import STOPPED_EARLY
@@ -94,8 +94,7 @@ def measure(
 
 
 def _refuse_another(run_dir: Path, wanted: dict[str, object]) -> None:
-    path = run_dir / "config.yaml"
-    keys = differing_keys(read_tree(path.read_text(encoding="utf-8"), str(path)), wanted)
+    keys = differing_keys(read_tree_file(run_dir / "config.yaml", "study's configuration"), wanted)
     if keys:
         raise UserError(
             f"the directory holds another study; different: {', '.join(keys[:8])}",

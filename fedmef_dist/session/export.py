@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from fedmef_dist.base.atomic import sync_directory
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.base.trees import read_tree
 from fedmef_dist.config import Config, foreign_names, parse_config
 from fedmef_dist.data.batches import evaluation_batches
 from fedmef_dist.data.dataset import Dataset
@@ -17,6 +16,7 @@ from fedmef_dist.data.text import TextDataset
 from fedmef_dist.models import build_model, prunable_weights, stock_model
 from fedmef_dist.models.plain import make_plain
 from fedmef_dist.runs.checkpoint import Checkpoint, CheckpointStore
+from fedmef_dist.runs.directory import CONFIG, read_configuration
 from fedmef_dist.runs.snapshot import restore
 from fedmef_dist.simulation.global_state import GlobalState, MaskPart, ModelPart
 from fedmef_dist.sparsity import ParameterSpace
@@ -66,13 +66,13 @@ def config_of(run_dir: Path, *, allow_plugins: bool) -> Config:
     Raises:
         UserError: it holds none, or names foreign code that is not allowed.
     """
-    path = run_dir / "config.yaml"
     try:
-        tree = read_tree(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
+        tree = read_configuration(run_dir)
+    except FileNotFoundError:
         raise UserError(
-            f"not a run directory: {error.strerror}", where=str(path), mend="give a run's directory"
+            f"not a run directory: it has no {CONFIG}", where=str(run_dir), mend="give a run's directory"
         ) from None
+    path = run_dir / CONFIG
     foreign = foreign_names(tree)
     if foreign and not allow_plugins:
         raise UserError(

@@ -17,7 +17,7 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.names import home_expanded, plain_path
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.base.text import printable
-from fedmef_dist.base.trees import read_tree
+from fedmef_dist.base.trees import read_tree_file
 from fedmef_dist.cluster.ending import INTERRUPTED
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import STOPPED_EARLY
@@ -26,6 +26,7 @@ from fedmef_dist.cluster.local_ranks import run_ranks
 from fedmef_dist.config import ConfigFile, to_tree
 from fedmef_dist.runs.checkpoint import CheckpointStore
 from fedmef_dist.runs.directory import round_to_resume
+from fedmef_dist.runs.summary import read_summary
 
 Value = bool | int | float | str | None
 _MOST_CELLS = 1_000_000
@@ -85,23 +86,12 @@ class Sweep:
         """
         config, _ = self.config.with_overrides(cell.overrides)
         wanted = config.federation.rounds
-        if (cell.run_dir / "summary.json").is_file():
-            done, is_stopped = _read_summary(cell.run_dir)
-            return min(done, wanted), done if is_stopped else wanted
+        if (summary := read_summary(cell.run_dir)) is not None:
+            done = int(summary["rounds"])
+            return min(done, wanted), done if summary.get("stopped") is not None else wanted
         saved = CheckpointStore(cell.run_dir, config.checkpoint.keep).rounds()
         # Without its summary a run is not finished, even where its last round is saved.
         return min(saved[-1] if saved else 0, wanted - 1), wanted
-
-
-def _read_summary(run_dir: Path) -> tuple[int, bool]:
-    """Rounds that a finished run has done, and whether a callback has stopped it."""
-    try:
-        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-        return int(summary["rounds"]), summary.get("stopped") is not None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            "the summary is damaged", where=f"{run_dir / 'summary.json'}", mend="delete it; the run then ends once more"
-        ) from None
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -131,12 +121,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 def _read(path: Path) -> SweepSettings:
     try:
-        tree = read_tree(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise _wrong(path, f"cannot read the grid: {reason}", "give a YAML file") from None
-    try:
-        return SweepSettings.model_validate(tree)
+        return SweepSettings.model_validate(read_tree_file(path, "grid"))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         # Beyond the list's index the location names the types that were tried.

@@ -14,7 +14,7 @@ from fedmef_dist.base.atomic import write_text
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.names import plain_path
 from fedmef_dist.base.text import printable
-from fedmef_dist.base.trees import read_tree
+from fedmef_dist.base.trees import read_tree_file
 from fedmef_dist.config import Config, load_config, to_tree
 from fedmef_dist.runs.directory import claim, round_to_resume, write_configuration
 from fedmef_dist.session.sweep import load_sweep
@@ -100,7 +100,7 @@ def _array(path: Path, overrides: Sequence[str], config: Config, job: Job, grid:
     folder = runs / "slurm"
     array = replace(job, name=config.name, output=log_file(folder, "%A_%a.log"), array=len(sweep.cells))
     command = f'{shlex.join(["finish", "ranks", "sweep", str(folder / _NAMES["grid"])])} --cell "$SLURM_ARRAY_TASK_ID"'
-    kept = read_tree(grid.read_text(encoding="utf-8"), str(grid)) | {"config": _NAMES["config"], "runs": str(runs)}
+    kept = read_tree_file(grid, "grid") | {"config": _NAMES["config"], "runs": str(runs)}
     trees = {_NAMES["config"]: to_tree(config), _NAMES["grid"]: kept}
     texts = {name: yaml.safe_dump(tree, sort_keys=False) for name, tree in trees.items()}
     return Submission(folder, _files(folder, array, max_restarts, command) | texts)

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from fedmef_dist.base.notices import tell
-from fedmef_dist.base.regular import own_file
+from fedmef_dist.base.regular import own_file, read_regular
 
 PHASES = ("train", "wait", "reduce", "adjust", "eval")
 _MICROSECONDS = 1e6
 _KIBIBYTE = 1024
+_LARGEST = 1 << 30
 
 
 class Phases:
@@ -96,6 +97,7 @@ class Timeline:
 
 def read_timelines(run_dir: Path) -> list[dict[str, Any]]:
     """All events of all ranks of a run. Raises OSError where a file cannot be read, ValueError where it is damaged."""
-    paths = sorted((run_dir / "timeline").glob("rank-*.json"))
-    texts = [path.read_text(encoding="utf-8").rstrip().rstrip(",") for path in paths]
+    folder = run_dir / "timeline"
+    names = sorted(path.name for path in folder.glob("rank-*.json"))
+    texts = [read_regular(folder, name, _LARGEST).decode().rstrip().rstrip(",") for name in names]
     return [event for text in texts for event in json.loads(f"{text}]")]

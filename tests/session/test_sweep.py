@@ -100,7 +100,9 @@ def test_a_damaged_summary_is_named(write, text):
     sweep = load_sweep(write("{seed: [0]}"))
     sweep.cells[0].run_dir.mkdir(parents=True)
     (sweep.cells[0].run_dir / "summary.json").write_text(text)
-    with pytest.raises(UserError, match=r"summary is damaged\nwhere: .*summary.json\nmend: delete it"):
+    with pytest.raises(
+        UserError, match=r"is not what a run writes: .*\nwhere: .*summary.json\nmend: delete it"
+    ):
         sweep.state(sweep.cells[0])
 
 
