@@ -122,7 +122,7 @@ class Pair:
         self.server, self.group = server_for(self.method), alone()
         self.client = PullTo(model, self.space)
         self.messages = Messages(WireLedger(self.space, population, WireSettings()))
-        self.kept = KeptStates(self.method.kept(), [range(population)], self.group, torch.device("cpu"))
+        self.kept = KeptStates(self.method.kept(), np.zeros(population, np.int64), self.group, torch.device("cpu"))
         places, samples = np.arange(2), np.array(weights, dtype=np.int64)
         self.cohort = Cohort(places, places, samples, samples, dropped=0, late=0, surplus=0)
 

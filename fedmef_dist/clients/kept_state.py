@@ -67,7 +67,7 @@ class KeptStates:
 
     Args:
         kept: what stays.
-        shares: int64, the clients of each rank.
+        owner: int64 (clients,), the rank of each client.
         group: the ranks.
         device: of the states.
 
@@ -75,9 +75,7 @@ class KeptStates:
         ValueError: two tensors have one name.
     """
 
-    def __init__(
-        self, kept: Sequence[KeptTensor], shares: Sequence[Sequence[int]], group: Group, device: torch.device
-    ) -> None:
+    def __init__(self, kept: Sequence[KeptTensor], owner: np.ndarray, group: Group, device: torch.device) -> None:
         self.kept, self.group, self.device = tuple(kept), group, device
         names = [tensor.name for tensor in self.kept]
         if len({*names}) < len(names):
@@ -85,9 +83,7 @@ class KeptStates:
         self._width = sum(tensor.size for tensor in kept)
         self._rows: dict[int, Tensor] = {}
         self._fresh: dict[int, Tensor] = {}
-        self._owner = np.empty(sum(map(len, shares)), dtype=np.int64)
-        for rank, clients in enumerate(shares):
-            self._owner[list(clients)] = rank
+        self._owner = owner
 
     def mine(self, clients: np.ndarray) -> list[int]:
         """The places of this rank's clients among these (int64 (n,))."""

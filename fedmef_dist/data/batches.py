@@ -8,6 +8,7 @@ device gets the same batches.
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,10 +20,11 @@ from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.text import TextDataset, TextSplit
 
 Batch = tuple[Tensor, Tensor]
+Count = TypeVar("Count", int, np.ndarray)
 
 
-def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Batches in one pass over ``samples``; the last one may be smaller."""
+def steps_per_epoch(samples: Count, batch_size: int) -> Count:
+    """Batches in one pass over ``samples``, a number or int64 (n,); the last one may be smaller."""
     return -(-samples // batch_size)
 
 

@@ -148,7 +148,7 @@ class Preparation:
         fixed_point = FixedPoint.for_weight(int(cohort.weights.sum()))
         total = torch.zeros(wanted.over.size, dtype=torch.int64, device=group.device)
         insane = -1
-        for slot in assign(cohort.samples.astype(np.float64), group.world_size)[group.rank]:
+        for slot in assign(cohort.samples, group.world_size).slots(group.rank):
             client = int(cohort.clients[slot])
             found = self._messages.collect(Upload(None, measure(client)), wanted).values
             assert found is not None

@@ -34,7 +34,7 @@ class CostModel:
     def round_seconds(self, samples: np.ndarray, ranks: int, local_ranks: int, reduce_bytes: float) -> float:
         """Seconds of a round whose cohort holds so many samples, (cohort,), placed as a run places it."""
         costs = self.client + samples * (self.sample + self.neighbour * (local_ranks - 1))
-        busy = max(sum(costs[slot] for slot in slots) for slots in assign(costs, ranks))
+        busy = assign(costs, ranks).loads(costs).max()
         reduce = self.latency * np.log2(ranks) + self.byte * _ring_bytes(reduce_bytes, ranks)
         return float(busy + reduce + self.evaluate / ranks + self.rest)
 

@@ -45,7 +45,7 @@ class Accounting:
         """
         federation, work = self.federation, plan.work
         samples = cohort.samples
-        batches = np.array([steps_per_epoch(int(n), federation.batch_size) for n in samples], np.int64)
+        batches = steps_per_epoch(samples, federation.batch_size)
         epochs = federation.local_epochs + work.extra_epochs
         steps = epochs * int(batches.sum())
         own = federation.local_epochs * samples

@@ -1,5 +1,6 @@
 """What a run would be like, without training: who holds what, what a round moves and computes, how ranks share it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.population import Population
 from fedmef_dist.data.text import TextDataset
 from fedmef_dist.simulation.loop import Simulation
-from fedmef_dist.sums.placement import assign
+from fedmef_dist.sums.placement import Placement, assign
 
 _ROUNDS = 50
 _CLIENTS = 1000
@@ -84,6 +85,7 @@ def plan_rounds(simulation: Simulation, ranks: int) -> list[PlannedRound]:
     The mask stays as it is at the start; where the method would change it, it counts as changed.
     """
     config, space = simulation.config, simulation.space
+    share_out = _placing(simulation, ranks)
     rounds = []
     for number in range(1, min(config.federation.rounds, _ROUNDS) + 1):
         cohort = draw_cohort(simulation.population, config.federation, config.seed, number)
@@ -91,8 +93,8 @@ def plan_rounds(simulation: Simulation, ranks: int) -> list[PlannedRound]:
         costs = simulation.accounting.round(cohort, plan, space.mask, simulation.totals)
         if plan.adjusts:
             space.set_mask(space.mask.next(space.mask.active))
-        slots = _share_out(simulation, cohort, ranks)
-        loads = np.array([cohort.samples[own].sum() for own in slots])
+        placement = share_out(cohort)
+        loads = placement.loads(cohort.samples)
         rounds.append(
             PlannedRound(
                 asked=len(cohort.asked),
@@ -102,17 +104,16 @@ def plan_rounds(simulation: Simulation, ranks: int) -> list[PlannedRound]:
                 up_bytes=int(costs["wire/up_bytes"]),
                 down_bytes=int(costs["wire/down_bytes"]),
                 flops=float(costs["flops/train"]),
-                rank_clients=[len(own) for own in slots],
+                rank_clients=placement.counts().tolist(),
                 imbalance=float(loads.max() / loads.mean()) if loads.any() else 1.0,
             )
         )
     return rounds
 
 
-def _share_out(simulation: Simulation, cohort: Cohort, ranks: int) -> list[list[int]]:
-    """The cohort's places for each rank, as a run would choose them before it has measured anything."""
+def _placing(simulation: Simulation, ranks: int) -> Callable[[Cohort], Placement]:
+    """Places a cohort as a run would before it has measured anything."""
     if simulation.local.kept is None:
-        return assign(cohort.samples.astype(np.float64), ranks)
-    population = simulation.population
-    owned = assign(population.sizes(np.arange(population.clients)).astype(np.float64), ranks)
-    return [np.flatnonzero(np.isin(cohort.clients, clients)).tolist() for clients in owned]
+        return lambda cohort: assign(cohort.samples, ranks)
+    owner = assign(simulation.population.sizes(np.arange(simulation.population.clients)), ranks).ranks
+    return lambda cohort: Placement(ranks, owner[cohort.clients], np.arange(len(cohort.clients)))

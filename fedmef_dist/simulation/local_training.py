@@ -26,7 +26,7 @@ from fedmef_dist.layers.random import set_generator
 from fedmef_dist.methods.base import Method
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sums.cohort_sum import CohortSum
-from fedmef_dist.sums.placement import TrainingTimes, assign
+from fedmef_dist.sums.placement import Placement, TrainingTimes, assign
 from fedmef_dist.sums.round_sum import RoundResult
 from fedmef_dist.tracking.timeline import Timeline
 from fedmef_dist.wire.messages import Messages
@@ -70,6 +70,7 @@ class LocalTraining:
         self.client, self.messages, self.kept = client, messages, kept
         self.grace, self.timeline = grace, timeline
         self.times = TrainingTimes()
+        self._placement: Placement | None = None
         self._proved_version = -1
 
     @property
@@ -103,7 +104,7 @@ class LocalTraining:
         """The round counts, and so does what was learned of its clients' speed and state."""
         if self.kept is not None:
             self.kept.settle()
-        self.times.observe(cohort.samples, result.client_seconds)
+        self.times.observe(cohort.samples, result.client_seconds, self._placement)
 
     def forget(self) -> None:
         """The round does not count."""
@@ -114,7 +115,8 @@ class LocalTraining:
         """Which of the cohort this rank trains: by learned time, or those whose state it keeps."""
         if self.kept is not None:
             return self.kept.mine(cohort.clients)
-        return assign(self.times.predict(cohort.samples), self.group.world_size)[self.group.rank]
+        self._placement = self.times.place(cohort.samples, self.group.world_size)
+        return self._placement.slots(self.group.rank)
 
     def _send(self, plan: RoundPlan) -> dict[str, Any]:
         """What every client decodes of the round's broadcasts; the model is proved to decode once for each mask."""
@@ -203,5 +205,5 @@ def open_kept_states(
         population,
         f"method.name={config.method.name}" if own else f"federation.client_state={config.federation.client_state}",
     )
-    sizes = population.sizes(np.arange(population.clients)).astype(np.float64)
-    return KeptStates(tensors, assign(sizes, group.world_size), group, space.values.device)
+    owner = assign(population.sizes(np.arange(population.clients)), group.world_size).ranks
+    return KeptStates(tensors, owner, group, space.values.device)

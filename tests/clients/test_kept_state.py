@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from tiny import Recorder, alone, restore, started, tiny
@@ -20,7 +21,7 @@ def space():
 def states(kept, clients):
     """What so many clients keep of the space, on one rank."""
     tensors = kept_tensors(FederationSettings(client_state=kept), 0.9, space())
-    return KeptStates(tensors, [range(clients)], alone(), torch.device("cpu"))
+    return KeptStates(tensors, np.zeros(clients, np.int64), alone(), torch.device("cpu"))
 
 
 def silos(tmp_path, kept, **changes):

@@ -1,5 +1,6 @@
 """What a method keeps with its clients: three numbers from 0, and two that start as the first two of the state."""
 
+import numpy as np
 import pytest
 import torch
 from thread_group import on_ranks
@@ -14,8 +15,8 @@ OWN = (KeptTensor("control", 3), KeptTensor("start", 2, lambda values: values[:2
 VALUES = torch.arange(12.0)
 
 
-def states(kept=OWN, shares=([0, 1],), group=None):
-    return KeptStates(kept, shares, group or alone(), torch.device("cpu"))
+def states(kept=OWN, owner=(0, 0), group=None):
+    return KeptStates(kept, np.array(owner), group or alone(), torch.device("cpu"))
 
 
 def numbers(keepsake):
@@ -68,13 +69,13 @@ def test_they_stay_together_with_momentum_and_statistics():
 
 
 def test_a_checkpoint_has_the_clients_of_all_ranks_and_goes_on_with_another_number():
-    shares = ([0, 3], [1, 2])
+    owner = (0, 1, 1, 0)
 
     def work(group):
-        kept = states(shares=shares, group=group)
+        kept = states(owner=owner, group=group)
         assert kept.mine(torch.tensor([3, 2, 0]).numpy()) == ([0, 2], [1])[group.rank]
         for client in (0, 2):
-            if client in shares[group.rank]:
+            if owner[client] == group.rank:
                 state = kept.recall(client, VALUES)
                 state.own["control"].fill_(client + 1)
                 kept.keep(client, state)
@@ -86,9 +87,9 @@ def test_a_checkpoint_has_the_clients_of_all_ranks_and_goes_on_with_another_numb
         assert state["seen"].tolist() == [1, 0, 1, 0]
         assert state["rows"].tolist() == [[1, 1, 1, 0, 1], [0] * 5, [3, 3, 3, 0, 1], [0] * 5]
         assert {name: tensor.shape for name, tensor in state.items()} == {
-            name: tensor.shape for name, tensor in states(shares=shares).blank().items()
+            name: tensor.shape for name, tensor in states(owner=owner).blank().items()
         }
-    one = states(shares=([0, 1, 2, 3],))
+    one = states(owner=(0, 0, 0, 0))
     one.restore(found[0])
     assert [numbers(one.recall(client, VALUES))["control"][0] for client in range(4)] == [1, 0, 3, 0]
 

@@ -4,50 +4,17 @@ All work on bit patterns, floats seen as integers of their size: without its sig
 order of magnitude, NaN above infinity. What decides about an element is computed, not branched on.
 """
 
-import fcntl
-import sys
-from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
-from hashlib import sha256
-from pathlib import Path
-from typing import Any
 
-import numba
 import numpy as np
-from llvmlite.binding import get_host_cpu_name
-from numba import njit
 
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    try:
-        return njit(cache=True)(function)
-    except RuntimeError:  # neither __pycache__ nor the user's cache can be written: compiled in every process
-        return njit(function)
+from fedmef_dist.base.compiled import compiled, fill_cache
 
 
 @cache
 def prepare(kind: np.dtype) -> None:
-    """Compiles the loops for integers of this ``kind``, or loads what an earlier process has compiled.
-
-    Processes that start together on an empty cache would all compile, and different processors that share it could
-    overwrite each other's code; so one after another has it to itself until a marker says that it is full.
-    """
-    folder = count_from.stats.cache_path
-    marker = Path(folder) / f"loops-{_key(kind)}.ready" if folder else None
-    if marker is None or marker.exists():
-        return _call_all(kind)
-    with (marker.parent / "loops.lock").open("w") as lock:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        _call_all(kind)
-        marker.touch()
-
-
-def _key(kind: np.dtype) -> str:
-    """Stands for all that the machine code depends on."""
-    parts = [get_host_cpu_name(), numba.__version__, sys.version, kind.name, Path(__file__).read_text()]
-    return sha256("\n".join(parts).encode()).hexdigest()[:16]
+    """Compiles the loops for integers of this ``kind``, or loads what an earlier process has compiled."""
+    fill_cache(count_from, kind.name, lambda: _call_all(kind))
 
 
 def _call_all(kind: np.dtype) -> None:
@@ -60,7 +27,7 @@ def _call_all(kind: np.dtype) -> None:
     select(bitmap, row, row.copy())
 
 
-@_compiled
+@compiled
 def count_from(row: np.ndarray, threshold: int) -> int:
     """Number of elements of ``row``, integer (n,), whose magnitude is at least the pattern ``threshold``."""
     # In the row's own type, so that the compiler fills its vectors.
@@ -71,7 +38,7 @@ def count_from(row: np.ndarray, threshold: int) -> int:
     return count
 
 
-@_compiled
+@compiled
 def find_threshold(row: np.ndarray, count: int) -> tuple[int, int]:
     """What separates the ``count`` elements of largest magnitude, found digit by digit in histograms of 16 bits.
 
@@ -106,7 +73,7 @@ def find_threshold(row: np.ndarray, count: int) -> tuple[int, int]:
     return prefix, end
 
 
-@_compiled
+@compiled
 def pack_row(row: np.ndarray, threshold: int, end: int, bitmap: np.ndarray, values: np.ndarray) -> None:
     """Packs the elements of magnitude ``threshold`` and more; from position ``end`` on only those above it.
 
@@ -137,7 +104,7 @@ def pack_row(row: np.ndarray, threshold: int, end: int, bitmap: np.ndarray, valu
             position += 1
 
 
-@_compiled
+@compiled
 def unpack_row(bitmap: np.ndarray, values: np.ndarray, row: np.ndarray) -> None:
     """The inverse of :func:`pack_row`.
 
@@ -161,7 +128,7 @@ def unpack_row(bitmap: np.ndarray, values: np.ndarray, row: np.ndarray) -> None:
             position += 1
 
 
-@_compiled
+@compiled
 def pack_between(row: np.ndarray, high: int, bitmap: np.ndarray) -> None:
     """Sets the bits of the elements above 0 and below the positive number whose pattern is ``high``.
 
@@ -178,7 +145,7 @@ def pack_between(row: np.ndarray, high: int, bitmap: np.ndarray) -> None:
         bitmap[byte] = flags
 
 
-@_compiled
+@compiled
 def select(bitmap: np.ndarray, row: np.ndarray, out: np.ndarray) -> None:
     """Copies the elements of ``row``, integer (n,), whose bit is set to ``out``; the others become 0 there."""
     for byte in range(bitmap.size):

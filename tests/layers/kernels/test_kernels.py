@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedmef_dist.base import compiled as base
 from fedmef_dist.layers.kernels import cpu, kernels_for, loops, pattern, patterns, portable
 
 IMPLEMENTATIONS = [pytest.param(cpu, id="cpu"), pytest.param(portable, id="portable")]
@@ -102,7 +103,7 @@ def double(number):
 
 def test_without_a_place_for_the_cache_every_process_compiles(monkeypatch):
     monkeypatch.setattr("numba.core.caching.CompileResultCacheImpl._locator_classes", [])
-    compiled = loops._compiled(double)
+    compiled = base.compiled(double)
     assert compiled(4) == 8
     assert compiled.stats.cache_path is None
     called = []
