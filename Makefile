@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+# PyTorch's index of builds for CPUs (pytorch.org names it): make run TORCH_INDEX=URL. On Linux pip's choice are CUDA builds.
+TORCH_INDEX ?=
 SCRIPTS = $(wildcard launch/*.sh slurm/*.sh slurm/*.sbatch) .ci/run
 
 .DEFAULT_GOAL := help
@@ -27,5 +29,7 @@ check: $(INSTALLED) ## set up, check style, formatting, types and shell scripts
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
+	@test -z "$(TORCH_INDEX)" || \
+		$(VENV)/bin/python -m pip install -c constraints.txt --index-url "$(TORCH_INDEX)" torch torchvision
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,mpich]'
 	@touch $@

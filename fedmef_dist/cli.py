@@ -145,6 +145,18 @@ def status(
 
 
 @app.command()
+def init(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[DIR]", callback=_plain, help="where to write; default: here")
+    ] = Path(),
+) -> None:
+    """Write a folder to start from: configurations, and an own method, model, data set and tracker that run."""
+    from fedmef_dist.commands.init import init_command
+
+    init_command(folder)
+
+
+@app.command()
 def doctor() -> None:
     """Show what launcher, rank, device and network were found, and try one all-reduce."""
     from fedmef_dist.commands.doctor import doctor as examine

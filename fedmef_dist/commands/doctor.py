@@ -129,8 +129,6 @@ def findings() -> Iterator[Finding]:
     yield Finding("mpirun", _mpirun(), "load your site's MPI module, or pip install 'fedmef_dist[mpich]'")
     yield Finding("Slurm", shutil.which("srun"), "only needed on a cluster; on Debian: apt install slurm-wlm munge")
     yield Finding("wandb", _version("wandb"), "pip install wandb")
-    sklearn = _version("scikit-learn")
-    yield Finding("digits", sklearn and f"in scikit-learn {sklearn}", "pip install scikit-learn")
     fashion = str(DEBIAN_FOLDER) if DEBIAN_FOLDER.is_dir() else None
     yield Finding("fashion_mnist", fashion, "apt install dataset-fashion-mnist, or set data.download=true")
 

@@ -1,31 +1,17 @@
-"""The 1,797 handwritten 8x8 digits that come with scikit-learn."""
+"""The 1,797 handwritten 8x8 digits that come with the package; ``digits.md`` beside them names source and licence."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.files import damaged, read_bytes
 
-
-def digits_path() -> Path:
-    """Where scikit-learn keeps the file. Finding it does not import scikit-learn, which takes a second.
-
-    Raises:
-        UserError: scikit-learn is not installed.
-    """
-    spec = find_spec("sklearn")
-    if spec is None or spec.origin is None:
-        raise UserError(
-            "data.dataset=digits needs scikit-learn, which brings the images", mend="pip install scikit-learn"
-        )
-    return Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+DIGITS = Path(__file__).parent / "digits.csv.gz"
 
 
-def load_digits(path: Path) -> Dataset:
+def load_digits(path: Path = DIGITS) -> Dataset:
     """Read the CSV file (64 values of 0..16 and a label on each line); pixels are scaled to 0..255.
 
     Every fifth image of each class is a test image, so the split is stratified and the same in every run.

@@ -19,7 +19,7 @@ from fedmef_dist.data.checks import checked
 from fedmef_dist.data.cifar import cifar10, cifar100
 from fedmef_dist.data.cinic10 import cinic10
 from fedmef_dist.data.dataset import Dataset
-from fedmef_dist.data.digits import digits_path, load_digits
+from fedmef_dist.data.digits import load_digits
 from fedmef_dist.data.fashion_mnist import fashion_mnist
 from fedmef_dist.data.femnist import femnist
 from fedmef_dist.data.folder import FolderSettings, image_folder
@@ -153,7 +153,7 @@ def _load(settings: DataSettings, root: Path, seed: int) -> Dataset | TextDatase
             return load_tinystories(root, settings.text)
         case "arrays":
             return load_tokens(root, settings.arrays)
-    return load_digits(digits_path())
+    return load_digits()
 
 
 def _source(settings: DataSettings, root: Path) -> Source:

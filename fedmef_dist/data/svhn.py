@@ -1,17 +1,17 @@
 """SVHN, cropped digits (Netzer and others, 2011), from its MATLAB files."""
 
-import io
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.cache import Source
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.files import damaged, exclusive, fetch, read_bytes
+from fedmef_dist.data.mat import read_mat
 
 URL = "http://ufldl.stanford.edu/housenumbers"
 MD5 = {
@@ -66,16 +66,13 @@ def _split(path: Path) -> Split:
     return Split(torch.from_numpy(rows).permute(0, 3, 1, 2), torch.from_numpy(labels.ravel().astype(np.int64) % 10))
 
 
-def _read_mat(path: Path) -> dict[str, Any]:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
+def _read_mat(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     content = read_bytes(path)
     if not content.startswith(b"MATLAB 5.0 MAT-file"):
         raise damaged(path, "a MATLAB file of format 5", f"a start of {content[:19]!r}")
     try:
-        return dict(loadmat(io.BytesIO(content), variable_names=["X", "y"]))
-    except (MatReadError, ValueError, TypeError, KeyError, EOFError, OSError, OverflowError, zlib.error) as error:
+        return read_mat(content)
+    except ValueError as error:
         raise damaged(path, "a whole MATLAB file of format 5", str(error)) from error
 
 

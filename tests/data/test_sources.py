@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.data import fashion_mnist
-from fedmef_dist.data.digits import digits_path, load_digits
+from fedmef_dist.data.digits import DIGITS, load_digits
 from fedmef_dist.data.sources import DataSettings, load_dataset
 from fedmef_dist.data.synthetic import SyntheticSettings
 
@@ -60,21 +60,21 @@ def test_the_home_of_nobody_is_named():
 # --- digits
 
 
-def test_digits_equal_scikit_learns_own_loader():
-    from sklearn.datasets import load_digits as reference
-
-    images, labels = reference(return_X_y=True)
-    data = load_digits(digits_path())
+def test_digits_are_the_file_of_the_repository_they_come_from():
+    content = DIGITS.read_bytes()
+    assert hashlib.sha256(content).hexdigest() in DIGITS.with_suffix("").with_suffix(".md").read_text()
+    data = load_digits()
     assert (len(data.train), len(data.test)) == (1442, 355)
     seen = [0] * 10
     train, test = iter(range(1442)), iter(range(355))
-    for image, label in zip(images, labels, strict=True):
+    for line in gzip.decompress(content).decode().splitlines():
+        *pixels, label = map(int, line.split(","))
         seen[label] += 1
         split, row = (data.test, next(test)) if seen[label] % 5 == 0 else (data.train, next(train))
         assert split.labels[row] == label
-        assert torch.equal(
-            split.images[row].flatten().float(), torch.from_numpy(image * 255 / 16).add(0.5).floor().float()
-        )
+        assert split.images[row].flatten().tolist() == [int(pixel * 255 / 16 + 0.5) for pixel in pixels]
+    # As scikit-learn's load_digits gave them before they were bundled.
+    assert data.digest == "c33fa33a0d40575e1facbf43ec43959513a82b9ad23df7788c11c20c92d88447"
 
 
 def test_digits_are_normalised_and_the_split_ignores_the_seed():
@@ -86,18 +86,12 @@ def test_digits_are_normalised_and_the_split_ignores_the_seed():
     assert pixels.std().item() == pytest.approx(one.std[0], abs=1e-4)
 
 
-def test_digits_are_read_without_importing_scikit_learn():
+def test_digits_are_read_without_importing_what_takes_a_second():
     code = (
         "import sys; from fedmef_dist.data.sources import DataSettings, load_dataset; load_dataset(DataSettings(), 0);"
-        "sys.exit(any(name in sys.modules for name in ('sklearn', 'torchvision', 'matplotlib')))"
+        "sys.exit(any(name in sys.modules for name in ('scipy', 'torchvision', 'matplotlib')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_digits_without_scikit_learn(monkeypatch):
-    monkeypatch.setattr("fedmef_dist.data.digits.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install scikit-learn"):
-        digits_path()
 
 
 @pytest.mark.parametrize(
