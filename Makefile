@@ -14,7 +14,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(INSTALLED) ## set up, train FedMef on the bundled digits on 2 ranks, show the table and the plots
-	$(VENV)/bin/torchrun --standalone --nproc-per-node 2 -m fedmef_dist run configs/quickstart.yaml --run-dir runs/quickstart
+	$(VENV)/bin/python -m fedmef_dist.cluster.torchrun --standalone --nproc-per-node 2 -m fedmef_dist run configs/quickstart.yaml --run-dir runs/quickstart
 	$(VENV)/bin/fedmef-dist compare runs/quickstart
 
 test: $(INSTALLED) ## set up and run the whole test suite

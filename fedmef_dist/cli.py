@@ -2,7 +2,11 @@
 
 import errno
 import os
+import platform
+import re
 import sys
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,22 +16,33 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.names import plain_path
 from fedmef_dist.base.notices import tell
 from fedmef_dist.base.streams import open_standard_streams
+from fedmef_dist.base.version import VERSION
 from fedmef_dist.cluster.ending import FAULT, INTERRUPTED, give_up_output
 
 _ALLOW_PLUGINS = "import and run the code that the run directory names, such as a model of your own"
 # Typer shows mistakes on the command line in a box of many lines and does not export their class.
 _UsageError: Any = typer.BadParameter.__base__
 
+# An override in the form of an option, as `wandb agent` writes it: a dotted key, or one of those without a section.
+_OVERRIDE = re.compile(r"--(?=([A-Za-z_]\w*(\.[A-Za-z_]\w*)+|name|seed|callbacks)=)")
+
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Federated learning with sparse training, simulated on torch.distributed.",
 )
 
 
 def _plain(path: Path | None) -> Path | None:
     return None if path is None else plain_path(path, "command line")
+
+
+@app.callback()
+def every_command(
+    show_version: Annotated[bool, typer.Option("--version", help="print the versions and exit")] = False,
+) -> None:
+    """Options that stand before or behind any command; :func:`main` looks for them."""
 
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with the configuration")]
@@ -39,19 +54,18 @@ def run(
     config: ConfigPath,
     overrides: Overrides = None,
     run_dir: Annotated[Path | None, typer.Option(callback=_plain, help="default: runs/<name>")] = None,
-    resume: Annotated[str, typer.Option(help="auto, never or must continue from a checkpoint")] = "auto",
+    resume: Annotated[
+        Literal["auto", "never", "must"], typer.Option(help="whether to go on from a checkpoint that is there")
+    ] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but warnings and errors")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="also print what rank 0 writes into its log")
+    ] = False,
 ) -> None:
     """Run one simulation: alone, or as each rank under torchrun, mpirun or srun."""
     from fedmef_dist.session.session import run_command
 
-    run_command(config, overrides or [], run_dir, _resume(resume))
-
-
-def _resume(text: str) -> Literal["auto", "never", "must"]:
-    match text:
-        case "auto" | "never" | "must":
-            return text
-    raise UserError(f"unknown value {text!r}", where="--resume", mend="use auto, never or must")
+    run_command(config, overrides or [], run_dir, resume, quiet=quiet, verbose=verbose)
 
 
 @app.command()
@@ -258,21 +272,26 @@ def scale(
     run_study(config, overrides or [], ranks, clients, repeats, rounds, out)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command that the arguments ask for; wrong input ends with exit status 2 and its message.
 
-    Leaves by SystemExit; `__main__` ends the process.
+    Leaves by SystemExit; `__main__` ends the process. ``arguments`` are the process's own by default.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
     open_standard_streams()
     # A lost connection is explained in one line of our own; torch would add a C++ stack for each attempt to use it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        sys.exit(app(standalone_mode=False))
+        if "--version" in given:
+            print(f"fedmef-dist {VERSION}, torch {version('torch')}, Python {platform.python_version()}")
+            sys.exit(0)
+        sys.exit(app([_OVERRIDE.sub("", argument) for argument in given], standalone_mode=False))
     except UserError as error:
         message = str(error)
     except _UsageError as error:
         # Without arguments the help has been shown, and the message is empty.
-        message = f"{error.format_message()}\nwhere: command line\nmend: see --help" if error.format_message() else ""
+        message = error.format_message().replace("Value error, ", "")
+        message = f"{message}\nwhere: command line\nmend: see --help" if message else ""
     except OSError as error:
         # Of what a command reads and writes it says itself what is wrong; what is left is its output.
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EPIPE):

@@ -78,7 +78,8 @@ class Config(Settings):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file and applies ``section.key=value`` overrides, the last one of a key winning.
 
-    Imports the guests that they name, so that a wrong name is known before anything starts.
+    An override may also be written ``--section.key=value``, as ``wandb agent`` does. Imports the guests that they name,
+    so that a wrong name is known before anything starts.
 
     Raises:
         UserError: the file cannot be read, a key or value in it or in an override does not fit, or a guest cannot be
@@ -187,7 +188,7 @@ def _find_guests(config: Config) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def _parse_override(text: str) -> tuple[list[str], Any]:
-    keys, equals, value = text.partition("=")
+    keys, equals, value = text.removeprefix("--").partition("=")
     if not equals or not all(keys.split(".")):
         raise UserError(f"{text!r} is not an override", where="command line", mend="write section.key=value")
     return keys.split("."), parse_yaml(value, f"{text!r} on the command line")

@@ -2,7 +2,7 @@
 # NRANKS processes on this machine, or on each of several:
 #   launch/torchrun.sh NRANKS run CONFIG [key=value ...]
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-host MASTER_PORT=29500 launch/torchrun.sh NRANKS run CONFIG ...
-# torchrun itself exits with 1 whatever its ranks exit with.
+# The exit status is that of the first rank that failed.
 set -euo pipefail
 
 if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -20,4 +20,4 @@ else
 fi
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "${PYTHON:-python}" -m torch.distributed.run "${where[@]}" --nproc-per-node "$nranks" -m fedmef_dist "$@"
+exec "${PYTHON:-python}" -m fedmef_dist.cluster.torchrun "${where[@]}" --nproc-per-node "$nranks" -m fedmef_dist "$@"

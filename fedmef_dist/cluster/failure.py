@@ -4,6 +4,8 @@ The launchers stop the other ranks when one exits with an error, and broken conn
 collective. What is left to do here is to agree on who speaks, and to keep quiet where somebody has spoken.
 """
 
+import json
+import os
 import queue
 import signal
 import socket
@@ -13,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -77,6 +80,15 @@ def _leave_quietly_on_sigterm(status: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(status))
 
 
+def _leave_for_torchrun(text: str) -> None:
+    """The first words of this process, for the end of the report that torchrun prints when a rank has failed."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        words = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
+        with suppress(OSError), Path(path).open("x", encoding="utf-8") as file:
+            json.dump({"message": words}, file)
+
+
 class _Voice:
     """Who may speak about a failure: the first rank that claims it in the store."""
 
@@ -127,6 +139,7 @@ class _Voice:
         with suppress(OSError, ValueError):
             sys.stderr.write(f"{shown}\n")  # one write, or lines of several ranks mix
             sys.stderr.flush()
+        _leave_for_torchrun(shown)
 
     def wait_for_server(self) -> None:
         """Give rank 0 the first word: wrong input is most often wrong on every rank."""

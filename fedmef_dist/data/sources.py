@@ -34,6 +34,12 @@ from fedmef_dist.data.text import TextDataset, TextSettings
 from fedmef_dist.data.tiny_imagenet import tiny_imagenet
 from fedmef_dist.data.tinystories import load_tinystories
 
+# Data sets that are asked for and are not here under that name.
+_ELSEWHERE = {
+    "mnist": "did you mean fashion_mnist? digits are 8 x 8 images of digits; MNIST's own files can come as arrays or "
+    "folder (docs/data.md)",
+}
+
 
 class DataSettings(Settings):
     """Which samples there are, where their files stand, and how they fall to the clients."""
@@ -80,7 +86,7 @@ class DataSettings(Settings):
     @classmethod
     def _is_known(cls, name: Any) -> Any:
         if isinstance(name, str) and name not in own_datasets() and not is_guest(Kind.DATASET, name):
-            raise unknown_name(Kind.DATASET, name, own_datasets())
+            raise unknown_name(Kind.DATASET, name, own_datasets(), _ELSEWHERE)
         return name
 
     @model_validator(mode="after")

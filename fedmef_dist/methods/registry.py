@@ -42,10 +42,10 @@ METHODS: dict[str, type[Method[Any]]] = {
 }
 # Papers whose idea is no method here, but a key that goes with every method.
 _ELSEWHERE = {
-    "fedprox": "set optimizer.prox_mu, under any method",
-    "fedavgm": "set server_optimizer.name=avgm, under any method",
-    "fedadam": "set server_optimizer.name=adam, under any method",
-    "fedyogi": "set server_optimizer.name=yogi, under any method",
+    "fedprox": "did you mean method.name=fedavg optimizer.prox_mu=0.01? any method takes prox_mu",
+    "fedavgm": "did you mean method.name=fedavg server_optimizer.name=avgm? any method takes it",
+    "fedadam": "did you mean method.name=fedavg server_optimizer.name=adam? any method takes it",
+    "fedyogi": "did you mean method.name=fedavg server_optimizer.name=yogi? any method takes it",
 }
 _METHOD_OF: dict[type[Settings], type[Method[Any]]] = {method.Settings: method for method in METHODS.values()}
 

@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from fedmef_dist.simulation.loop import Simulation
 from fedmef_dist.tracking import METRICS, Tracker, open_trackers
 from fedmef_dist.tracking.callbacks import Callbacks
 from fedmef_dist.tracking.lines import head_in, lines_until
-from fedmef_dist.tracking.logs import rank_log
+from fedmef_dist.tracking.logs import rank_log, shown_events
 from fedmef_dist.tracking.timeline import Timeline
 from fedmef_dist.tracking.tracker import Trackers
 
@@ -53,15 +53,27 @@ class Summary:
     values: dict[str, Any]
 
 
-def run_command(path: Path, overrides: list[str], run_dir: Path | None, resume: Resume) -> None:
-    """The command ``run``: as :func:`run`, with errors shown once and as exit status."""
+def run_command(
+    path: Path,
+    overrides: list[str],
+    run_dir: Path | None,
+    resume: Resume,
+    *,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> None:
+    """The command ``run``: as :func:`run`, with errors shown once and as exit status.
+
+    ``quiet`` leaves out the progress and the closing line, ``verbose`` also shows the events of rank 0's log.
+    """
     environment = detect(os.environ)
     with listening(ends_process=True) as interruption, ends_together(environment):
-        config = load_config(path, overrides)
+        config = load_config(path, [*overrides, *(["tracking.console=false"] if quiet else [])])
         with open_group(environment, config.runtime) as group, ends_together(group):
             group.watch.ends_process = True
-            summary = simulate(config, group, run_dir or Path("runs") / config.name, resume, interruption)
-            if group.rank == 0:
+            with shown_events() if verbose and group.rank == 0 else nullcontext():
+                summary = simulate(config, group, run_dir or Path("runs") / config.name, resume, interruption)
+            if group.rank == 0 and not quiet:
                 try:
                     print(_closing_line(summary), flush=True)
                 except OSError:  # a closed pipe: the files have it all

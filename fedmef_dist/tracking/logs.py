@@ -35,8 +35,7 @@ def rank_log(run_dir: Path, group: Group) -> Iterator[None]:
     without it.
     """
     handler = _open(run_dir / "logs" / f"rank-{group.rank:03d}.log")
-    _LOG.addHandler(handler)
-    _LOG.setLevel(logging.INFO)
+    before = _listen(handler)
     _LOG.info("start: %s", _describe(group))
     try:
         yield
@@ -48,10 +47,42 @@ def rank_log(run_dir: Path, group: Group) -> Iterator[None]:
         _LOG.warning("stopped by %r", leaving)
         raise
     finally:
-        _LOG.removeHandler(handler)
+        _forget(handler, before)
         # What could not be written before is tried once more, and fails once more.
         with suppress(OSError):
             handler.close()
+
+
+@contextmanager
+def shown_events() -> Iterator[None]:
+    """Shows what goes into the log on standard error too, while the body runs."""
+    handler = _Shown()
+    before = _listen(handler)
+    try:
+        yield
+    finally:
+        _forget(handler, before)
+
+
+def _listen(handler: logging.Handler) -> int:
+    """Hands the package's events to a handler; returns the level that they had."""
+    before = _LOG.level
+    _LOG.addHandler(handler)
+    _LOG.setLevel(logging.INFO)
+    return before
+
+
+def _forget(handler: logging.Handler, level: int) -> None:
+    _LOG.removeHandler(handler)
+    _LOG.setLevel(level)
+
+
+class _Shown(logging.Handler):
+    """One line an event, on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show the event."""
+        tell(record.getMessage())
 
 
 class _Plain(logging.Formatter):

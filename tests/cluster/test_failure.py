@@ -230,3 +230,15 @@ def test_a_silent_rank_is_given_up_after_the_timeout(launch, script):
 def test_a_run_that_all_ranks_stop_keeps_its_status(launch, script):
     done = launch("mpirun", 2, script, "stop", "gloo", 30)
     assert (done.returncode, done.stderr) == (75, "")
+
+
+def test_torchruns_report_ends_with_what_a_rank_said_first(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    for error in (WRONG, ValueError("later")):
+        with pytest.raises(SystemExit), ends_together(rank(0, size=1)):
+            raise error
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    report = str(ChildFailedError("fedmef_dist", {0: ProcessFailure(0, 1, 2, str(file))}))
+    assert report.rstrip("=\n").endswith("no such file: mnist\n  where: data.root\n  mend: set data.download=true")

@@ -64,7 +64,7 @@ def test_a_guests_own_keys_are_validated_and_its_name_is_kept_as_written(load):
     assert method_of(method) is Own
     assert to_tree(config)["method"]["boost"] == 0.75
     assert parse_config(to_tree(config), "here") == config
-    with pytest.raises(UserError, match=r"method\.boost: Input should be less than or equal to 1, got 2"):
+    with pytest.raises(UserError, match=r"method\.boost: must be 1 or less, got 2"):
         load(f"method: {{name: '{NAME}', boost: 2}}")
     with pytest.raises(UserError, match="extrusion_lambda is given although extrusion is off"):
         load(f"method: {{name: '{NAME}', extrusion: false, extrusion_lambda: 2.0}}")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from processes import ended, rank_processes, started, wait_for
@@ -111,3 +112,19 @@ def test_a_program_of_its_own_goes_on_with_its_own_handlers(command, run_dir):
     )
     assert done.returncode == 7, done.stderr
     assert done.stdout.splitlines()[-2:] == ["mine", "2 True"]
+
+
+def test_under_torchrun_a_mistake_is_said_once_and_nothing_buries_it(command, run_dir):
+    """Three lines on standard error, and the rank's own status."""
+    script, wrong = Path(__file__).parents[2] / "launch" / "torchrun.sh", "optimizer.lr=fast"
+    done = subprocess.run(
+        [script, "2", *command[2:], wrong],
+        env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "optimizer.lr: must be a number, got 'fast'",
+        f"where: {command[3]} with {wrong}",
+        "mend: correct optimizer.lr",
+    ]
+    assert not run_dir.exists()

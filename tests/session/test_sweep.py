@@ -100,9 +100,7 @@ def test_a_damaged_summary_is_named(write, text):
     sweep = load_sweep(write("{seed: [0]}"))
     sweep.cells[0].run_dir.mkdir(parents=True)
     (sweep.cells[0].run_dir / "summary.json").write_text(text)
-    with pytest.raises(
-        UserError, match=r"is not what a run writes: .*\nwhere: .*summary.json\nmend: delete it"
-    ):
+    with pytest.raises(UserError, match=r"is not what a run writes: .*\nwhere: .*summary.json\nmend: delete it"):
         sweep.state(sweep.cells[0])
 
 
@@ -171,7 +169,7 @@ def test_one_cells_failure_does_not_stop_the_rest(write, monkeypatch, capsys, st
     ("grid", "what"),
     [
         ("{federation.clients_per_round: [2, 21, 22]}", "cell 1: federation: clients_per_round is 21"),
-        ("{seed: [0, x]}", "cell 1: seed: Input should be a valid integer, got 'x'"),
+        ("{seed: [0, x]}", "cell 1: seed: must be a whole number, got 'x'"),
         ("{optimizer.rate: [0.1]}", "cell 0: unknown key optimizer.rate"),
         ("{method.name: [fedavg, none]}", "cell 1: method"),
     ],
