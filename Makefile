@@ -5,7 +5,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 # PyTorch's index of builds for CPUs (pytorch.org names it): make run TORCH_INDEX=URL. On Linux pip's choice are CUDA builds.
 TORCH_INDEX ?=
-SCRIPTS = $(wildcard launch/*.sh slurm/*.sh slurm/*.sbatch) .ci/run
+SCRIPTS = $(wildcard launch/*.sh slurm/*.sh slurm/*.sbatch benchmarks/*.sh) .ci/run
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check

@@ -84,7 +84,7 @@ def contestant(
     space = ParameterSpace(model, prunable_weights(model))
     if norm == "nsconv":
         counts = layer_counts(space, options.density, "erk")
-        space.set_mask(random_mask(space, counts, numpy_generator(SEED, "mask")))
+        space.set_mask(space.mask.next(random_mask(space, counts, numpy_generator(SEED, "mask"))))
     return Contestant(name, model, space, MaskedSGD(space, OptimizerSettings()), options.bf16)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -30,12 +31,31 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises (B, C, H, W)."""
         if self.training and input.numel() == input.shape[1]:
-            return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
+            return self._normalise(input, self.running_mean, self.running_var, training=False)
         if self.training and _REPEATS.get():
-            return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        return super().forward(input)
+            return self._normalise(input, None, None, training=True)
+        if self.momentum is None or not input.is_cuda or self._fits_cudnn():
+            return super().forward(input)
+        training = self.training or self.running_mean is None
+        if training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        return self._normalise(input, self.running_mean, self.running_var, training, self.momentum)
+
+    def _normalise(
+        self, x: Tensor, mean: Tensor | None, variance: Tensor | None, training: bool, momentum: float = 0.0
+    ) -> Tensor:
+        if x.is_cuda and not self._fits_cudnn():
+            return torch.native_batch_norm(x, self.weight, self.bias, mean, variance, training, momentum, self.eps)[0]
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, training, momentum, self.eps)
+
+    def _fits_cudnn(self) -> bool:
+        """Whether cuDNN may have the layer's vectors.
+
+        Its kernels for channels_last read 16 bytes at once and stop the process at a vector that begins elsewhere, as
+        one does in the flat vector behind a bias of ten classes; torch does not look. Its own kernels take any.
+        """
+        vectors = (self.weight, self.bias, self.running_mean, self.running_var)
+        return all(vector is None or vector.data_ptr() % 16 == 0 for vector in vectors)
 
 
 def normalise_by_batch(model: nn.Module) -> list[_BatchNorm]:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -5,7 +6,7 @@ from fedmef_dist.layers.batchnorm import BatchNorm2d, normalise_by_batch
 
 
 def test_one_value_a_channel_uses_the_running_statistics():
-    layer = BatchNorm2d(2, eps=0.0)
+    layer = BatchNorm2d(2, eps=1e-30)
     layer.running_mean.copy_(torch.tensor([1.0, 2.0]))
     layer.running_var.copy_(torch.tensor([4.0, 1.0]))
     assert layer(torch.tensor([5.0, 5.0]).view(1, 2, 1, 1)).flatten().tolist() == [2, 3]
@@ -25,3 +26,31 @@ def test_normalise_by_batch_leaves_all_else_in_evaluation_mode():
     assert normalise_by_batch(model.train()) == [model[1]]
     found = model(torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)).flatten()
     torch.testing.assert_close(found, torch.tensor([-1.0, 1.0]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layer_anywhere_in_the_flat_vector_runs_on_a_gpu(training):
+    stock, ours = nn.BatchNorm2d(32).cuda(), BatchNorm2d(32).cuda()
+    flat = torch.zeros(4 * 32 + 2, device="cuda")
+    for at, name in enumerate(("weight", "bias", "running_mean", "running_var")):
+        tensor = getattr(ours, name)
+        view = flat[2 + 32 * at : 2 + 32 * (at + 1)].copy_(tensor.detach())
+        tensor.data = view
+    assert not ours._fits_cudnn()
+    x = torch.randn(8, 32, 4, 4, device="cuda").to(memory_format=torch.channels_last)
+    results = []
+    for layer in (stock, ours):
+        y = layer.train(training)(x)
+        y.square().sum().backward()
+        results.append((y, layer.weight.grad, layer.running_mean, layer.running_var))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_cudnn_gets_no_vector_that_begins_between_16_bytes():
+    layer = BatchNorm2d(4)
+    assert layer._fits_cudnn()
+    layer.running_mean = torch.zeros(6)[2:]
+    assert not layer._fits_cudnn()
