@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from pydantic import Field
 
-from fedmef_dist.api import FedMef, FedMefSettings, RoundPlan, Sums, strongest_inactive, torch_generator
+from fedmef_dist.api import FedMef, FedMefSettings, GrowthOrder, RoundPlan, Sums, strongest_inactive, torch_generator
 
 
 class RandomGrowthSettings(FedMefSettings):
@@ -29,4 +29,7 @@ class RandomGrowth(FedMef):
         drawn = strongest_inactive(self.space, torch.rand(len(scores), generator=generator).to(scores), at_random)
         scores[drawn] = -1  # behind every other inactive weight
         rest = [count - random for count, random in zip(plan.swap_counts, at_random, strict=True)]
-        return self.space.mask.swapped(plan.marked, torch.cat([drawn, strongest_inactive(self.space, scores, rest)]))
+        order = GrowthOrder(self.context.seed, plan.round).of()  # of weights with equal scores
+        return self.space.mask.swapped(
+            plan.marked, torch.cat([drawn, strongest_inactive(self.space, scores, rest, order)])
+        )

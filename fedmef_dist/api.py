@@ -12,7 +12,7 @@ travel in an :class:`Encoding`: :class:`Sparse`, :class:`Positions`, :class:`Wit
 :func:`at_positions` and :func:`whole` make the usual collections. :class:`KeptTensor` stays with a client.
 
 Masks: :func:`layer_counts`, :func:`random_mask`, :func:`swap_counts`, :func:`spare_counts`, :func:`weakest`,
-:func:`strongest_inactive`, :func:`prunable_magnitude`, :class:`AdjustmentSchedule`.
+:func:`strongest_inactive` and its :class:`GrowthOrder`, :func:`prunable_magnitude`, :class:`AdjustmentSchedule`.
 
 Random draws, each with a generator of its own: :func:`torch_generator`, :func:`numpy_generator`, :func:`torch_seed`.
 
@@ -50,6 +50,7 @@ from fedmef_dist.methods.swapping import (
 from fedmef_dist.session.session import Summary, run
 from fedmef_dist.sparsity import Mask, ParameterSpace, Slice
 from fedmef_dist.sparsity.allocation import layer_counts, random_mask
+from fedmef_dist.sparsity.growth import GrowthOrder
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
 from fedmef_dist.sparsity.swaps import prunable_magnitude, spare_counts, strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
@@ -82,6 +83,7 @@ __all__ = [
     "FedSgcSettings",
     "FedTiny",
     "FedTinySettings",
+    "GrowthOrder",
     "KeptTensor",
     "LocalClient",
     "LocalWork",

@@ -9,7 +9,7 @@ from fedmef_dist.config import load_config
 from fedmef_dist.data.shapes import Shape
 from fedmef_dist.report.partition import describe, save_partition
 from fedmef_dist.simulation.footprint import modelled
-from fedmef_dist.simulation.forecast import look_at_partition, plan_rounds
+from fedmef_dist.simulation.forecast import foretell, look_at_partition
 from fedmef_dist.simulation.loop import Simulation
 
 
@@ -26,7 +26,7 @@ def plan_command(path: Path, overrides: list[str], ranks: int, out: Path | None)
         view = look_at_partition(simulation.dataset, simulation.population, config.seed)
         memory = modelled(config, Shape(simulation.dataset.shape, simulation.dataset.classes))
         before = simulation.totals.wire_bytes, simulation.totals.flops
-        print(describe(config, simulation.space, view, plan_rounds(simulation, ranks), memory, before))
+        print(describe(config, simulation.space, view, foretell(simulation, ranks), memory, before))
     if out is not None:
         try:
             save_partition(view, out)

@@ -13,11 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmef_dist.clients.plan import LocalWork, RoundPlan
+from fedmef_dist.clients.plan import LocalClient, LocalWork, RoundPlan
 from fedmef_dist.methods.base import MethodContext, Received
 from fedmef_dist.methods.swapping import RandomStart, RandomStartSettings
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest
+from fedmef_dist.sparsity.growth import GrowthOrder
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
 from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
@@ -49,12 +50,18 @@ class LocalSwap(LocalWork):
         space: the parameter space.
         counts: how many weights of each layer it prunes, and grows.
         share: of its steps before the swap.
+        order: of weights whose gradients are equal.
     """
 
     dense_batches = 1
 
-    def __init__(self, space: ParameterSpace, counts: Sequence[int], share: float) -> None:
-        self.space, self.counts, self.share = space, counts, share
+    def __init__(self, space: ParameterSpace, counts: Sequence[int], share: float, order: GrowthOrder) -> None:
+        self.space, self.counts, self.share, self.order = space, counts, share, order
+        self.client = -1
+
+    def begin(self, client: LocalClient) -> None:
+        """Notes whose mask it is."""
+        self.client = client.number
 
     def prepare_step(self, step: int, steps: int, rate: float) -> float:
         """Swaps if it is time; the step is then made under the client's own mask."""
@@ -74,7 +81,8 @@ class LocalSwap(LocalWork):
 
     def grown(self) -> Tensor:
         """Inactive positions (int64) that join; ``space.gradient`` has the gradient of all."""
-        return strongest_inactive(self.space, self.space.gradient[: self.space.n_prunable].abs(), self.counts)
+        gradient = self.space.gradient[: self.space.n_prunable]
+        return strongest_inactive(self.space, gradient.abs(), self.counts, self.order.of(self.client))
 
 
 def prune_to_counts(space: ParameterSpace, magnitude: Tensor, counts: Sequence[int]) -> Tensor:
@@ -108,9 +116,9 @@ class ClientMasks(RandomStart[ClientMaskSettingsT]):
     def adjustments(self) -> AdjustmentSchedule:
         """When clients change their masks, and how much of them."""
 
-    def local_swap(self, counts: Sequence[int], values: Tensor) -> LocalSwap:
+    def local_swap(self, counts: Sequence[int], values: Tensor, order: GrowthOrder) -> LocalSwap:
         """What a client does in an adjusting round that broadcasts ``values`` (float32 (total,))."""
-        return LocalSwap(self.space, counts, self.settings.local_share)
+        return LocalSwap(self.space, counts, self.settings.local_share, order)
 
     def broadcasts(self, values: Tensor) -> tuple[Broadcast, ...]:
         """What goes down beside the model in an adjusting round."""
@@ -124,7 +132,7 @@ class ClientMasks(RandomStart[ClientMaskSettingsT]):
         return RoundPlan(
             round,
             values,
-            self.local_swap(counts, values),
+            self.local_swap(counts, values, GrowthOrder(self.context.seed, round)),
             broadcasts=self.broadcasts(values),
             collections=(at_positions(WEIGHTS, self.space, self.counts, WithMask(), has_votes=True),),
             returns_weights=False,

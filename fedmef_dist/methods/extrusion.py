@@ -9,6 +9,7 @@ from torch import Tensor
 from fedmef_dist.layers.nsconv import filter_means
 from fedmef_dist.methods.swapping import TopGradients
 from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity.growth import GrowthOrder
 
 ExtrusionTarget = Literal["zero", "mean"]
 
@@ -68,7 +69,7 @@ class Extrusion(TopGradients):
         deviation: how far a weight is from being without effect.
         strength: lambda.
         base_rate: eta_0.
-        summed, filters: see :class:`TopGradients`.
+        summed, filters, order: see :class:`TopGradients`.
     """
 
     penalises = True
@@ -85,8 +86,9 @@ class Extrusion(TopGradients):
         base_rate: float,
         summed: bool = False,
         filters: Tensor | None = None,
+        order: GrowthOrder | None = None,
     ) -> None:
-        super().__init__(space, counts, batches, summed=summed, filters=filters)
+        super().__init__(space, counts, batches, summed=summed, filters=filters, order=order)
         self.marked = marked
         self.deviation = deviation
         self.strength = strength

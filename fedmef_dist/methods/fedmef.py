@@ -30,6 +30,7 @@ from fedmef_dist.sparsity.filter_swaps import (
     random_inactive_in_filters,
     weakest_swappable,
 )
+from fedmef_dist.sparsity.growth import GrowthOrder
 from fedmef_dist.sparsity.swaps import random_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 from fedmef_dist.wire.encodings import InFilters
@@ -93,7 +94,7 @@ class FedMef(RandomStart[FedMefSettings]):
             return RoundPlan(round, values, mask_update=self._mask_update())
         counts = self._swap_counts(self.schedule.share(round))
         marked = self._mark(values, counts)
-        work = self._work(counts, marked)
+        work = self._work(round, counts, marked)
         return RoundPlan(
             round,
             values,
@@ -115,12 +116,13 @@ class FedMef(RandomStart[FedMefSettings]):
             return filter_swap_counts(self.space, share)
         return swap_counts(self.space.layers, self.counts, share)
 
-    def _work(self, counts: list[int], marked: Tensor) -> TopGradients:
+    def _work(self, round: int, counts: list[int], marked: Tensor) -> TopGradients:
         settings = self.settings
         batches = settings.gradient_batches if settings.growth == "gradient" else 0
         summed, filters = settings.growth == "summed", self._filters(marked)
+        order = GrowthOrder(self.context.seed, round)
         if not settings.extrusion:
-            return TopGradients(self.space, counts, batches, summed=summed, filters=filters)
+            return TopGradients(self.space, counts, batches, summed=summed, filters=filters, order=order)
         return Extrusion(
             self.space,
             counts,
@@ -131,6 +133,7 @@ class FedMef(RandomStart[FedMefSettings]):
             base_rate=self.context.base_rate,
             summed=summed,
             filters=filters,
+            order=order,
         )
 
     def _filters(self, positions: Tensor) -> Tensor | None:

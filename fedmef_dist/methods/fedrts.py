@@ -15,11 +15,12 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmef_dist.base.randomness import numpy_generator
-from fedmef_dist.clients.plan import LocalWork, RoundPlan
+from fedmef_dist.clients.plan import LocalClient, LocalWork, RoundPlan
 from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.swapping import RandomStart, RandomStartSettings, SwappingSettings
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest
+from fedmef_dist.sparsity.growth import GrowthOrder
 from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 from fedmef_dist.wire.encodings import Positions
@@ -59,10 +60,12 @@ class Votes(LocalWork):
         space: the parameter space.
         counts: K_l - kappa_l of each layer.
         batches: on how many fresh batches the gradient is taken; 0 in a round that does not adjust.
+        order: of weights whose gradients are equal.
     """
 
-    def __init__(self, space: ParameterSpace, counts: Sequence[int], batches: int) -> None:
-        self.space, self.counts, self.gradient_batches = space, counts, batches
+    def __init__(self, space: ParameterSpace, counts: Sequence[int], batches: int, order: GrowthOrder) -> None:
+        self.space, self.counts, self.gradient_batches, self.order = space, counts, batches, order
+        self._client = -1
 
     @property
     def collections(self) -> tuple[Collection, ...]:
@@ -72,11 +75,16 @@ class Votes(LocalWork):
         gradients = at_positions(_WANTED, self.space, self.counts, Positions(), has_votes=True)
         return (weights, gradients) if self.gradient_batches else (weights,)
 
+    def begin(self, client: LocalClient) -> None:
+        """Notes whose votes these are."""
+        self._client = client.number
+
     def uploads(self, gradient: Tensor | None) -> dict[str, Upload]:
         """The positions voted for."""
         votes = {_KEPT: Upload(kept_positions(self.space, self.space.values, self.counts))}
         if gradient is not None:
-            votes[_WANTED] = Upload(strongest_inactive(self.space, gradient.abs(), self.counts))
+            order = self.order.of(self._client)
+            votes[_WANTED] = Upload(strongest_inactive(self.space, gradient.abs(), self.counts, order))
         return votes
 
 
@@ -100,7 +108,8 @@ class FedRts(RandomStart[FedRtsSettings]):
         if not share:
             return RoundPlan(round, values)
         counts = swap_counts(self.space.layers, self.counts, share)
-        work = Votes(self.space, counts, self.settings.gradient_batches if adjusts else 0)
+        batches = self.settings.gradient_batches if adjusts else 0
+        work = Votes(self.space, counts, batches, GrowthOrder(self.context.seed, round))
         return RoundPlan(round, values, work, collections=work.collections, adjusts=adjusts, swap_counts=counts)
 
     def observe(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> None:

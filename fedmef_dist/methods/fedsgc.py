@@ -9,6 +9,7 @@ would move with it.
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -19,6 +20,7 @@ from fedmef_dist.methods.client_masks import ClientMasks, ClientMaskSettings, Lo
 from fedmef_dist.methods.preparation import Preparation
 from fedmef_dist.methods.swapping import SwappingSettings
 from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity.growth import GrowthOrder
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
 from fedmef_dist.sparsity.selection import largest
 from fedmef_dist.sparsity.swaps import prunable_magnitude
@@ -44,7 +46,12 @@ class FedSgcSettings(ClientMaskSettings, SwappingSettings):
 
 
 def preferred_first(
-    space: ParameterSpace, scores: Tensor, preferred: Tensor, counts: Sequence[int], share: float
+    space: ParameterSpace,
+    scores: Tensor,
+    preferred: Tensor,
+    counts: Sequence[int],
+    share: float,
+    generator: np.random.Generator | None = None,
 ) -> Tensor:
     """Positions (int64) of ``counts`` large scores in each layer.
 
@@ -56,14 +63,15 @@ def preferred_first(
         preferred: bool (n_prunable,).
         counts: how many of each layer, no more than can be chosen.
         share: lambda.
+        generator: draws which of equal scores are taken; None: the first ones.
     """
     chosen = []
     for layer, count in zip(space.layers, counts, strict=True):
         rest = scores[layer.start : layer.stop].clone()
         among = rest.masked_fill(~preferred[layer.start : layer.stop], -torch.inf)
-        first = largest(among, min(int(share * count), int((among > -torch.inf).count_nonzero())))
+        first = largest(among, min(int(share * count), int((among > -torch.inf).count_nonzero())), generator)
         rest[first] = -torch.inf
-        chosen.append(layer.start + torch.cat([first, largest(rest, count - len(first))]))
+        chosen.append(layer.start + torch.cat([first, largest(rest, count - len(first), generator)]))
     return torch.cat(chosen)
 
 
@@ -77,6 +85,7 @@ class CongruentSwap(LocalSwap):
         space: the parameter space.
         counts: how many weights of each layer are pruned, and grown.
         share: of a client's steps before the swap.
+        order: of weights whose gradients are equal.
         broadcast: float32 (n_prunable,), the weights at the start of the round.
         strength: lambda.
     """
@@ -86,15 +95,17 @@ class CongruentSwap(LocalSwap):
         space: ParameterSpace,
         counts: Sequence[int],
         share: float,
+        order: GrowthOrder,
         *,
         broadcast: Tensor,
         strength: float,
     ) -> None:
-        super().__init__(space, counts, share)
+        super().__init__(space, counts, share, order)
         self.broadcast, self.strength = broadcast, strength
 
     def begin(self, client: LocalClient) -> None:
         """Takes the direction d that the client has received, float32 (n_prunable,) in {-1, 0, 1}."""
+        super().begin(client)
         self.direction = client.received[_DIRECTION]
 
     def pruned(self) -> Tensor:
@@ -108,7 +119,9 @@ class CongruentSwap(LocalSwap):
         """First weights of large gradient with d * Delta > 0, then any of large gradient."""
         gradient = self.space.gradient[: self.space.n_prunable]
         scores = gradient.abs().masked_fill_(self.space.mask.active, -torch.inf)
-        return preferred_first(self.space, scores, self.direction * -gradient > 0, self.counts, self.strength)
+        generator = self.order.of(self.client)
+        agreeing = self.direction * -gradient > 0
+        return preferred_first(self.space, scores, agreeing, self.counts, self.strength, generator)
 
 
 class FedSgc(ClientMasks[FedSgcSettings]):
@@ -135,12 +148,13 @@ class FedSgc(ClientMasks[FedSgcSettings]):
         direction = (values[: self.space.n_prunable] - self._previous).sign()
         return (Broadcast(_DIRECTION, prunable(self.space), direction, Signs()),)
 
-    def local_swap(self, counts: Sequence[int], values: Tensor) -> LocalSwap:
+    def local_swap(self, counts: Sequence[int], values: Tensor, order: GrowthOrder) -> LocalSwap:
         """A swap guided by the direction."""
         return CongruentSwap(
             self.space,
             counts,
             self.settings.local_share,
+            order,
             broadcast=values[: self.space.n_prunable],
             strength=self.settings.congruity_lambda,
         )

@@ -20,7 +20,8 @@ from fedmef_dist.methods.preparation import Preparation
 from fedmef_dist.methods.swapping import SwappingSettings, TopGradients
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import layer_counts, magnitude_mask
-from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
+from fedmef_dist.sparsity.growth import GrowthOrder
+from fedmef_dist.sparsity.swaps import swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 
 Granularity = Literal["block", "layer", "entire"]
@@ -99,12 +100,14 @@ class FedTiny(Method[FedTinySettings]):
         share = self.schedule.share(round)
         everywhere = swap_counts(self.space.layers, self.space.layer_counts(), share)
         counts = [count if place in turn else 0 for place, count in enumerate(everywhere)]
-        work = TopGradients(self.space, counts, self.settings.gradient_batches)
+        order = GrowthOrder(self.context.seed, round)
+        work = TopGradients(self.space, counts, self.settings.gradient_batches, order=order)
         return RoundPlan(round, values, work, collections=work.collections, adjusts=True, swap_counts=counts)
 
     def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Tensor:
         """Prunes the block's weights of smallest magnitude, grows those of largest aggregated gradient."""
         magnitude = values[: self.space.n_prunable].abs()
         pruned = weakest(self.space, magnitude, plan.swap_counts)
-        grown = strongest_inactive(self.space, sums["gradient"].mean().abs(), plan.swap_counts)
+        assert isinstance(plan.work, TopGradients)
+        grown = plan.work.strongest(sums["gradient"].mean())
         return self.space.mask.swapped(pruned, grown)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -15,7 +16,7 @@ from fedmef_dist.methods.preparation import Preparation
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import Allocation, even_mask, layer_counts, random_mask
 from fedmef_dist.sparsity.filter_swaps import strongest_inactive_in_filters
-from fedmef_dist.sparsity.growth import channel_normalised
+from fedmef_dist.sparsity.growth import GrowthOrder, channel_normalised
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
 from fedmef_dist.sparsity.swaps import strongest_inactive
 from fedmef_dist.wire.encodings import InFilters
@@ -81,6 +82,7 @@ class TopGradients(LocalWork):
         summed: take it from the sum over the steps of the training instead, whose magnitudes are compared channel by
             channel (:func:`channel_normalised`).
         filters: int64 (filters,), how many of each filter where that is known beforehand: only those are candidates.
+        order: of weights whose gradients are equal.
     """
 
     def __init__(
@@ -91,8 +93,10 @@ class TopGradients(LocalWork):
         *,
         summed: bool = False,
         filters: Tensor | None = None,
+        order: GrowthOrder | None = None,
     ) -> None:
         self.space, self.counts, self.summed, self.filters = space, counts, summed, filters
+        self.order, self._client = order or GrowthOrder(), -1
         self.gradient_batches = 0 if summed else batches
         self.dense_batches = inf if summed else 0
         self.held = space.n_prunable if summed else 0
@@ -107,6 +111,7 @@ class TopGradients(LocalWork):
 
     def begin(self, client: LocalClient) -> None:
         """A new sum for each client."""
+        self._client = client.number
         if self.summed:
             self._sum = torch.zeros_like(self.space.gradient[: self.space.n_prunable])
 
@@ -122,12 +127,15 @@ class TopGradients(LocalWork):
             return {}
         found = self._sum if self.summed else gradient
         assert found is not None
-        positions = self.strongest(found)
+        positions = self._strongest(found, self.order.of(self._client))
         return {"gradient": Upload(positions, found[positions])}
 
     def strongest(self, gradient: Tensor) -> Tensor:
-        """Positions (int64) of the inactive weights that a gradient (float32 (n_prunable,)) makes grow first."""
+        """Positions (int64) of the inactive weights that the server's gradient (float32 (n_prunable,)) makes grow."""
+        return self._strongest(gradient, self.order.of())
+
+    def _strongest(self, gradient: Tensor, generator: np.random.Generator) -> Tensor:
         scores = channel_normalised(self.space, gradient) if self.summed else gradient.abs()
         if self.filters is None:
-            return strongest_inactive(self.space, scores, self.counts)
-        return strongest_inactive_in_filters(self.space, scores, self.filters)
+            return strongest_inactive(self.space, scores, self.counts, generator)
+        return strongest_inactive_in_filters(self.space, scores, self.filters, generator)

@@ -12,7 +12,7 @@ from fedmef_dist.report.figures import COLOURS, new_figure, save_figure
 from fedmef_dist.report.memory import label
 from fedmef_dist.report.units import scaled
 from fedmef_dist.simulation.footprint import Setting
-from fedmef_dist.simulation.forecast import PartitionView, PlannedRound
+from fedmef_dist.simulation.forecast import Forecast, PartitionView, PlannedRound
 from fedmef_dist.sparsity import ParameterSpace
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def describe(
     config: Config,
     space: ParameterSpace,
     view: PartitionView,
-    rounds: Sequence[PlannedRound],
+    forecast: Forecast,
     memory: Sequence[tuple[Setting, DeviceMemory]],
     before: tuple[int, float] = (0, 0.0),
 ) -> str:
@@ -38,8 +38,8 @@ def describe(
         ("density", f"{space.density:.3f}, {space.mask.count + space.n_dense:,} parameters are active"),
         *_partition_lines(view),
         *([("before round 1", f"{scaled(before[0], 'B')} sent, {scaled(before[1], 'FLOP')}")] if any(before) else []),
-        *_round_lines(config, rounds),
-        *_rank_lines(rounds),
+        *_round_lines(config, forecast),
+        *_rank_lines(forecast.rounds),
         *_memory_lines(memory),
     ]
     width = max(len(name) for name, _ in lines) + 2
@@ -65,26 +65,29 @@ def _spread(values: np.ndarray, form: str) -> str:
     return f"{low} to {high}, median {middle}"
 
 
-def _round_lines(config: Config, rounds: Sequence[PlannedRound]) -> list[tuple[str, str]]:
-    total = config.federation.rounds
+def _round_lines(config: Config, forecast: Forecast) -> list[tuple[str, str]]:
+    total, rounds = config.federation.rounds, forecast.rounds
 
     def mean(key: str) -> float:
         return float(np.mean([getattr(one, key) for one in rounds]))
 
+    def most(key: str) -> float:
+        return float(max(getattr(one, key) for one in rounds))
+
     up, down, flops = mean("up_bytes"), mean("down_bytes"), mean("flops")
-    busiest = max(rounds, key=lambda one: one.up_bytes + one.down_bytes)
+    looked = "all of them" if len(rounds) == total else f"the first {len(rounds)}"
     return [
-        ("rounds", f"{total:,}; the means below are over the first {len(rounds)}"),
+        ("rounds", f"{total:,}; means and maxima below are over {looked}"),
         (
             "clients a round",
             f"{mean('asked'):.1f} asked, {mean('trained'):.1f} trained, {mean('dropped'):.1f} dropped, "
             f"{mean('surplus'):.1f} surplus",
         ),
         ("bytes a round", f"{scaled(down, 'B')} down, {scaled(up, 'B')} up, encoded"),
-        ("  at most", f"{scaled(busiest.down_bytes, 'B')} down, {scaled(busiest.up_bytes, 'B')} up"),
-        ("bytes of the run", f"about {scaled(total * (up + down), 'B')}"),
-        ("compute a round", f"{scaled(flops, 'FLOP')}, at most {scaled(max(one.flops for one in rounds), 'FLOP')}"),
-        ("compute of the run", f"about {scaled(total * flops, 'FLOP')}"),
+        ("  at most", f"{scaled(most('down_bytes'), 'B')} down, {scaled(most('up_bytes'), 'B')} up"),
+        ("bytes of the run", f"about {scaled(forecast.wire_bytes, 'B')}"),
+        ("compute a round", f"{scaled(flops, 'FLOP')}, at most {scaled(most('flops'), 'FLOP')}"),
+        ("compute of the run", f"about {scaled(forecast.flops, 'FLOP')}"),
     ]
 
 

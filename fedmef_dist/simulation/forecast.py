@@ -13,7 +13,11 @@ from fedmef_dist.data.text import TextDataset
 from fedmef_dist.simulation.loop import Simulation
 from fedmef_dist.sums.placement import Placement, assign
 
+# At least so many rounds are looked at, more where fewer clients take part; of those behind them, so many are asked
+# whether they adjust the mask.
 _ROUNDS = 50
+_UPDATES = 50_000
+_PROBES = 200
 _CLIENTS = 1000
 
 
@@ -50,6 +54,7 @@ class PlannedRound:
     """What one round of a run would be, as far as it depends on no weight.
 
     Attributes:
+        adjusts: whether it ends with a new mask.
         asked, trained, dropped, surplus: clients.
         up_bytes, down_bytes: encoded bytes of all clients together.
         flops: of all clients together.
@@ -57,6 +62,7 @@ class PlannedRound:
         imbalance: samples of the most loaded rank over the mean.
     """
 
+    adjusts: bool
     asked: int
     trained: int
     dropped: int
@@ -66,6 +72,21 @@ class PlannedRound:
     flops: float
     rank_clients: list[int]
     imbalance: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would be.
+
+    Attributes:
+        rounds: the first rounds, all of them unless many clients take part in each.
+        wire_bytes: encoded bytes of the whole run, those before the first round included.
+        flops: of the whole run, likewise.
+    """
+
+    rounds: list[PlannedRound]
+    wire_bytes: float
+    flops: float
 
 
 def look_at_partition(dataset: Dataset | TextDataset, population: Population, seed: int) -> PartitionView:
@@ -79,36 +100,73 @@ def look_at_partition(dataset: Dataset | TextDataset, population: Population, se
     return PartitionView(population.clients, np.stack(rows))
 
 
-def plan_rounds(simulation: Simulation, ranks: int) -> list[PlannedRound]:
-    """The first rounds, at most 50: their cohorts are drawn and accounted for as in a run, but nobody trains.
+def foretell(simulation: Simulation, ranks: int) -> Forecast:
+    """The cohorts of the first rounds are drawn and accounted for as in a run, but nobody trains.
 
-    The mask stays as it is at the start; where the method would change it, it counts as changed.
+    The mask stays as it is at the start; where the method would change it, it counts as changed. All rounds are looked
+    at where that is quick; else those that are left count as the mean of those looked at, rounds that adjust the mask
+    and others each for themselves.
     """
+    federation, totals = simulation.config.federation, simulation.totals
+    looked = min(federation.rounds, max(_ROUNDS, _UPDATES // federation.clients_per_round))
+    place = _placing(simulation, ranks)
+    rounds = [_plan_round(simulation, number, place) for number in range(1, looked + 1)]
+    wire_bytes, flops, left = float(totals.wire_bytes), totals.flops, federation.rounds - looked
+    for part in _kinds(simulation, rounds, left, place):
+        wire_bytes += part.share * left * float(np.mean([one.up_bytes + one.down_bytes for one in part.rounds]))
+        flops += part.share * left * float(np.mean([one.flops for one in part.rounds]))
+    return Forecast(rounds, wire_bytes, flops)
+
+
+def _plan_round(simulation: Simulation, number: int, place: Callable[[Cohort], Placement]) -> PlannedRound:
     config, space = simulation.config, simulation.space
-    share_out = _placing(simulation, ranks)
-    rounds = []
-    for number in range(1, min(config.federation.rounds, _ROUNDS) + 1):
-        cohort = draw_cohort(simulation.population, config.federation, config.seed, number)
-        plan = simulation.method.plan(number, simulation.server.values)
-        costs = simulation.accounting.round(cohort, plan, space.mask, simulation.totals)
-        if plan.adjusts:
-            space.set_mask(space.mask.next(space.mask.active))
-        placement = share_out(cohort)
-        loads = placement.loads(cohort.samples)
-        rounds.append(
-            PlannedRound(
-                asked=len(cohort.asked),
-                trained=len(cohort.clients),
-                dropped=cohort.dropped,
-                surplus=cohort.surplus,
-                up_bytes=int(costs["wire/up_bytes"]),
-                down_bytes=int(costs["wire/down_bytes"]),
-                flops=float(costs["flops/train"]),
-                rank_clients=placement.counts().tolist(),
-                imbalance=float(loads.max() / loads.mean()) if loads.any() else 1.0,
-            )
-        )
-    return rounds
+    cohort = draw_cohort(simulation.population, config.federation, config.seed, number)
+    plan = simulation.method.plan(number, simulation.server.values)
+    costs = simulation.accounting.round(cohort, plan, space.mask, simulation.totals)
+    if plan.adjusts:
+        space.set_mask(space.mask.next(space.mask.active))
+    placement = place(cohort)
+    loads = placement.loads(cohort.samples)
+    return PlannedRound(
+        adjusts=plan.adjusts,
+        asked=len(cohort.asked),
+        trained=len(cohort.clients),
+        dropped=cohort.dropped,
+        surplus=cohort.surplus,
+        up_bytes=int(costs["wire/up_bytes"]),
+        down_bytes=int(costs["wire/down_bytes"]),
+        flops=float(costs["flops/train"]),
+        rank_clients=placement.counts().tolist(),
+        imbalance=float(loads.max() / loads.mean()) if loads.any() else 1.0,
+    )
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Rounds that adjust the mask, or those that do not: their share of what is left, and some that stand for them."""
+
+    share: float
+    rounds: list[PlannedRound]
+
+
+def _kinds(
+    simulation: Simulation, rounds: list[PlannedRound], left: int, place: Callable[[Cohort], Placement]
+) -> list[_Kind]:
+    """What the rounds behind those looked at are like; which of them adjust the mask, some drawn from the seed tell."""
+    if not left:
+        return []
+    probes = len(rounds) + 1 + np.arange(left)
+    if left > _PROBES:
+        drawn = numpy_generator(simulation.config.seed, "plan, rounds").choice(left, _PROBES, replace=False)
+        probes = np.sort(probes[drawn])
+    adjusting = [
+        number for number in probes.tolist() if simulation.method.plan(number, simulation.server.values).adjusts
+    ]
+    share = len(adjusting) / len(probes)
+    seen = {kind: [one for one in rounds if one.adjusts == kind] for kind in (True, False)}
+    if adjusting and not seen[True]:
+        seen[True] = [_plan_round(simulation, adjusting[0], place)]
+    return [_Kind(part, seen[kind] or rounds) for kind, part in ((True, share), (False, 1 - share)) if part]
 
 
 def _placing(simulation: Simulation, ranks: int) -> Callable[[Cohort], Placement]:

@@ -79,19 +79,22 @@ def weakest_in_filters(space: ParameterSpace, magnitude: Tensor, counts: Tensor)
     return _weakest_in_filters(space, magnitude, counts)
 
 
-def strongest_inactive_in_filters(space: ParameterSpace, scores: Tensor, counts: Tensor) -> Tensor:
+def strongest_inactive_in_filters(
+    space: ParameterSpace, scores: Tensor, counts: Tensor, generator: np.random.Generator | None = None
+) -> Tensor:
     """Positions (int64) of the ``counts`` inactive weights of largest score in each filter.
 
     Args:
         space: the parameter space with its current mask.
         scores: floating (n_prunable,), at least 0.
         counts: int64 (filters,); those of the weights that leave keep every filter's number.
+        generator: draws which of equal scores grow; None: the first ones.
 
     Raises:
         ValueError: a filter has fewer inactive weights.
     """
     _check(counts, _count(space, ~space.mask.active), "inactive")
-    return _best_in_filters(space, scores.masked_fill(space.mask.active, -1), counts)
+    return _best_in_filters(space, scores.masked_fill(space.mask.active, -1), counts, generator)
 
 
 def random_inactive_in_filters(space: ParameterSpace, counts: Tensor, generator: np.random.Generator) -> Tensor:
@@ -108,10 +111,12 @@ def _weakest_in_filters(space: ParameterSpace, magnitude: Tensor, counts: Tensor
     return _best_in_filters(space, -finite.masked_fill(~space.mask.active, torch.inf), counts)
 
 
-def _best_in_filters(space: ParameterSpace, scores: Tensor, counts: Tensor) -> Tensor:
+def _best_in_filters(
+    space: ParameterSpace, scores: Tensor, counts: Tensor, generator: np.random.Generator | None = None
+) -> Tensor:
     chosen = torch.zeros_like(space.mask.active)
     for layer, wanted in zip(space.layers, _by_layer(space, counts), strict=True):
-        ranks = row_ranks(scores[layer.start : layer.stop].view(layer.rows, -1))
+        ranks = row_ranks(scores[layer.start : layer.stop].view(layer.rows, -1), generator)
         chosen[layer.start : layer.stop] = (ranks < wanted.unsqueeze(1)).flatten()
     return chosen.nonzero().flatten()
 

@@ -1,23 +1,31 @@
-"""Picking positions by score. Ties always go to the lower position, so that every rank and every rerun agrees."""
+"""Picking positions by score.
 
+Ties go to the lower position, or to those that a keyed generator draws: either way every rank and every rerun agrees.
+"""
+
+import numpy as np
 import torch
 from torch import Tensor
 
 
-def largest(scores: Tensor, count: int) -> Tensor:
+def largest(scores: Tensor, count: int, generator: np.random.Generator | None = None) -> Tensor:
     """Positions of the ``count`` largest scores, int64 (count,), sorted by position.
 
     Args:
         scores: floating (n,). NaN counts as infinite: whoever has it still names as many as are expected of it.
         count: between 0 and n.
+        generator: draws which of equal scores are taken; None: the first ones.
     """
     if count <= 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
     threshold = scores.topk(count, sorted=False).values.min()
     above = (scores > threshold).nonzero().flatten()
-    tied = (scores == threshold).nonzero().flatten()[: count - above.numel()]
-    return torch.cat([above, tied]).sort().values
+    tied = (scores == threshold).nonzero().flatten()
+    missing = count - above.numel()
+    if generator is not None and missing < tied.numel():
+        tied = tied[torch.from_numpy(generator.permutation(tied.numel())).to(tied.device)]
+    return torch.cat([above, tied[:missing]]).sort().values
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:
@@ -37,13 +45,18 @@ def row_largest(scores: Tensor, count: int) -> Tensor:
     return (rows * scores.shape[1] + columns).flatten()
 
 
-def row_ranks(scores: Tensor) -> Tensor:
+def row_ranks(scores: Tensor, generator: np.random.Generator | None = None) -> Tensor:
     """The place of every score among those of its row, int64 like ``scores``: 0 for the largest.
 
     Args:
         scores: floating (rows, columns). NaN counts as infinite, as in :func:`largest`.
+        generator: draws in which order equal scores come; None: by position.
     """
     scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
-    order = scores.argsort(dim=1, descending=True, stable=True)
+    if generator is None:
+        order = scores.argsort(dim=1, descending=True, stable=True)
+    else:
+        shuffled = torch.from_numpy(generator.random(scores.shape)).argsort(dim=1).to(scores.device)
+        order = shuffled.gather(1, scores.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
     places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places)

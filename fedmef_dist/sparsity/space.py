@@ -39,8 +39,8 @@ class Slice:
 
     @property
     def filter_floor(self) -> int:
-        """Active weights that every filter must keep: 2 where it sees one input channel only, as depthwise ones do."""
-        return min(2, prod(self.shape[1:])) if len(self.shape) == 4 and self.shape[1] == 1 else 0
+        """Active weights that every filter must keep: 2 of a depthwise convolution, 0 of all others."""
+        return min(2, prod(self.shape[1:])) if self.groups > 1 and self.shape[1] == 1 else 0
 
     def view(self, flat: Tensor) -> Tensor:
         """The tensor over its part of ``flat``; a convolution's weight lies there as O,H,W,I: channels_last."""

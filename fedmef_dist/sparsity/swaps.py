@@ -73,16 +73,25 @@ def weakest(space: ParameterSpace, magnitude: Tensor, counts: Sequence[int]) -> 
     )
 
 
-def strongest_inactive(space: ParameterSpace, scores: Tensor, counts: Sequence[int]) -> Tensor:
+def strongest_inactive(
+    space: ParameterSpace, scores: Tensor, counts: Sequence[int], generator: np.random.Generator | None = None
+) -> Tensor:
     """Positions (int64) of the ``counts`` inactive weights of largest score in each layer.
 
-    Scores are float32 (n_prunable,), at least 0.
+    So a weight with a score of 0 grows only where no other is left.
+
+    Args:
+        space: the parameter space with its current mask.
+        scores: float32 (n_prunable,), at least 0.
+        counts: how many of each layer.
+        generator: draws which of equal scores grow (:class:`GrowthOrder`); None: the first ones, which all lie in the
+            layer's first filters.
     """
     # An active weight must never win, not even against a score of 0.
     scores = scores.masked_fill(space.mask.active, -1)
     return torch.cat(
         [
-            layer.start + largest(scores[layer.start : layer.stop], count)
+            layer.start + largest(scores[layer.start : layer.stop], count, generator)
             for layer, count in zip(space.layers, counts, strict=True)
         ]
     )

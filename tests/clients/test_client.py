@@ -79,11 +79,11 @@ def test_the_loss_is_the_mean_over_samples_not_over_batches():
 def test_top_gradients_by_hand():
     client = linear(mask=(1, 0, 0, 0))
     plan = plan_of(client.space, TopGradients(client.space, [1], batches=2))
-    other = (torch.tensor([[3.0, 0.0]]), torch.tensor([1]))
+    other = (torch.tensor([[4.0, 0.0]]), torch.tensor([1]))
     report = train(client, [SAMPLE, SAMPLE, other], rate=0.0, plan=plan)
-    # Mean of [[-1/2, -1], [1/2, 1]] and [[3/2, 0], [-3/2, 0]]; of the inactive 1: -1/2, 2: -1/2, 3: 1/2 the first wins.
-    assert report.uploads["gradient"].positions.tolist() == [1]
-    torch.testing.assert_close(report.uploads["gradient"].values, torch.tensor([-0.5]))
+    # Mean of [[-1/2, -1], [1/2, 1]] and [[2, 0], [-2, 0]]; of the inactive 1: -1/2, 2: -3/4, 3: 1/2 the second wins.
+    assert report.uploads["gradient"].positions.tolist() == [2]
+    torch.testing.assert_close(report.uploads["gradient"].values, torch.tensor([-0.75]))
     assert report.values.tolist() == [0.0]
 
 

@@ -12,6 +12,7 @@ from fedmef_dist.methods.client_masks import WEIGHTS, LocalSwap, prune_to_counts
 from fedmef_dist.methods.feddst import FedDst, FedDstSettings
 from fedmef_dist.methods.fedsgc import FedSgc, FedSgcSettings
 from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity.growth import GrowthOrder
 from fedmef_dist.wire.encodings import WithMask
 from fedmef_dist.wire.ranges import prunable
 
@@ -29,7 +30,7 @@ def twelve(active):
 def test_a_client_swaps_once_behind_the_share_of_its_steps(share, steps, when):
     space = twelve([0, 1])
     space.values[:2] = torch.tensor([3.0, 2.0])
-    work = LocalSwap(space, [1], share)
+    work = LocalSwap(space, [1], share, GrowthOrder())
     first, changed = space.mask, []
     for step in range(steps):
         space.gradient.zero_()
@@ -47,7 +48,7 @@ def test_what_has_just_been_pruned_does_not_grow_back():
     space = twelve([0, 1])
     space.values[:2] = torch.tensor([3.0, 2.0])
     space.gradient[1], space.gradient[7] = 9.0, 0.1
-    LocalSwap(space, [1], 0.0).prepare_step(0, 1, 0.1)
+    LocalSwap(space, [1], 0.0, GrowthOrder()).prepare_step(0, 1, 0.1)
     assert space.mask.index.tolist() == [0, 7]
     assert space.values[:2].tolist() == [3.0, 0.0]
 
@@ -56,8 +57,9 @@ def test_a_gradient_that_is_not_finite_keeps_the_count():
     space = twelve([0, 1, 2])
     space.values[:3] = 1.0
     space.gradient.fill_(float("nan"))
-    LocalSwap(space, [2], 0.0).prepare_step(0, 1, 0.1)
-    assert space.mask.index.tolist() == [2, 3, 4]
+    LocalSwap(space, [2], 0.0, GrowthOrder()).prepare_step(0, 1, 0.1)
+    assert space.mask.count == 3
+    assert space.mask.active[:3].tolist() == [False, False, True]
 
 
 def test_the_union_is_pruned_to_the_counts_and_an_inactive_weight_never_stays():

@@ -4,11 +4,12 @@ Layer 0 has 8 weights of 16 FLOPs together, t = 2; layer 1 has 4 weights of 32 F
 Active weights:   position  0    1     2    5    8    9
                   value     0.5 -0.1   0.9  0.3  0.4 -0.2
 Share in round 1: 0.6 * 0.5^(1 / 10000) = 0.59996, so floor(2.4) = 2 and floor(1.2) = 1 do not keep their place by size:
-1, 5 and 9. Those kept, 0, 2 and 8, have g^2 = 1 + 3 + 8 = 12 and t = 10 + 2 + 2 + 8 = 22.
+1, 5 and 9. What is never pruned has g^2 = 6 together; with those kept, 0, 2 and 8, it is 6 + 1 + 3 + 8 = 18, and t = 10
++ 2 + 2 + 8 = 22.
 The others:       position  3    10   4    11   6    9    5    1    7
                   g^2       6    12   2    6.4  1.4  4    0.8  0.2  0
                   g^2 / t   3    1.5  1    0.8  0.7  0.5  0.4  0.1  0
-3 joins (3 > 12 / 22), 10 joins (1.5 > 18 / 24), 4 joins (1 > 30 / 32), 11 does not (0.8 < 32 / 34).
+3 joins (3 > 18 / 22), 10 joins (1.5 > 24 / 24), 4 does not (1 < 36 / 32). Without the 6, 4 would join (1 > 30 / 32).
 """
 
 import pytest
@@ -19,6 +20,7 @@ from tiny import alone, started, tiny
 from torch import nn
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.clients.cohort import draw_cohort
 from fedmef_dist.clients.plan import LocalClient
 from fedmef_dist.methods.base import MethodContext
@@ -32,8 +34,9 @@ GAINS = {0: 1, 2: 3, 8: 8, 3: 6, 10: 12, 4: 2, 11: 6.4, 6: 1.4, 9: 4, 5: 0.8, 1:
 FAST = {"name": "prunefl", "density": 0.5, "adjust_every": 2, "initial_adjustments": 2, "initial_steps": 3}
 
 
-def squared_gradients(values):
-    return {"squared_gradient": Sums(FORMAT.encode(values, 1), None, 1, FORMAT)}
+def squared_gradients(values, rest=0.0):
+    found = {"squared_gradient": values, "squared_gradient_of_rest": torch.tensor([rest])}
+    return {name: Sums(FORMAT.encode(one, 1), None, 1, FORMAT) for name, one in found.items()}
 
 
 def example(**settings):
@@ -50,11 +53,11 @@ def example(**settings):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, [0, 2, 3, 4, 8, 10]),
-        # 18 parameters, 6 of them never pruned: 11 / 18 leaves room for five.
-        ({"max_density": 11 / 18}, [0, 2, 3, 8, 10]),
-        # t = 1, T_0 = 6: 10 (12 > 12 / 9), 11 (6.4 > 24 / 10), 3 (6 > 30.4 / 11), 9 (4 > 36.4 / 12), but not
-        # 4 (2 < 40.4 / 13).
+        ({}, [0, 2, 3, 8, 10]),
+        # 18 parameters, 6 of them never pruned: 10 / 18 leaves room for four.
+        ({"density": 0.5, "max_density": 10 / 18}, [0, 2, 3, 8]),
+        # t = 1, T_0 = 6: 10 (12 > 18 / 9), 11 (6.4 > 30 / 10), 3 (6 > 36.4 / 11), 9 (4 > 42.4 / 12), but not
+        # 4 (2 < 46.4 / 13).
         ({"layer_time": "uniform"}, [0, 2, 3, 8, 9, 10, 11]),
         # Two and one go, and the inactive ones of largest g^2 in their layer come.
         ({"layer_time": "uniform", "fixed_density": True}, [0, 2, 3, 4, 8, 10]),
@@ -64,7 +67,7 @@ def test_an_adjustment(settings, expected):
     method, server = example(**settings)
     plan = method.plan(1, server.values)
     assert plan.swap_counts == [2, 1]
-    adjust(server, plan, squared_gradients(vector(GAINS)))
+    adjust(server, plan, squared_gradients(vector(GAINS), 6.0))
     assert method.space.mask.index.tolist() == expected
     assert method.space.mask.version == 1
     kept = {0: 0.5, 2: 0.9, 8: 0.4} | ({9: 0.0} if 9 in expected else {})
@@ -81,13 +84,73 @@ def test_a_full_layer_contests_its_weights_too():
     assert method.plan(1, server.values).swap_counts == [0, 0]
 
 
-def test_equal_ratios_go_to_the_lower_position():
+def test_equal_ratios_go_to_the_lower_position_or_are_drawn():
     # Enough for a sort that is not stable to leave their order.
     gain, time = torch.full((1000,), 5.0).double(), torch.ones(1000).double()
     kept = torch.arange(1000) == 500
     gain[500] = 1.0
     for most, expected in [(3, [0, 1, 500]), (0, [500])]:
-        assert compete(gain, time, kept, 1.0, most).nonzero().flatten().tolist() == expected
+        assert compete(gain, time, kept, 0.0, 1.0, most).nonzero().flatten().tolist() == expected
+    drawn = compete(gain, time, kept, 0.0, 1.0, 3, numpy_generator(0, "any")).nonzero().flatten().tolist()
+    assert len(drawn) == 3
+    assert max(set(drawn) - {500}) > 100
+
+
+def published_rule(weights, active, squares, rest, times, other_time, share):
+    """Algorithm 2 one step after the other, as the authors' code does it, for layers that are not full.
+
+    Lists with an entry for each layer; the masks, nested lists of bool.
+    """
+    gain, spent, rivals, masks = rest, other_time, [], []
+    for layer, (size, on, square, time) in enumerate(zip(weights, active, squares, times, strict=True)):
+        present = sorted((abs(size[j]), j) for j in range(len(size)) if on[j])
+        stays = {j for _, j in present[int(share * len(present)) :]}
+        masks.append([j in stays for j in range(len(size))])
+        gain += sum(square[j] for j in stays)
+        spent += time * len(stays)
+        rivals += [(square[j] / time, layer, j) for j in range(len(size)) if j not in stays]
+    for ratio, layer, j in sorted(rivals, reverse=True):
+        if ratio <= gain / spent:
+            break
+        masks[layer][j] = True
+        gain, spent = gain + squares[layer][j], spent + times[layer]
+    return masks
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_masks_are_those_of_the_published_rule(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.Flatten(), nn.Linear(8, 4))
+    space = ParameterSpace(model, ["0.weight", "2.weight"])
+    flops = [4000.0, 900.0]
+    method = PruneFl(
+        PruneFlSettings(density=0.4, initial="none", adjust_every=1, adjust_rate=0.3),
+        space,
+        MethodContext(layer_flops=flops, other_flops=150.0, rounds=9),
+    )
+    server = server_for(method)
+    server.start(space.values, method.initial_mask(Seeded(seed)))
+    images, labels = torch.randn(16, 2, 5, 5), torch.randint(4, (16,))
+    work = method.plan(1, server.values).work
+    work.begin(LocalClient())
+    for _ in range(3):
+        space.gradient.zero_()
+        nn.functional.cross_entropy(model(images + 0.1 * torch.randn(16, 2, 5, 5)), labels).backward()
+        work.prepare_step(0, 3, 0.1)
+    sent = {name: upload.values for name, upload in work.uploads(None).items()}
+    squares, rest = sent["squared_gradient"], float(sent["squared_gradient_of_rest"])
+    rows = [slice(layer.start, layer.stop) for layer in space.layers]
+
+    def expected(rest):
+        parts = ([one[row].double().tolist() for row in rows] for one in (server.values, space.mask.active, squares))
+        times = [total / layer.size for total, layer in zip(flops, space.layers, strict=True)]
+        masks = published_rule(*parts, rest, times, 150.0, method.settings.share(1))
+        return [active for mask in masks for active in mask]
+
+    masks = expected(rest), expected(0.0)
+    adjust(server, method.plan(1, server.values), squared_gradients(squares, rest))
+    assert space.mask.active.tolist() == masks[0]
+    assert sum(masks[0]) < sum(masks[1])  # the bar is higher with what is never pruned
 
 
 def test_the_share_halves():
@@ -103,6 +166,34 @@ def test_when_it_adjusts():
     assert not method.plan(2, server.values).collections
 
 
+def test_dense_gradients_are_taken_as_long_as_an_adjustment_is_to_come():
+    def due(**settings):
+        method, server = example(adjust_every=3, **settings)
+        method.context = MethodContext(rounds=10)
+        plans = [method.plan(number, server.values) for number in range(1, 11)]
+        return [plan.round for plan in plans if plan.work.dense_batches], [plan.round for plan in plans if plan.adjusts]
+
+    assert due() == ([1, 2, 3, 4, 5, 6, 7, 8, 9], [3, 6, 9])
+    assert due(adjust_until=6) == ([1, 2, 3, 4, 5, 6], [3, 6])
+    assert due(accumulate="round") == ([3, 6, 9], [3, 6, 9])
+
+
+def test_what_a_client_adds_up_stays_with_it_until_an_adjustment():
+    method, _ = example()
+    kept = {one.name: torch.zeros(one.size) for one in method.kept()}
+    sums = []
+    for adjustments in (0, 0, 1):
+        work = SquaredGradients(method.space, adjustments)
+        work.begin(LocalClient(3, kept=kept))
+        method.space.gradient.fill_(3.0)
+        method.space.gradient[:12] = vector({4: 2.0})
+        work.prepare_step(0, 1, 0.1)
+        sums.append([float(work.uploads(None)[name].values.sum()) for name in list(kept)[:2]])
+    # Six parameters are never pruned.
+    assert sums == [[4.0, 54.0], [8.0, 108.0], [4.0, 54.0]]
+    assert example(accumulate="round")[0].kept() == ()
+
+
 def test_a_client_adds_up_its_squared_gradients_and_begins_anew():
     method, _ = example()
     work = SquaredGradients(method.space)
@@ -116,7 +207,9 @@ def test_a_client_adds_up_its_squared_gradients_and_begins_anew():
         assert upload.positions.tolist() == list(range(12))
         expected = vector({0: sum(gradient**2 for gradient in gradients), 7: 0.5})
         torch.testing.assert_close(upload.values, expected)
-    assert work.collection.counts == [8, 4]
+        assert float(work.uploads(None)["squared_gradient_of_rest"].values) == 2 * 6 * 81.0
+    assert work.collections[0].counts == [8, 4]
+    assert work.held == 2 * 12 - 6 + 1
 
 
 def test_a_large_square_is_capped_and_what_is_not_a_number_stays():

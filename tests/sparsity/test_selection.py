@@ -1,3 +1,4 @@
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +44,18 @@ def test_ranks_within_rows_by_hand():
     scores = torch.tensor([[1.0, 3.0, 2.0, 3.0], [0.0, -0.0, nan, 5.0]])
     assert row_ranks(scores).tolist() == [[3, 0, 2, 1], [2, 3, 0, 1]]
     assert row_ranks(torch.tensor([[torch.inf, nan, -torch.inf]])).tolist() == [[0, 1, 2]]
+
+
+def test_equal_scores_are_drawn_and_others_are_not():
+    scores = torch.tensor([5.0, 0.0, 0.0, 7.0, 0.0, 0.0])
+    draws = [largest(scores, 3, np.random.default_rng(seed)).tolist() for seed in range(20)]
+    assert {tuple(draw) for draw in draws} == {(0, 1, 3), (0, 2, 3), (0, 3, 4), (0, 3, 5)}
+    assert largest(scores, 2, np.random.default_rng(0)).tolist() == [0, 3]
+    rows = scores.view(2, 3)
+    ranks = [row_ranks(rows, np.random.default_rng(seed)) for seed in range(20)]
+    assert all(rank[0, 0] == rank[1, 0] == 0 for rank in ranks)
+    assert {tuple(rank[0].tolist()) for rank in ranks} == {(0, 1, 2), (0, 2, 1)}
+    assert len({tuple(rank.flatten().tolist()) for rank in ranks}) == 4  # each row for itself
 
 
 @given(st.integers(1, 5), st.integers(1, 12), st.data())

@@ -99,10 +99,11 @@ def test_pack_and_unpack_are_inverse(space):
     assert torch.equal(space.unpack(packed), space.values)
 
 
-def test_only_single_channel_filters_have_a_floor():
-    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1), nn.Flatten(), nn.Linear(8, 2))
-    space = ParameterSpace(model, ["0.weight", "1.weight"])
-    assert [layer.filter_floor for layer in space.layers] == [2, 0]
+def test_only_depthwise_filters_have_a_floor():
+    first, depthwise = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=4)
+    model = nn.Sequential(first, depthwise, nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=4), nn.Linear(8, 2))
+    space = ParameterSpace(model, ["0.weight", "1.weight", "2.weight", "3.weight"])
+    assert [layer.filter_floor for layer in space.layers] == [0, 2, 0, 0]
 
 
 def test_a_layer_that_normalises_its_filters_names_their_gains():

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from fedmef_dist.sparsity import Mask, ParameterSpace
+from fedmef_dist.sparsity.growth import GrowthOrder
 from fedmef_dist.sparsity.swaps import random_inactive, spare_counts, strongest_inactive, swap_counts, weakest
 
 
@@ -35,6 +36,12 @@ def test_the_strongest_inactive_and_random_ones_of_a_layer():
     scores[[0, 5, 12]] = torch.tensor([9.0, 0.1, 0.2])
     # An active weight never wins; of the zeros the first inactive one does.
     assert strongest_inactive(space, scores, [3]).tolist() == [2, 5, 12]
+    # Or any of them, by a key; never instead of one that is not 0.
+    grown = [strongest_inactive(space, scores, [3], GrowthOrder(0, round).of()).tolist() for round in range(60)]
+    assert all({5, 12} < set(positions) for positions in grown)
+    assert len({tuple(positions) for positions in grown}) == 18 - 4 - 2
+    assert grown[7] == strongest_inactive(space, scores, [3], GrowthOrder(0, 7).of()).tolist()
+    assert len({tuple(strongest_inactive(space, scores, [3], GrowthOrder().of(one)).tolist()) for one in range(9)}) > 1
     draws = [random_inactive(space, [6], np.random.default_rng(seed)) for seed in range(40)]
     assert all(len(draw) == 6 and not space.mask.active[draw].any() for draw in draws)
     # Every inactive position is drawn once in forty times, and one seed always draws the same.
