@@ -1,4 +1,4 @@
-"""Two hosts that share a run directory and no locks: the second start waits, refuses or takes over, and one truth is left.
+"""Two hosts that share a run directory and no locks: the second start waits or takes over, and one truth is left.
 
     python benchmarks/two_hosts.py --starts 10
 
