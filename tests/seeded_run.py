@@ -327,9 +327,10 @@ def session_parts(world: Any) -> dict[str, Any]:
         "CheckpointStore": NotedStore,
         "Callbacks": lambda *_: SimpleNamespace(**dict.fromkeys(CALLS, lambda *_: None), stopped=False),
         "RunMemory": lambda _: SimpleNamespace(news=dict),
+        "opening_lines": lambda *_: [],
         "to_tree": lambda _: TREE,
         "rank_log": lambda *_: nullcontext(),
-        "open_trackers": lambda _settings, run_dir, _tree, _rounds, resumed, state: jsonl.JsonlTracker(
+        "open_trackers": lambda _settings, run_dir, _tree, _rounds, resumed, state, **_: jsonl.JsonlTracker(
             run_dir / METRICS, resumed, state
         ),
         "_summary": lambda toy, _: {"rounds": toy.round, "model/digest": digest(toy.values)},

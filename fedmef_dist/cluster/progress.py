@@ -1,4 +1,4 @@
-"""Marks by which a rank's main thread shows that it gets on, and what another rank reads out of them.
+"""How the ranks get on: marks of a rank's main thread, and the clients that all ranks together have trained.
 
 A process that lives may still make no progress: a dead file server, a deadlock. Its watch's
 thread goes on to beat, so only the main thread can tell; it counts, which costs next to nothing.
@@ -64,6 +64,43 @@ class Progress:
     def text(self, waiting: bool) -> str:
         """What to publish; empty where the mark need not move, for example where this rank waits for others."""
         return f"{self._steps} {self._longest:.3f}" if self._expected and not waiting else ""
+
+
+class CohortProgress:
+    """How many clients of the round's cohort are trained: this rank's count, and what it has seen of all ranks' sum.
+
+    The counts run on from round to round, so that one number in the ranks' store is enough for all of them.
+
+    Attributes:
+        round: the one that is being trained; 0 before the first.
+        clients: of its cohort, over all ranks.
+        seen: of all rounds and ranks, as the store had it last; None without one.
+    """
+
+    def __init__(self) -> None:
+        self.round, self.clients = 0, 0
+        self.seen: int | None = None
+        self._before = self._own = self._published = 0
+
+    def begin(self, round: int, clients: int) -> None:
+        """A round starts, in which the ranks together train so many clients; those of the one before are all done."""
+        self._before += self.clients
+        self.round, self.clients = round, clients
+
+    def trained(self) -> None:
+        """One more client of this rank is done."""
+        self._own += 1
+
+    def unpublished(self) -> int:
+        """Clients of this rank since the last call, for the thread that tells the others."""
+        before, self._published = self._published, self._own
+        return self._published - before
+
+    @property
+    def done(self) -> int:
+        """Clients of this round that are trained, over all ranks as far as that is known."""
+        trained = self._own if self.seen is None else self.seen
+        return min(max(trained - self._before, 0), self.clients)
 
 
 def read_mark(text: str) -> Mark | None:

@@ -17,7 +17,7 @@ from fedmef_dist.base.notices import tell
 from fedmef_dist.cluster.ending import FAULT, await_at_exit
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.guard import HUNG_SECONDS, Cause, Guard, SignsOfLife
-from fedmef_dist.cluster.progress import STUCK_SECONDS, Mark, Progress, patience, read_mark
+from fedmef_dist.cluster.progress import STUCK_SECONDS, CohortProgress, Mark, Progress, patience, read_mark
 
 _LOOK_SECONDS = 0.25
 _PUBLISH_SECONDS = 0.1
@@ -26,7 +26,7 @@ _ANSWER_SECONDS = 3.0
 _SILENCE_SECONDS = 15.0
 _SHOWN = 8
 _BEAT_SECONDS = 2.0
-_DEADLINE, _CALL = "watch/deadline", "watch/call"
+_DEADLINE, _CALL, _CLIENTS = "watch/deadline", "watch/call", "watch/clients"
 _OVER = "over"  # the last beat of a rank that has left
 _SILENT = "no answer from "
 # Who may speak about a failure, and whether that was done.
@@ -43,6 +43,7 @@ class Watch:
         lost: why the run cannot go on, found by the thread while the main thread was busy.
         ends_process: whether the process may be ended where another rank has hung and the main thread waits for it.
         progress: the marks of this rank's main thread.
+        cohort: clients of the round that are trained; rank 0 sees those of all ranks.
         patience: seconds for which the mark of another rank may stand still while this one waits, whatever its steps.
     """
 
@@ -53,6 +54,7 @@ class Watch:
         self.lost: str | None = None
         self.ends_process = False
         self.progress, self.patience = Progress(), STUCK_SECONDS
+        self.cohort = CohortProgress()
         self._environment, self._store = environment, store
         self._host = socket.gethostname()
         self._server = ""
@@ -84,6 +86,7 @@ class Watch:
             if self._environment.rank == 0:
                 self._store.set(_DEADLINE, "")
                 self._store.set(_CALL, "")
+                self._store.set(_CLIENTS, "0")
             self._thread.start()
             self._guard.start()
 
@@ -148,7 +151,9 @@ class Watch:
         if time.monotonic() - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = time.monotonic()
-        found, call, self._server = (_text(value) for value in store.multi_get([_DEADLINE, _CALL, _place(0)]))
+        keys = [_DEADLINE, _CALL, _place(0), *([_CLIENTS] if self._environment.rank == 0 else [])]
+        found, call, self._server, *trained = (_text(value) for value in store.multi_get(keys))
+        self.cohort.seen = _number(trained[0]) if trained else None
         deadline, own = self._time(found), self.own_deadline()
         if own is not None and (deadline is None or own < deadline):
             deadline = own
@@ -229,6 +234,9 @@ class Watch:
         if state != self._published:
             store.set(_place(self._environment.rank), state)
             self._published = state
+        trained = self.cohort.unpublished()
+        if trained:
+            store.add(_CLIENTS, trained)
 
     def _answer_once(self, store: dist.Store) -> None:
         if self._called_at is None:
@@ -263,6 +271,11 @@ def _read_place(store: dist.Store, rank: int) -> tuple[str, str, str]:
 
 def _text(value: bytes) -> str:
     return value.decode(errors="replace")
+
+
+def _number(text: str) -> int | None:
+    """A count that the ranks have made; None where a stranger has written something else there."""
+    return int(text) if text.isdecimal() and len(text) < 19 else None
 
 
 def _split_place(text: str) -> tuple[str, str, str]:

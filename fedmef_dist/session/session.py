@@ -34,6 +34,7 @@ from fedmef_dist.runs.owner import Owner, Progress
 from fedmef_dist.runs.snapshot import contents, restore, take
 from fedmef_dist.session.loan import Loan, share_weights
 from fedmef_dist.session.memory import RunMemory
+from fedmef_dist.session.opening import opening_lines
 from fedmef_dist.simulation.loop import Simulation
 from fedmef_dist.tracking import METRICS, Tracker, open_trackers
 from fedmef_dist.tracking.callbacks import Callbacks
@@ -171,7 +172,8 @@ def _play(
     if resumed is not None:
         _LOG.info("goes on from the checkpoint of round %d", resumed)
     memory = RunMemory(simulation) if owner is not None else None
-    with _tracking(simulation, run_dir, resumed, state, owner) as tracker:
+    opening = opening_lines(simulation, run_dir, memory) if memory is not None else []
+    with _tracking(simulation, run_dir, resumed, state, owner, opening) as tracker:
         if memory is not None:
             simulation.more_metrics = memory.news
         with simulation.group.watch.progress.expected():
@@ -235,13 +237,27 @@ def _agree_on_start(simulation: Simulation, store: CheckpointStore, run_dir: Pat
 
 @contextmanager
 def _tracking(
-    simulation: Simulation, run_dir: Path, resumed: int | None, state: dict[str, str], owner: Owner | None
+    simulation: Simulation,
+    run_dir: Path,
+    resumed: int | None,
+    state: dict[str, str],
+    owner: Owner | None,
+    opening: Sequence[str],
 ) -> Iterator[Tracker]:
     config = simulation.config
     if owner is None:
         yield _NoTracker()
         return
-    tracker = open_trackers(config.tracking, run_dir, to_tree(config), config.federation.rounds, resumed, state)
+    tracker = open_trackers(
+        config.tracking,
+        run_dir,
+        to_tree(config),
+        config.federation.rounds,
+        resumed,
+        state,
+        cohort=simulation.group.watch.cohort,
+        opening=opening,
+    )
     try:
         yield Trackers([tracker, Progress(owner)])
     finally:

@@ -89,6 +89,7 @@ class LocalTraining:
         slots = self.place(cohort)
         _LOG.info("round %d: trains clients %s", plan.round, cohort.clients[slots].tolist())
         start = time.perf_counter()
+        self.group.watch.cohort.begin(plan.round, len(cohort.clients))
         received = self._send(plan)
         try:
             self.grace.begin(int(cohort.samples[slots].sum()))
@@ -139,6 +140,7 @@ class LocalTraining:
         elif self.kept is not None:
             self.kept.keep(number, state)
         self.grace.trained(samples)
+        self.group.watch.cohort.trained()
         self.timeline.add(f"client {number}", start, time.perf_counter(), round=plan.round, samples=samples)
 
     def train_client(

@@ -204,3 +204,18 @@ def test_a_wrong_value_in_the_store_is_ignored_and_said_once(watches, capsys, va
     watches[0].own_deadline = lambda: 500.0
     until(lambda: watches[0].deadline == 500.0)
     assert "rank 1 on an unknown host" in watches[0].roll_call()
+
+
+def test_rank_0_sees_the_clients_of_all_ranks(watches):
+    start(*watches)
+    first, second, _ = watches
+    for watch in (first, second):
+        watch.cohort.begin(1, 5)
+    first.cohort.trained()
+    second.cohort.trained()
+    second.cohort.trained()
+    until(lambda: first.cohort.done == 3)
+    assert second.cohort.seen is None
+    first._store.set("watch/clients", "a stranger's")
+    until(lambda: first.cohort.seen is None)
+    assert first.cohort.done == 1

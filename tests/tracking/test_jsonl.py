@@ -1,6 +1,5 @@
 import json
 import shutil
-import sys
 from contextlib import contextmanager
 
 import pytest
@@ -9,9 +8,8 @@ from hypothesis import strategies as st
 
 from fedmef_dist.base.errors import FilesLostError, UserError
 from fedmef_dist.tracking import jsonl
-from fedmef_dist.tracking.console import LineTracker
 from fedmef_dist.tracking.jsonl import JsonlTracker
-from fedmef_dist.tracking.tracker import Trackers
+from fedmef_dist.tracking.tracker import Tracker, Trackers
 
 
 def run_rounds(path, first, last, resume_round, state=None, saves=0):
@@ -104,12 +102,12 @@ def test_a_full_disk_is_said_once_and_its_lines_come_when_there_is_room_again(tm
 
 
 def test_a_tracker_that_cannot_write_is_left_out_and_the_others_go_on(tmp_path, capsys):
-    class Closed(LineTracker):
+    class Closed(Tracker):
         def log(self, metrics):
             raise BrokenPipeError(32, "Broken pipe")
 
     path = tmp_path / "metrics.jsonl"
-    trackers = Trackers([Closed(2, sys.stdout), JsonlTracker(path, None)])
+    trackers = Trackers([Closed(), JsonlTracker(path, None)])
     trackers.log({"round": 1})
     trackers.log({"round": 2})
     assert capsys.readouterr().err == "Closed stopped: Broken pipe; the run goes on\n"
