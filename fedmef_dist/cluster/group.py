@@ -13,11 +13,13 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.notices import tell
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.cluster.environment import Environment
+from fedmef_dist.cluster.gpu import every_rank_has_its_own, identity, same_bits
 from fedmef_dist.cluster.progress import STUCK_SECONDS
 from fedmef_dist.cluster.rendezvous import meeting_host, open_store, prepare_gloo
-from fedmef_dist.cluster.transport import MpiTransport, TorchTransport, Transport, mpi_world
+from fedmef_dist.cluster.transport import MpiTransport, NcclTransport, TorchTransport, Transport, mpi_world
 from fedmef_dist.cluster.watch import Watch
 
 # The status of a run that a signal stopped early: all ranks leave together, as after the last round.
@@ -35,7 +37,7 @@ class RuntimeSettings(Settings):
         "auto", description="auto: CUDA if there is a device, otherwise the CPU"
     )
     backend: Literal["auto", "gloo", "nccl", "mpi"] = Field(
-        "auto", description="auto: nccl if every rank has its own CUDA device, otherwise gloo; mpi: mpi4py's buffers"
+        "auto", description="auto: nccl if every rank has a CUDA device of its own, else gloo; mpi: mpi4py's buffers"
     )
     threads: int | None = Field(
         None,
@@ -43,7 +45,10 @@ class RuntimeSettings(Settings):
         le=MOST_THREADS,
         description="threads of each rank; null: SLURM_CPUS_PER_TASK, else OMP_NUM_THREADS, else 1",
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="type of the layers' arithmetic; weights stay fp32")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="type of the layers' arithmetic, weights stay fp32; tf32: CUDA's products with 10 bits of mantissa",
+    )
     timeout: float = Field(
         1800.0,
         gt=0,
@@ -129,15 +134,32 @@ def open_group(
 ) -> Iterator[Group]:
     """Set the threads, choose the device, meet the other ranks; closes the group, after a failure only its own part.
 
-    Raises UserError where device or backend are not to be had here, or the ranks cannot meet.
+    The caller's threads, device and settings of CUDA are back when it is closed. Raises UserError where device or
+    backend are not to be had here, or the ranks cannot meet.
     """
+    threads = torch.get_num_threads()
     torch.set_num_threads(choose_threads(settings, environ))
-    device = choose_device(environment, settings)
-    backend = choose_backend(environment, settings, device)
+    try:
+        device = choose_device(environment, settings)
+        with (
+            same_bits(device, tf32=settings.precision == "tf32"),
+            _meeting(environment, settings, device) as group,
+        ):
+            yield group
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _meeting(environment: Environment, settings: RuntimeSettings, device: torch.device) -> Iterator[Group]:
     if environment.world_size == 1:
-        yield Group(environment, device, backend)
+        yield Group(environment, device, choose_backend(environment, settings, device.type == "cuda"))
         return
     store = open_store(environment, timedelta(seconds=min(settings.timeout, _MEETING_SECONDS)))
+    own = every_rank_has_its_own(store, environment, identity(device))
+    backend = choose_backend(environment, settings, own)
+    if backend == "gloo" and device.type == "cuda" and settings.backend == "auto" and environment.rank == 0:
+        tell("ranks share a GPU: gloo moves their sums through host memory, where nccl would with a GPU for each")
     transport = _open_transport(environment, settings, device, backend, store)
     group = Group(environment, device, backend, transport, store)
     group.watch.patience = max(STUCK_SECONDS, settings.timeout / 6)
@@ -181,19 +203,19 @@ def choose_device(environment: Environment, settings: RuntimeSettings) -> torch.
         raise UserError(
             "no CUDA device is available here", where="runtime.device: cuda", mend="set runtime.device: cpu or auto"
         )
-    device = torch.device("cuda", environment.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
+    return torch.device("cuda", environment.local_rank % torch.cuda.device_count())
 
 
-def choose_backend(environment: Environment, settings: RuntimeSettings, device: torch.device) -> str:
-    """One of gloo, nccl, mpi. Raises UserError where the one asked for cannot work with this launcher and device."""
-    own_device = device.type == "cuda" and environment.local_world_size <= torch.cuda.device_count()
+def choose_backend(environment: Environment, settings: RuntimeSettings, own_device: bool) -> str:
+    """One of gloo, nccl, mpi. Raises UserError where the one asked for cannot work with this launcher and device.
+
+    ``own_device`` tells that every rank has a CUDA device of its own.
+    """
     if settings.backend == "auto":
         return "nccl" if own_device and dist.is_nccl_available() else "gloo"
     if settings.backend == "nccl" and not (own_device and dist.is_nccl_available()):
         raise UserError(
-            "nccl needs a CUDA device for each rank of a node", where="runtime.backend: nccl", mend="use gloo or auto"
+            "nccl needs a CUDA device of its own for each rank", where="runtime.backend: nccl", mend="use gloo or auto"
         )
     if settings.backend == "mpi" and environment.launcher not in ("openmpi", "mpich"):
         raise UserError(
@@ -211,12 +233,13 @@ def _open_transport(
         return MpiTransport(mpi_world(environment), settings.timeout)
     if backend == "gloo":
         prepare_gloo(environment, meeting_host(environment))
+    if backend == "nccl":
+        return NcclTransport(environment, device, store, settings.timeout)
     dist.init_process_group(
         backend,
         store=dist.PrefixStore("collectives", store),
         rank=environment.rank,
         world_size=environment.world_size,
         timeout=timedelta(seconds=settings.timeout),
-        device_id=device if backend == "nccl" else None,
     )
     return TorchTransport()

@@ -1,9 +1,11 @@
 """What moves the bytes of a collective: torch.distributed (gloo, nccl) or mpi4py buffers."""
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +14,11 @@ from torch import Tensor
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.cluster.environment import Environment
+
+# Torch's own watchdog comes behind this package's deadline.
+_WATCHDOG_SECONDS = 60.0
+# So long the host asks NCCL again and again, then a thousand times a second.
+_SPIN_SECONDS, _POLL_SECONDS = 0.01, 0.001
 
 
 class PeerLostError(RuntimeError):
@@ -63,6 +70,65 @@ class TorchTransport:
     def close(self) -> None:
         """Destroy the process group."""
         dist.destroy_process_group()
+
+
+class NcclTransport:
+    """A process group of NCCL's that the host waits for, so that a rank which waits can be told from one that computes.
+
+    NCCL itself notices a lost peer late or never, and torch's watchdog would then end the process without naming
+    anybody. Here the waiting is the main thread's, as with the other transports: the rank's watch sees it, and the
+    deadline is this one's.
+
+    Args:
+        environment: this rank.
+        device: its own CUDA device.
+        store: of the ranks.
+        timeout: seconds for which a collective is waited for.
+    """
+
+    def __init__(self, environment: Environment, device: torch.device, store: dist.Store, timeout: float) -> None:
+        # The watchdog is not to abort the process where this rank is about to say what has happened.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+        self._device, self._timeout = device, timeout
+        dist.init_process_group(
+            "nccl",
+            store=dist.PrefixStore("collectives", store),
+            rank=environment.rank,
+            world_size=environment.world_size,
+            timeout=timedelta(seconds=timeout + _WATCHDOG_SECONDS),
+            device_id=device,
+        )
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sum over all ranks."""
+        self._wait("all_reduce", lambda: dist.all_reduce(tensor, async_op=True))
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Copy from the rank `source` to the others."""
+        self._wait("broadcast", lambda: dist.broadcast(tensor, source, async_op=True))
+
+    def all_gather(self, output: Tensor, tensor: Tensor) -> None:
+        """Collect `tensor` of rank r in `output[r]`."""
+        self._wait("all_gather", lambda: dist.all_gather(list(output), tensor, async_op=True))
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.all_reduce(torch.zeros(1, device=self._device))
+
+    def close(self) -> None:
+        """Destroy the process group."""
+        dist.destroy_process_group()
+
+    def _wait(self, collective: str, start: Callable[[], Any]) -> None:
+        with _peers(collective):
+            work = start()
+            began = time.monotonic()
+            while not work.is_completed():
+                waited = time.monotonic() - began
+                if waited > self._timeout:
+                    raise PeerLostError(f"{collective}: timed out after {self._timeout:g} s")
+                time.sleep(0 if waited < _SPIN_SECONDS else _POLL_SECONDS)
+            work.wait()  # raises what NCCL has met
 
 
 @contextmanager

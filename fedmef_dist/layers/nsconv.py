@@ -74,7 +74,11 @@ def _rows(weight: Tensor, channels_last: bool) -> Tensor:
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Dot product of every two rows, (O, 1), without a tensor of their products."""
+    """Dot product of every two rows, (O, 1), without a tensor of products; in their own type under autocast too."""
+    kind = left.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return _dot(left, right)
     return torch.bmm(left.unsqueeze(1), right.unsqueeze(2)).view(-1, 1)
 
 

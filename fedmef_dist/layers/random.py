@@ -31,7 +31,7 @@ def _compensation(p: float) -> float:
 
 
 class RandomLayer(nn.Module):
-    """A layer that draws on the CPU, so that every device gets the same numbers; see :func:`set_generator`."""
+    """A layer that draws where its generator is, of which it is given one for each client: :func:`set_generator`."""
 
     p: float
 
@@ -60,7 +60,7 @@ class Dropout(RandomLayer):
         """Scales what is kept by 1 / (1 - p); the identity in evaluation mode."""
         if not self.draws:
             return x
-        kept = torch.rand(x.shape, generator=self.generator) >= self.p
+        kept = torch.rand(x.shape, generator=self.generator, device=self.generator.device) >= self.p
         return _Masked.apply(x, kept.to(x.device), _compensation(self.p))
 
 
@@ -80,13 +80,14 @@ class StochasticDepth(RandomLayer):
         """Scales branches that stay by 1 / (1 - p); the identity in evaluation mode."""
         if not self.draws:
             return x
-        draws = torch.rand(x.shape[0] if self.mode == "row" else 1, generator=self.generator)
+        count, where = x.shape[0] if self.mode == "row" else 1, self.generator.device
+        draws = torch.rand(count, generator=self.generator, device=where)
         scale = (draws >= self.p) * _compensation(self.p)
         return x * scale.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))
 
 
 def set_generator(model: nn.Module, generator: torch.Generator) -> None:
-    """Lets every layer of the model that draws random numbers draw from ``generator``, a CPU one."""
+    """Lets every layer of the model that draws random numbers draw from ``generator``, whose numbers it copies."""
     for module in model.modules():
         if isinstance(module, RandomLayer):
             module.generator = generator

@@ -21,6 +21,7 @@ from fedmef_dist.base.version import VERSION
 from fedmef_dist.cluster.ending import give_up_output
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.failure import ends_together
+from fedmef_dist.cluster.gpu import versions
 from fedmef_dist.cluster.group import STOPPED_EARLY, Group, open_group
 from fedmef_dist.cluster.interruption import Interruption, listening
 from fedmef_dist.config import Config, load_config, to_tree
@@ -292,7 +293,12 @@ def _summary(simulation: Simulation, memory: RunMemory | None) -> dict[str, Any]
         "world_size": group.world_size,
         "threads": torch.get_num_threads(),
         "device": str(group.device),
-        "versions": {"fedmef_dist": VERSION, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "fedmef_dist": VERSION,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            **versions(group.device),
+        },
     }
 
 

@@ -162,7 +162,8 @@ class LocalTraining:
             augment=self.config.data.augment,
             device=self.group.device,
         )
-        set_generator(self.model, torch_generator(seed, "layers", plan.round, client.number))
+        where = self.group.device if self.group.device.type == "cuda" else "cpu"
+        set_generator(self.model, torch_generator(seed, "layers", plan.round, client.number, device=where))
         once = steps_per_epoch(len(indices), federation.batch_size)
         own, more = _parted(self.grace.heed(batches), epochs * once)
         steps = federation.local_epochs * once

@@ -72,14 +72,14 @@ def test_two_processes_compute_together(launch, tmp_path, launcher, asked, backe
 def test_the_mpi_backend_needs_mpirun(launcher):
     environment = Environment(launcher, 0, 1, 0, 1, None, None)
     with pytest.raises(UserError, match=f"needs mpirun, this process was started by {launcher}"):
-        choose_backend(environment, RuntimeSettings(backend="mpi"), torch.device("cpu"))
+        choose_backend(environment, RuntimeSettings(backend="mpi"), own_device=False)
 
 
 def test_one_rank_needs_no_process_group():
     threads = torch.get_num_threads()
-    with open_group(SINGLE, RuntimeSettings(device="cpu", threads=2)) as group:
+    with open_group(SINGLE, RuntimeSettings(device="cpu", threads=threads + 1)) as group:
         assert not torch.distributed.is_initialized()
-        assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == threads + 1
         tensor = torch.tensor([1, 2])
         group.all_reduce(tensor)
         group.broadcast(tensor)
@@ -90,7 +90,7 @@ def test_one_rank_needs_no_process_group():
         assert group.bytes_moved == 0
         gathered.zero_()
         assert tensor.tolist() == [1, 2]
-    torch.set_num_threads(threads)
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,6 @@ def test_a_wrong_number_of_threads_is_refused(text):
 def two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(module.dist, "is_nccl_available", lambda: True)
 
 
@@ -129,12 +128,11 @@ def test_ranks_share_the_gpus_of_their_node(two_gpus, local_rank, index):
 
 
 def test_nccl_is_chosen_where_every_rank_has_a_gpu(two_gpus):
-    gpu, four = torch.device("cuda", 0), Environment("torchrun", 0, 4, 0, 4, "localhost", 1)
-    assert choose_backend(PAIR, RuntimeSettings(), gpu) == "nccl"
-    assert choose_backend(four, RuntimeSettings(), gpu) == "gloo"
-    assert choose_backend(PAIR, RuntimeSettings(), torch.device("cpu")) == "gloo"
-    with pytest.raises(UserError, match="nccl needs a CUDA device for each rank"):
-        choose_backend(four, RuntimeSettings(backend="nccl"), gpu)
+    assert choose_backend(PAIR, RuntimeSettings(), own_device=True) == "nccl"
+    assert choose_backend(PAIR, RuntimeSettings(), own_device=False) == "gloo"
+    assert choose_backend(PAIR, RuntimeSettings(backend="gloo"), own_device=True) == "gloo"
+    with pytest.raises(UserError, match="nccl needs a CUDA device of its own for each rank"):
+        choose_backend(PAIR, RuntimeSettings(backend="nccl"), own_device=False)
 
 
 def test_cuda_that_is_not_there_is_refused(monkeypatch):
@@ -143,7 +141,7 @@ def test_cuda_that_is_not_there_is_refused(monkeypatch):
     with pytest.raises(UserError, match="no CUDA device"):
         choose_device(PAIR, RuntimeSettings(device="cuda"))
     with pytest.raises(UserError, match="nccl needs"):
-        choose_backend(PAIR, RuntimeSettings(backend="nccl"), torch.device("cpu"))
+        choose_backend(PAIR, RuntimeSettings(backend="nccl"), own_device=False)
 
 
 @pytest.mark.parametrize(

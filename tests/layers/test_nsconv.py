@@ -266,3 +266,10 @@ def test_autocast():
     assert output.dtype == torch.bfloat16
     output.float().sum().backward()
     assert module.weight.grad.dtype == torch.float32
+
+
+def test_autocast_does_not_change_the_normalised_weight():
+    theta, gain = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)), torch.ones(4)
+    expected = normalise(theta, gain, None, Normaliser())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(normalise(theta, gain, None, Normaliser()), expected)
