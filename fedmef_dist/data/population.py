@@ -2,18 +2,15 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.base.randomness import numpy_generator
+from fedmef_dist.base.randomness import numpy_generator, uniform_per_client
 from fedmef_dist.data.partitions import PartitionSettings, partition_samples
-
-# From so many clients on their sizes are drawn all at once, in compiled loops.
-_MANY = 4096
-_DOUBT = 1e-9
 
 
 class Population(Protocol):
@@ -93,36 +90,21 @@ class LazyPopulation:
 
     def sizes(self, clients: np.ndarray) -> np.ndarray:
         """Samples of each of these clients, int64 (n,)."""
-        if len(clients) < _MANY:
-            return np.array([self._size(self._generator(client)) for client in clients.tolist()], dtype=np.int64)
-        from fedmef_dist.base.first_normals import first_normals
-
-        drawn = self._drawn(first_normals(self.seed, "client", clients))
-        sizes = np.rint(drawn).astype(np.int64)
-        # Half-way between two integers the last bit of a normal deviate decides.
-        for place in np.flatnonzero(np.abs(np.abs(drawn - sizes) - 0.5) < _DOUBT * drawn).tolist():
-            sizes[place] = self._size(self._generator(int(clients[place])))
-        return np.maximum(sizes, self.settings.min_samples)
+        # The middle of each number's step, so that none is 0.
+        uniform = uniform_per_client(self.seed, "size", clients) + 2.0**-54
+        normal = torch.special.ndtri(torch.from_numpy(uniform)).numpy()
+        sigma = self.settings.sigma
+        drawn = self.settings.client_samples * np.exp(sigma * normal - sigma**2 / 2)
+        return np.maximum(np.rint(drawn).astype(np.int64), self.settings.min_samples)
 
     def samples(self, client: int) -> np.ndarray:
         """One client's indices into the training split, int64 (n_k,); a sample may stand there twice."""
         order, starts, sizes = self.classes
-        generator = self._generator(client)
-        count = self._size(generator)
+        generator = numpy_generator(self.seed, "client", client)
+        (count,) = self.sizes(np.array([client]))
         mix = generator.multinomial(count, generator.dirichlet(np.full(len(sizes), self.settings.alpha)))
         places = np.repeat(starts, mix) + (generator.random(count) * np.repeat(sizes, mix)).astype(np.int64)
         return order[places]
-
-    def _generator(self, client: int) -> np.random.Generator:
-        return numpy_generator(self.seed, "client", client)
-
-    def _size(self, generator: np.random.Generator) -> int:
-        return max(self.settings.min_samples, round(self._drawn(generator.standard_normal())))
-
-    def _drawn(self, normal: Any) -> Any:
-        """A client's number of samples before it is rounded, from its normal deviate; also of many."""
-        sigma = self.settings.sigma
-        return self.settings.client_samples * np.exp(sigma * normal - sigma**2 / 2)
 
 
 def build_population(
