@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 SCRIPTS = $(wildcard launch/*.sh slurm/*.sh slurm/*.sbatch benchmarks/*.sh) .ci/run
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check
+.PHONY: help run test check docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ check: $(INSTALLED) ## set up, check style, formatting, types and shell scripts
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	@if command -v shellcheck >/dev/null; then shellcheck -x $(SCRIPTS); else echo "shellcheck is not installed: shell scripts not checked"; fi
+
+docs: $(INSTALLED) ## set up, build the documentation as a site in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --site-dir site
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'

@@ -43,6 +43,7 @@ from fedmef_dist.methods.prunefl import PruneFl, PruneFlSettings
 from fedmef_dist.methods.static import Static, StaticSettings
 from fedmef_dist.methods.swapping import (
     RandomStart,
+    RandomStartSettings,
     SparseSettings,
     SwappingSettings,
     TopGradients,
@@ -98,6 +99,7 @@ __all__ = [
     "PruneFl",
     "PruneFlSettings",
     "RandomStart",
+    "RandomStartSettings",
     "Range",
     "Received",
     "RoundPlan",

@@ -161,7 +161,7 @@ def status(
 @app.command()
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="[DIR]", callback=_plain, help="where to write; default: here")
+        Path, typer.Argument(metavar="DIR", callback=_plain, help="where to write; default: here")
     ] = Path(),
 ) -> None:
     """Write a folder to start from: configurations, and an own method, model, data set and tracker that run."""
