@@ -99,9 +99,9 @@ def _readme(section: str) -> str:
 
 _PYTHON = """# Python
 
-Start with `load_config` and `run`: [from a script or a notebook](../howto/from-python.md) shows them at work. Everything
-else here is for authors of methods, models, data sets, trackers and callbacks; [Bringing your own](../extending.md)
-leads through it.
+Start with `load_config` and `run`: [from a script or a notebook](../howto/from-python.md) shows them at work.
+Everything else here is for authors of methods, models, data sets, trackers and callbacks;
+[Bringing your own](../extending.md) leads through it.
 
 ## fedmef_dist.api
 
@@ -123,7 +123,9 @@ def _commands() -> str:
     start = "Exit status: 0 done, 2 wrong input (what, where, how to mend it), 1 a fault, 75 stopped early on a signal."
     text = text.replace("# Commands\n", f"# Commands\n\n{start}\n", 1)
     # Placeholders such as <name> are no HTML.
-    return re.sub(r"^(\* .*)$", lambda line: re.sub(r"<(\w+)>(?![^`]*`[^`]*:)", r"&lt;\1&gt;", line[1]), text, flags=re.M)
+    return re.sub(
+        r"^(\* .*)$", lambda line: re.sub(r"<(\w+)>(?![^`]*`[^`]*:)", r"&lt;\1&gt;", line[1]), text, flags=re.M
+    )
 
 
 def _keys() -> str:
