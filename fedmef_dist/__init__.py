@@ -7,14 +7,17 @@ from fedmef_dist.base.version import VERSION
 if TYPE_CHECKING:
     from fedmef_dist.base.errors import UserError
     from fedmef_dist.config import Config, load_config
+    from fedmef_dist.report.runs import Run, read_run
     from fedmef_dist.session.session import Summary, run
 
 __version__ = VERSION
-__all__ = ["Config", "Summary", "UserError", "load_config", "run"]
+__all__ = ["Config", "Run", "Summary", "UserError", "load_config", "read_run", "run"]
 
 _HOMES = {
     "Config": "config",
     "load_config": "config",
+    "Run": "report.runs",
+    "read_run": "report.runs",
     "UserError": "base.errors",
     "Summary": "session.session",
     "run": "session.session",

@@ -1,6 +1,7 @@
 """Trees of plain values, as configurations are: read from YAML, and compared."""
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +45,12 @@ def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "")
         elif left != right:
             keys.append(f"{prefix}{key}")
     return keys
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values, in the order of the tree."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

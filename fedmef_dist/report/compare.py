@@ -12,12 +12,14 @@ from fedmef_dist.report.difference_plot import save_differences
 from fedmef_dist.report.difference_tables import difference_tables, differences_as_csv
 from fedmef_dist.report.differences import differences_from
 from fedmef_dist.report.groups import group_runs
-from fedmef_dist.report.plots import save_plots
+from fedmef_dist.report.metrics_table import metrics_as_csv
+from fedmef_dist.report.plots import plots_as_markdown, save_plots
 from fedmef_dist.report.rendering import Table, markdown, terminal
 from fedmef_dist.report.runs import read_run
 from fedmef_dist.report.tables import comma_separated, tables
 from fedmef_dist.report.targets import target_of
 
+PAGE = "report.html"
 _WIDTH_OF_A_FILE = 160
 _WIDTH_OF_A_NOTE = 110
 
@@ -25,7 +27,7 @@ _WIDTH_OF_A_NOTE = 110
 def compare(
     run_dirs: Sequence[Path], out: Path | None = None, target: float | None = None, baseline: str | None = None
 ) -> None:
-    """Write compare.md, compare.csv and the plots of the runs, and print the tables.
+    """Write report.html, compare.md, compare.csv, metrics.csv and the plots of the runs, and print the tables.
 
     ``out`` defaults to ``report`` inside a single run's directory, and to ``report`` here for several; ``target`` is
     a test accuracy from 0 to 1, by default a little below the best one of the runs. ``baseline`` is the name of a
@@ -33,6 +35,8 @@ def compare(
     differences.csv. Raises UserError where a run directory is missing, unfinished or damaged, is given twice, where
     ``target`` is no share, ``baseline`` does not name one group, or where ``out`` cannot be written.
     """
+    from fedmef_dist.report.page import report_page  # knows all defaults, for which torch must be loaded
+
     if not run_dirs:
         raise UserError("no run directory was given", mend="name one or several: fedmef-dist compare RUN_DIR ...")
     if len({path.resolve() for path in run_dirs}) < len(run_dirs):
@@ -44,17 +48,21 @@ def compare(
     directory = out or (run_dirs[0] / "report" if len(run_dirs) == 1 else Path("report"))
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / "compare.md", "\n".join(map(markdown, shown)))
+        write_text(directory / PAGE, report_page(groups, aim, differences))
         write_text(directory / "compare.csv", comma_separated(groups, aim))
-        files = save_plots(groups, directory)
+        write_text(directory / "metrics.csv", metrics_as_csv(groups))
+        plots = save_plots(groups, directory)
+        files = [directory / name for name in (PAGE, "compare.md", "compare.csv", "metrics.csv")]
         if differences is not None:
             write_text(directory / "differences.csv", differences_as_csv(differences))
-            files += [directory / "differences.csv", *save_differences(differences, directory)]
+            files.append(directory / "differences.csv")
+            plots += save_differences(differences, directory)
+        write_text(directory / "compare.md", "\n".join([*map(markdown, shown), plots_as_markdown(plots)]))
     except OSError as error:
         raise UserError(
             "the report cannot be written", where=f"{directory}: {error.strerror}", mend="give --out DIR"
         ) from error
-    _show(shown, [directory / "compare.md", directory / "compare.csv", *files])
+    _show(shown, [*files, *plots])
 
 
 def _show(shown: Sequence[Table], files: Sequence[Path]) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from fedmef_dist.report.adjustments import STEPS, around_adjustments
 from fedmef_dist.report.figures import add_legend, draw_line, legend_label, look, new_figure, save_figure
 from fedmef_dist.report.groups import RunGroup
-from fedmef_dist.report.runs import Run
+from fedmef_dist.report.mean_lines import Line, logged, mean_line
+from fedmef_dist.report.scales import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,51 +35,27 @@ CURVES = (
 )
 
 
-@dataclass(frozen=True)
-class Line:
-    """Float64 arrays of one length, a value an evaluation; ``deviation`` is None for a single seed."""
-
-    x: np.ndarray
-    accuracy: np.ndarray
-    deviation: np.ndarray | None
-
-
 def save_curves(groups: Sequence[RunGroup], directory: Path) -> list[Path]:
     """Write a file for each of `CURVES` that the runs have numbers for; returns the files."""
     files = []
     for curve in CURVES:
         lines = [(number, group.label, accuracy_line(group, curve)) for number, group in enumerate(groups)]
         drawn = [(number, label, line) for number, label, line in lines if line is not None]
-        if drawn:
+        if any(len(line.x) > 1 for _, _, line in drawn):  # a single point shows no course
             files.append(save_figure(draw_curves(drawn, curve), directory / curve.file))
     return files
 
 
 def accuracy_line(group: RunGroup, curve: AccuracyCurve) -> Line | None:
-    """The group's means over the seeds, at the rounds that every seed has evaluated; None where there are none."""
-    seeds = [_points(run, curve.key) for run in group.runs]
-    rounds = sorted(set.intersection(*(set(points) for points in seeds)))
-    if not rounds:
-        return None
-    values = np.array([[points[number] for number in rounds] for points in seeds], dtype=np.float64)
-    deviation = 100 * values[:, :, 1].std(axis=0, ddof=1) if len(seeds) > 1 else None
-    return Line(values[:, :, 0].mean(axis=0) / curve.unit, 100 * values[:, :, 1].mean(axis=0), deviation)
-
-
-def _points(run: Run, key: str) -> dict[int, tuple[float, float]]:
-    """Round -> (value of ``key``, accuracy), for the rounds that have both."""
-    return {
-        metrics["round"]: (metrics[key], metrics["eval/accuracy"])
-        for metrics in run.metrics
-        if metrics.get(key) is not None and metrics.get("eval/accuracy") is not None
-    }
+    """The group's mean accuracy in percent, at the rounds that every seed has evaluated; None where there are none."""
+    return mean_line(group, logged(curve.key, 1 / curve.unit), logged("eval/accuracy", 100))
 
 
 def draw_curves(lines: Sequence[tuple[int, str, Line]], curve: AccuracyCurve) -> "Figure":
     """Each line with its group's number and label."""
     figure, (axes,) = new_figure(1)
     for number, label, line in lines:
-        draw_line(axes, number, label, line.x, line.accuracy, line.deviation)
+        draw_line(axes, number, label, line.x, line.y, line.deviation)
     _scale_x([line for _, _, line in lines], axes)
     axes.set(xlabel=curve.label, ylabel="Test accuracy (%)")
     axes.grid(alpha=0.3, lw=0.5)
@@ -90,7 +67,14 @@ def _scale_x(lines: Sequence[Line], axes: "Axes") -> None:
     """Logarithmic where the runs end more than ten times apart; linear would press one of them into a corner."""
     ends = [float(line.x[-1]) for line in lines]
     if min(ends) > 0 and max(ends) > 10 * min(ends):
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
         axes.set_xscale("log")
+        left, right = axes.get_xlim()
+        steps = (1, 2, 5) if right < 1000 * left else (1,)
+        axes.xaxis.set_major_locator(LogLocator(subs=steps))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def save_around_adjustments(groups: Sequence[RunGroup], directory: Path) -> list[Path]:

@@ -10,10 +10,11 @@ made of values. Where neither tells all apart, the directories' whole paths do.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmef_dist.base.text import printable
+from fedmef_dist.base.trees import flat
 from fedmef_dist.report.runs import Run
 
 # At the end of a name a seed may stand as a mere number; between other parts only with its name.
@@ -28,7 +29,7 @@ def labels(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     directories = [_without_seed([run.path.resolve().name for run in runs]) for runs in groups]
-    values = _differences([dict(_flat(runs[0].experiment)) for runs in groups])
+    values = _differences([dict(flat(runs[0].experiment)) for runs in groups])
     if _unique(directories) and not (_unique(values) and _longest(values) < _longest(directories)):
         return directories
     return values if _unique(values) else [str(runs[0].path) for runs in groups]
@@ -49,15 +50,6 @@ def _without_seed(names: Sequence[str]) -> str:
         return name
     inside = _SEED_INSIDE.sub("", name).lstrip("-_.")
     return inside if inside != name else _SEED_AT_END.sub("", name) or name
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values, in the order of the configuration."""
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:

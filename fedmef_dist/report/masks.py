@@ -9,6 +9,7 @@ import numpy as np
 
 from fedmef_dist.report.figures import add_legend, blank_figure, draw_line, folded, new_figure, save_figure
 from fedmef_dist.report.groups import RunGroup
+from fedmef_dist.report.mean_lines import Line, logged, mean_line
 from fedmef_dist.report.runs import Run
 
 if TYPE_CHECKING:
@@ -98,41 +99,41 @@ def _heat_map(axes: "Axes", one: LayerDensities, scale: "LogNorm") -> "QuadMesh"
 
 
 def save_stability(groups: Sequence[RunGroup], directory: Path) -> list[Path]:
-    """Write mask_stability.png where masks have changed and runs have logged how; returns the file, if any."""
-    figure, (overlap, survived) = new_figure(2)
-    drawn = [_draw_stability(overlap, survived, number, group) for number, group in enumerate(groups)]
-    if not any(drawn):
+    """Write mask_stability.png, a panel for what runs have logged over several rounds; returns the file, if any."""
+    panels = {
+        "Jaccard overlap with the previous mask (%)": [overlap(group) for group in groups],
+        "Active weights of the first mask (%)": [survived(group) for group in groups],
+    }
+    courses = {label: lines for label, lines in panels.items() if any(line is not None for line in lines)}
+    if not courses:
         return []
-    overlap.set(ylabel="Overlap with the mask before (%)")
-    survived.set(ylabel="Active weights of the first mask (%)")
-    for axes in (overlap, survived):
-        axes.set(xlabel="Round")
+    figure, drawn = new_figure(len(courses))
+    for axes, (label, lines) in zip(drawn, courses.items(), strict=True):
+        for number, (group, line) in enumerate(zip(groups, lines, strict=True)):
+            if line is not None:
+                draw_line(axes, number, group.label, line.x, line.y, line.deviation)
+        axes.set(xlabel="Round", ylabel=label)
         axes.grid(alpha=0.3, lw=0.5)
-    add_legend(figure, survived if survived.lines else overlap)
+    add_legend(figure, drawn[-1])
     return [save_figure(figure, directory / "mask_stability.png")]
 
 
-def _draw_stability(overlap: "Axes", survived: "Axes", number: int, group: RunGroup) -> bool:
-    """Both lines of a group, as far as its runs have logged them; whether there was anything to draw."""
-    rounds, values = changes(group, "sparsity/overlap")
-    if len(rounds):
-        draw_line(overlap, number, group.label, rounds, *_percent(values))
+def overlap(group: RunGroup) -> Line | None:
+    """Overlap of the masks before and after each adjustment, in percent; None with fewer than two adjustments."""
+    line = mean_line(group, logged("round"), logged("sparsity/overlap", 100))
+    return line if line is not None and len(line.x) > 1 else None
+
+
+def survived(group: RunGroup) -> Line | None:
+    """How much of the first mask is still active, in percent, round by round; None where a seed has not logged it or
+    there is one round.
+    """
     lasting = [held(run, "sparsity/survived") for run in group.runs]
-    known = not any(np.isnan(values).any() for values in lasting)
-    if known:
-        common = min(map(len, lasting))
-        stacked = np.array([values[:common] for values in lasting])
-        draw_line(survived, number, group.label, np.arange(1.0, common + 1), *_percent(stacked))
-    return known or len(rounds) > 0
-
-
-def changes(group: RunGroup, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rounds (n,) in which every seed has logged ``key``, and the values (seeds, n) there, both float64."""
-    seeds = [{line["round"]: line[key] for line in run.metrics if line.get(key) is not None} for run in group.runs]
-    rounds = sorted(set.intersection(*map(set, seeds)))
-    return np.array(rounds, np.float64), np.array([[one[number] for number in rounds] for one in seeds], np.float64)
-
-
-def _percent(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mean over the first axis and sample standard deviation, where there are several seeds, in percent."""
-    return 100 * seeds.mean(axis=0), 100 * seeds.std(axis=0, ddof=1) if len(seeds) > 1 else None
+    if any(np.isnan(values).any() for values in lasting):
+        return None
+    common = min(map(len, lasting))
+    if common < 2:
+        return None
+    seeds = 100 * np.array([values[:common] for values in lasting])
+    deviation = seeds.std(axis=0, ddof=1) if len(seeds) > 1 else None
+    return Line(np.arange(1.0, common + 1), seeds.mean(axis=0), deviation)

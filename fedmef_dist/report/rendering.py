@@ -16,12 +16,16 @@ _Rows = Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text, each with a cell for every column of ``header``; ``note`` says what the columns mean."""
+    """Rows of text, each with a cell for every column of ``header``; ``note`` says what the columns mean.
+
+    With ``words`` the cells are no numbers.
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str
+    words: bool = False
 
 
 def markdown(table: Table) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -13,6 +13,9 @@ from fedmef_dist.runs.directory import CONFIG
 from fedmef_dist.runs.summary import SUMMARY, check_numbers, check_summary, read_summary
 from fedmef_dist.runs.verify import configuration
 from fedmef_dist.tracking.lines import METRICS, parse_rounds, read_lines
+
+if TYPE_CHECKING:
+    import pandas
 
 # Keys of a configuration that do not make an experiment another one.
 _NOT_COMPARED = ("seed", "name", "tracking", "checkpoint")
@@ -46,12 +49,36 @@ class _Config(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run; every value of a metric is of its kind, see `check_numbers`."""
+    """One run as its directory tells of it; every value of a metric is of its kind, see `check_numbers`.
+
+    Attributes:
+        path: the directory.
+        config: the configuration as plain values.
+        metrics: of each round, in order; a round has what was measured in it.
+        summary: of the whole run; empty while it is not finished.
+    """
 
     path: Path
     config: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any]
+
+    @property
+    def columns(self) -> dict[str, list[Any]]:
+        """The metrics by name: a value a round, None where it was not measured; in the order of their appearance."""
+        keys = dict.fromkeys(key for line in self.metrics for key in line)
+        return {key: [line.get(key) for line in self.metrics] for key in keys}
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The metrics as a DataFrame, a row a round and a column a metric, with the round as index.
+
+        What was not measured is NaN. Raises UserError where pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("pandas is not installed", mend="pip install pandas, or take .columns") from None
+        return pandas.DataFrame(self.columns).set_index("round")
 
     @property
     def experiment(self) -> dict[str, Any]:
@@ -69,12 +96,19 @@ class Run:
         return sum(values) if values else None
 
 
-def read_run(path: Path) -> Run:
-    """The run in the directory ``path``, whose metrics and summary are checked against each other.
+def read_run(run_dir: str | Path, *, unfinished: bool = False) -> Run:
+    """The run in a directory, whose metrics and summary are checked against each other. Imports nothing it names.
 
-    Raises UserError where it is none, is unfinished or is damaged. A run of an earlier version, whose summary vouches
-    for no metrics, is marked with a line on standard error.
+    A run of an earlier version, whose summary vouches for no metrics, is marked with a line on standard error.
+
+    Args:
+        run_dir: where a run writes, or has written.
+        unfinished: whether a run is taken too that has not finished; it has the rounds that are done.
+
+    Raises:
+        UserError: it is none, is damaged, or has not finished.
     """
+    path = Path(run_dir)
     if not path.is_dir():
         raise UserError(
             f"there is no run directory {path}", mend=f"make one with: fedmef-dist run CONFIG --run-dir {path}"
@@ -82,8 +116,24 @@ def read_run(path: Path) -> Run:
     config, rounds_to_do = _read_config(path)
     summary = read_summary(path)
     lines, rest = read_lines(path)
-    if summary is None or not lines:
+    if not unfinished and (summary is None or not lines):
         raise _unfinished(path, f"there is no {SUMMARY if summary is None else METRICS} in it")
+    rounds = _parsed(path, lines)
+    if summary is not None and not check_summary(path, summary, lines, rounds):
+        tell(f"note: {path} is of an earlier version; nothing vouches for its metrics")
+    if unfinished or summary is None:
+        return Run(path, config, rounds, summary or {})
+    if rest:
+        what = f"half a line follows round {len(lines)}"
+        raise UserError(what, where=f"{path / METRICS}, line {len(lines) + 1}", mend=_MEND)
+    if isinstance(summary.get("stopped"), str):  # by a callback, which is an end too
+        rounds_to_do = summary["rounds"]
+    if not rounds_to_do == summary["rounds"] == len(lines):
+        raise _unfinished(path, f"{len(lines)} of {rounds_to_do} rounds, {summary['rounds']} of them in {SUMMARY}")
+    return Run(path, config, rounds, summary)
+
+
+def _parsed(path: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
     rounds = parse_rounds(lines, path / METRICS)
     for number, line in enumerate(rounds, start=1):
         try:
@@ -92,14 +142,7 @@ def read_run(path: Path) -> Run:
             raise UserError(
                 f"{METRICS} is not what a run writes: {error}", where=f"{path / METRICS}, line {number}", mend=_MEND
             ) from None
-    if not check_summary(path, summary, lines, rounds):
-        tell(f"note: {path} is of an earlier version; nothing vouches for its metrics")
-    if rest:
-        what = f"half a line follows round {len(lines)}"
-        raise UserError(what, where=f"{path / METRICS}, line {len(lines) + 1}", mend=_MEND)
-    if not rounds_to_do == summary["rounds"] == len(lines):
-        raise _unfinished(path, f"{len(lines)} of {rounds_to_do} rounds, {summary['rounds']} of them in {SUMMARY}")
-    return Run(path, config, rounds, summary)
+    return rounds
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], int]:

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from fedmef_dist.report.adjustments import STEPS, Around, around_adjustments
+from fedmef_dist.report.adjustments import STEPS, around_adjustments
 from fedmef_dist.report.groups import RunGroup, Spread
 from fedmef_dist.report.quantities import LATE_EVALUATIONS, QUANTITIES, accuracy_late, bytes_per_client_round
 from fedmef_dist.report.rendering import Table, csv_cell
@@ -14,17 +14,17 @@ from fedmef_dist.report.units import DASH, duration, percent, ratio, scaled, sca
 
 def tables(groups: Sequence[RunGroup], target: AccuracyTarget | None) -> list[Table]:
     """All tables that the runs have numbers for, one row a group."""
-    around = [(group.label, found) for group in groups if (found := around_adjustments(group)) is not None]
     return [
-        _accuracy(groups),
-        _costs(groups),
-        _memory(groups),
-        *([_to_target(groups, target)] if target is not None else []),
-        *([_adjustments(around)] if around else []),
+        accuracy_table(groups),
+        costs_table(groups),
+        memory_table(groups),
+        *target_tables(groups, target),
+        *adjustment_tables(groups),
     ]
 
 
-def _accuracy(groups: Sequence[RunGroup]) -> Table:
+def accuracy_table(groups: Sequence[RunGroup]) -> Table:
+    """Accuracy and density at the end."""
     text = any(group.mean("eval/perplexity_last") is not None for group in groups)
     late = any(group.spread(accuracy_late).mean is not None for group in groups)
     late_note = f"Late is the mean of the last {LATE_EVALUATIONS} tests of a run. " if late else ""
@@ -50,10 +50,11 @@ def _accuracy(groups: Sequence[RunGroup]) -> Table:
     )
 
 
-def _costs(groups: Sequence[RunGroup]) -> Table:
+def costs_table(groups: Sequence[RunGroup]) -> Table:
+    """Bytes on the wire, compute and time of whole runs."""
     return Table(
         "Communication, compute and time",
-        ("Run", "Down", "Up", "Total", "Total / dense", "A client and round", "FLOPs", "Time"),
+        ("Run", "Down", "Up", "Total", "Total / dense", "Per client and round", "FLOPs", "Time"),
         [
             (
                 group.label,
@@ -67,13 +68,14 @@ def _costs(groups: Sequence[RunGroup]) -> Table:
             )
             for group in groups
         ],
-        "Means over the seeds. Bytes on the simulated wire, 1 MB = 10^6 bytes; a client and round: the total over all "
-        "trainings that counted. FLOPs of all clients' training are modelled, time is that of the simulation. "
+        "Means over the seeds. Bytes on the simulated wire, 1 MB = 1,000,000 bytes; per client and round: the total "
+        "over all trainings that counted. FLOPs of all clients' training are modelled, time is that of the simulation. "
         '"dense" is dense FedAvg of the same model, rounds and cohort.',
     )
 
 
-def _memory(groups: Sequence[RunGroup]) -> Table:
+def memory_table(groups: Sequence[RunGroup]) -> Table:
+    """Memory of a training step."""
     return Table(
         "Memory of a training step",
         (
@@ -97,38 +99,50 @@ def _memory(groups: Sequence[RunGroup]) -> Table:
     )
 
 
-def _to_target(groups: Sequence[RunGroup], target: AccuracyTarget) -> Table:
+def target_tables(groups: Sequence[RunGroup], target: AccuracyTarget | None) -> list[Table]:
+    """What it took to reach the target, where there is one."""
+    if target is None:
+        return []
     found = [(group, reached(group, target)) for group in groups]
     origin = "That is 95 % of the best row's mean best accuracy, rounded down to a whole per cent. "
-    return Table(
-        f"To reach {100 * target.accuracy:g} % test accuracy",
-        ("Run", "Seeds that did", "Rounds", "Bytes", "FLOPs"),
-        [
-            (
-                group.label,
-                f"{one.seeds} of {len(group.runs)}",
-                scaled_spread(one.rounds.mean, one.rounds.deviation, ""),
-                scaled_spread(one.bytes.mean, one.bytes.deviation, "B"),
-                scaled_spread(one.flops.mean, one.flops.deviation, ""),
-            )
-            for group, one in found
-        ],
-        f"{origin if target.chosen else ''}Up to the first test with at least this accuracy; the mean ± the sample "
-        "standard deviation is over the seeds that reached it, and leaves the others out.",
-    )
+    return [
+        Table(
+            f"To reach {100 * target.accuracy:g} % test accuracy",
+            ("Run", "Seeds that did", "Rounds", "Bytes", "FLOPs"),
+            [
+                (
+                    group.label,
+                    f"{one.seeds} of {len(group.runs)}",
+                    scaled_spread(one.rounds.mean, one.rounds.deviation, ""),
+                    scaled_spread(one.bytes.mean, one.bytes.deviation, "B"),
+                    scaled_spread(one.flops.mean, one.flops.deviation, ""),
+                )
+                for group, one in found
+            ],
+            f"{origin if target.chosen else ''}Up to the first test with at least this accuracy; the mean ± the sample "
+            "standard deviation is over the seeds that reached it, and leaves the others out.",
+        )
+    ]
 
 
-def _adjustments(around: Sequence[tuple[str, Around]]) -> Table:
-    return Table(
-        "Accuracy around an adjustment of the mask",
-        ("Run", "Adjustments", *(f"{step.capitalize()} (%)" for step in STEPS.values()), "Change by prune + grow"),
-        [
-            (label, str(one.adjustments), *(_percent(accuracy) for accuracy in one.accuracies), _percent(one.change))
-            for label, one in around
-        ],
-        "Test accuracy: the mean ± the sample standard deviation over all adjustments of all seeds. The change is "
-        "after growing less after extrusion, taken adjustment by adjustment, in percentage points.",
-    )
+def adjustment_tables(groups: Sequence[RunGroup]) -> list[Table]:
+    """Accuracy around the adjustments of the mask, where runs have tested there."""
+    around = [(group.label, found) for group in groups if (found := around_adjustments(group)) is not None]
+    if not around:
+        return []
+    steps = (f"{step.capitalize()} (%)" for step in STEPS.values())
+    return [
+        Table(
+            "Accuracy around an adjustment of the mask",
+            ("Run", "Adjustments", *steps, "Change by prune + grow"),
+            [
+                (label, str(one.adjustments), *(_percent(value) for value in one.accuracies), _percent(one.change))
+                for label, one in around
+            ],
+            "Test accuracy: the mean ± the sample standard deviation over all adjustments of all seeds. The change is "
+            "after growing less after extrusion, taken adjustment by adjustment, in percentage points.",
+        )
+    ]
 
 
 def _percent(value: Spread) -> str:

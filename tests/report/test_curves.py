@@ -22,7 +22,7 @@ def test_a_line_is_the_mean_over_seeds_with_its_deviation(make_run):
     )
     line = accuracy_line(group, WIRE)
     np.testing.assert_allclose(line.x, [1.5, 3.0])  # MB, mean of 1 and 2, 2 and 4
-    np.testing.assert_allclose(line.accuracy, [60, 90])
+    np.testing.assert_allclose(line.y, [60, 90])
     np.testing.assert_allclose(line.deviation, [10 * np.sqrt(2), 0], atol=1e-9)
 
 
@@ -39,6 +39,23 @@ def test_runs_far_apart_get_a_logarithmic_axis(make_run):
     groups = groups_of(make_run("a", wire=1e6), make_run("b", "fedavg", wire=5e7))
     scales = {curve.file: draw_curves(lines_of(groups, curve), curve).axes[0].get_xscale() for curve in (ROUNDS, WIRE)}
     assert scales == {"accuracy_rounds.png": "linear", "accuracy_wire.png": "log"}
+
+
+def test_a_logarithmic_axis_has_no_powers_of_ten(make_run):
+    groups = groups_of(make_run("a", wire=1e5), make_run("b", "fedavg", wire=5e6))
+    figure = draw_curves(lines_of(groups, WIRE), WIRE)
+    figure.canvas.draw()
+    axis = figure.axes[0].xaxis
+    texts = [label.get_text() for label in (*axis.get_majorticklabels(), *axis.get_minorticklabels())]
+    assert "0.1" in texts
+    assert not [text for text in texts if "10^" in text or "times" in text]
+
+
+def test_a_single_test_has_no_curve(make_run, tmp_path):
+    once = groups_of(make_run("once", accuracies=(0.5,)))
+    assert save_curves(once, tmp_path) == []
+    both = groups_of(make_run("once again", accuracies=(0.5,)), make_run("twice", "fedavg"))
+    assert len(save_curves(both, tmp_path)) == len(CURVES)
 
 
 def test_axes_name_their_units_and_the_legend_the_groups(make_run):

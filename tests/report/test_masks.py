@@ -3,7 +3,7 @@ import pytest
 
 from fedmef_dist.report import masks
 from fedmef_dist.report.groups import group_runs
-from fedmef_dist.report.masks import changes, held, layer_densities, save_layer_densities, save_stability
+from fedmef_dist.report.masks import held, layer_densities, overlap, save_layer_densities, save_stability
 from fedmef_dist.report.runs import read_run
 
 
@@ -60,17 +60,21 @@ def test_each_panel_names_its_layers_where_they_differ(make_run, tmp_path, figur
 
 
 def test_overlap_is_taken_at_the_rounds_that_all_seeds_have(make_run):
-    (group,) = groups_of(
-        make_run("a0", seed=0, logged={2: {"sparsity/overlap": 0.6}, 3: {"sparsity/overlap": 0.9}}),
-        make_run("a1", seed=1, logged={2: {"sparsity/overlap": 0.8}}),
-    )
-    rounds, values = changes(group, "sparsity/overlap")
-    np.testing.assert_array_equal(rounds, [2])
-    np.testing.assert_array_equal(values, [[0.6], [0.8]])
+    first = {2: {"sparsity/overlap": 0.6}, 3: {"sparsity/overlap": 0.9}, 4: {"sparsity/overlap": 0.8}}
+    second = {2: {"sparsity/overlap": 0.8}, 4: {"sparsity/overlap": 0.8}}
+    (group,) = groups_of(make_run("a0", seed=0, logged=first), make_run("a1", seed=1, logged=second))
+    line = overlap(group)
+    np.testing.assert_array_equal(line.x, [2, 4])
+    np.testing.assert_allclose(line.y, [70, 80])
+    np.testing.assert_allclose(line.deviation, [10 * np.sqrt(2), 0], atol=1e-9)
 
 
 def test_stability_has_a_line_a_group_in_each_panel(make_run, tmp_path, figures):
-    moving = {1: {"sparsity/survived": 1.0}, 3: {"sparsity/survived": 0.7, "sparsity/overlap": 0.6}}
+    moving = {
+        1: {"sparsity/survived": 1.0},
+        3: {"sparsity/survived": 0.7, "sparsity/overlap": 0.6},
+        4: {"sparsity/survived": 0.7, "sparsity/overlap": 0.8},
+    }
     paths = [
         make_run("a0", seed=0, logged=moving),
         make_run("a1", seed=1, logged=moving | {3: {"sparsity/survived": 0.5, "sparsity/overlap": 0.4}}),
@@ -79,13 +83,19 @@ def test_stability_has_a_line_a_group_in_each_panel(make_run, tmp_path, figures)
     ]
     (file,) = save_stability(groups_of(*paths), tmp_path)
     assert file.name == "mask_stability.png"
-    overlap, survived = figures[0].axes
-    assert [line.get_label() for line in overlap.lines] == ["a"]
-    np.testing.assert_allclose(overlap.lines[0].get_xydata(), [[3, 50]])
+    overlaps, survived = figures[0].axes
+    assert [line.get_label() for line in overlaps.lines] == ["a"]
+    np.testing.assert_allclose(overlaps.lines[0].get_xydata(), [[3, 50], [4, 80]])
     assert [line.get_label() for line in survived.lines] == ["a", "still"]
-    np.testing.assert_allclose(survived.lines[0].get_ydata(), [100, 100, 60, 60])
+    np.testing.assert_allclose(survived.lines[0].get_ydata(), [100, 100, 60, 70])
     band = survived.collections[0].get_paths()[0].vertices[:, 1]
     assert band.min() == pytest.approx(60 - 100 * np.std([0.7, 0.5], ddof=1))
+
+
+def test_a_single_adjustment_shows_no_course(make_run, tmp_path, figures):
+    once = {1: {"sparsity/survived": 1.0}, 3: {"sparsity/survived": 0.7, "sparsity/overlap": 0.6}}
+    save_stability(groups_of(make_run("a", logged=once)), tmp_path)
+    assert [axes.get_ylabel() for axes in figures[0].axes] == ["Active weights of the first mask (%)"]
 
 
 def test_stability_that_was_not_logged_is_not_drawn(make_run, tmp_path):

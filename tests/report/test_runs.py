@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import fedmef_dist
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.report.runs import read_run
 
@@ -20,6 +21,43 @@ def test_a_total_adds_up_the_rounds(make_run):
     assert run.total("wire/up_bytes") == pytest.approx(0.8e6)  # 0.4 of 2 MB
     assert run.total("only/once") == 3
     assert run.total("unknown") is None
+
+
+def test_the_metrics_are_columns_and_a_data_frame(make_run):
+    run = fedmef_dist.read_run(str(make_run("a", logged={2: {"x": "text"}})))
+    assert run.columns["round"] == [1, 2, 3, 4]
+    assert run.columns["eval/accuracy"] == [None, 0.5, None, 0.9]
+    assert run.columns["x"] == [None, "text", None, None]
+    frame = run.to_pandas()
+    assert frame.index.name == "round"
+    assert frame["eval/accuracy"].dropna().to_dict() == {2: 0.5, 4: 0.9}
+    assert frame["wire/up_bytes"].sum() == pytest.approx(run.total("wire/up_bytes"))
+
+
+def test_without_pandas_the_user_is_told(make_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UserError, match="pandas is not installed"):
+        read_run(make_run("a")).to_pandas()
+
+
+def test_a_run_that_goes_on_can_be_read(make_run):
+    directory = make_run("a")
+    (directory / "summary.json").unlink()
+    lines = (directory / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (directory / "metrics.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:9])
+    run = read_run(directory, unfinished=True)
+    assert run.columns["round"] == [1, 2]
+    assert run.summary == {}
+    (directory / "metrics.jsonl").write_bytes(b"".join(lines[1:]))
+    with pytest.raises(UserError, match="round 1 is missing"):
+        read_run(directory, unfinished=True)
+
+
+def test_a_run_that_a_callback_stopped_has_finished(make_run):
+    directory = make_run("a", stopped="no better for 10 tests")
+    configuration = directory / "config.yaml"
+    configuration.write_text(configuration.read_text().replace("rounds: 4", "rounds: 40"))
+    assert len(read_run(directory).metrics) == 4
 
 
 def test_a_missing_directory_is_the_users_error(tmp_path):
