@@ -265,11 +265,29 @@ def scale(
     repeats: Annotated[int, typer.Option(min=1, help="runs of each point, which take turns")] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="measured rounds of a run, after one to warm up")] = 5,
     out: Annotated[Path | None, typer.Option(callback=_plain, help="default: runs/<name>-scaling")] = None,
+    predict: Annotated[str, typer.Option(help="numbers of ranks, as 64,512,4096; none: doublings of --ranks")] = "",
+    cluster: Annotated[
+        Path | None, typer.Option(callback=_plain, metavar="FILE.yaml", help="the cluster meant, see configs/clusters/")
+    ] = None,
+    simulate: Annotated[bool, typer.Option("--simulate", help="replay what is predicted in SimGrid too")] = False,
 ) -> None:
     """Measure strong and weak scaling, fit a cost model, predict larger clusters; on this machine or an allocation."""
+    from fedmef_dist.scaling.scale import Outlook
     from fedmef_dist.scaling.scale import scale as run_study
 
-    run_study(config, overrides or [], ranks, clients, repeats, rounds, out)
+    run_study(config, overrides or [], ranks, clients, repeats, rounds, out, Outlook(predict, cluster, simulate))
+
+
+@app.command(hidden=True)
+def probe(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(callback=_plain, help="what rank 0 writes")] = Path("probe.json"),
+) -> None:
+    """How long all-reduces take between these ranks; a part of `scale`."""
+    from fedmef_dist.scaling.probe import probe as run_probe
+
+    run_probe(config, overrides or [], out)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

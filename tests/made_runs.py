@@ -17,6 +17,8 @@ def measurement(ranks, train, cohort=(10.0, 20.0), rounds=2, wait=0.0, reduce=0.
         cohorts=(sizes,) * rounds,
         job_seconds=np.tile(sizes / sizes.sum() * train * ranks, rounds),
         reduce_bytes=1000.0,
+        evaluated=1.0,
+        adjusted=0.0,
         outside=3.0,
         peak_bytes=200_000_000,
     )

@@ -43,8 +43,11 @@ def explain(error: ValidationError, tree: Mapping[str, Any], where: str, hint: C
         hint: an unknown key -> what to do about it.
     """
     problems: dict[str, list[Any]] = {}
-    for problem in error.errors(include_url=False):
-        problems.setdefault(_dotted(problem["loc"], tree), []).append(problem)
+    # A key that is missing is often one that is misspelt: that one comes first.
+    for problem in sorted(error.errors(include_url=False), key=lambda problem: problem["type"] == "missing"):
+        missing = problem["loc"][-1:] if problem["type"] == "missing" else ()
+        key = ".".join(filter(None, [_dotted(problem["loc"], tree), *map(str, missing)]))
+        problems.setdefault(key, []).append(problem)
     dotted, found = next(iter(problems.items()))
     more = f" (and {len(problems) - 1} more keys)" if len(problems) > 1 else ""
     if found[0]["type"] == "extra_forbidden":

@@ -29,6 +29,8 @@ class Measurement:
         cohorts: for each round float64 (cohort,), the samples of each client.
         job_seconds: float64 (jobs,), that the training of each client took, in the order of ``samples``.
         reduce_bytes: bytes that a rank hands to collectives in a round.
+        evaluated: share of the rounds that evaluate.
+        adjusted: share of the rounds that move the mask.
         outside: seconds of the process before the first and behind the last round.
         peak_bytes: most memory that a rank held.
     """
@@ -41,6 +43,8 @@ class Measurement:
     cohorts: tuple[np.ndarray, ...]
     job_seconds: np.ndarray
     reduce_bytes: float
+    evaluated: float
+    adjusted: float
     outside: float
     peak_bytes: int
 
@@ -59,7 +63,8 @@ def read_measurement(run_dir: Path, point: Point, local_ranks: int) -> Measureme
     jobs = {n: list(group) for n, group in groupby(sorted(clients, key=_round), _round)}
     seconds = _extent(measured)
     phases = {name: _total(measured, name) / point.ranks for name in PHASES}
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[WARM_UP:]
+    text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()[WARM_UP:]]
     process = json.loads((run_dir / PROCESS_FILE).read_text(encoding="utf-8"))["seconds"]
     return Measurement(
         point=point,
@@ -69,7 +74,9 @@ def read_measurement(run_dir: Path, point: Point, local_ranks: int) -> Measureme
         phases=phases | {"other": seconds - sum(phases.values())},
         cohorts=tuple(np.array([job["args"]["samples"] for job in group], np.float64) for group in jobs.values()),
         job_seconds=np.array([job["dur"] * _SECONDS for group in jobs.values() for job in group]),
-        reduce_bytes=float(np.mean([json.loads(line)["cluster/reduce_bytes"] for line in lines])),
+        reduce_bytes=float(np.mean([line["cluster/reduce_bytes"] for line in lines])),
+        evaluated=float(np.mean(["eval/accuracy" in line for line in lines])),
+        adjusted=float(np.mean(["sparsity/overlap" in line for line in lines])),
         outside=process - _extent(spans),
         peak_bytes=max(event["args"]["bytes"] for event in events if event["ph"] == "C"),
     )

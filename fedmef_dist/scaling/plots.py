@@ -8,7 +8,6 @@ import numpy as np
 
 from fedmef_dist.scaling.measurement import Results, efficiency
 from fedmef_dist.scaling.points import Point, Study
-from fedmef_dist.scaling.prediction import Prediction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,10 +24,10 @@ _PHASES = {
 }
 
 
-def save_plots(study: Study, results: Results, predictions: Sequence[Prediction], directory: Path) -> list[Path]:
+def save_plots(study: Study, results: Results, directory: Path) -> list[Path]:
     """Write speedup.png, efficiency.png, phases.png and, for several populations, clients.png; returns the files."""
     drawn = {
-        "speedup.png": _speed_up(study, results, predictions),
+        "speedup.png": _speed_up(study, results),
         "efficiency.png": _efficiency(study, results),
         "phases.png": _time(study.strong, results),
     }
@@ -39,23 +38,18 @@ def save_plots(study: Study, results: Results, predictions: Sequence[Prediction]
     return [directory / name for name in drawn]
 
 
-def _speed_up(study: Study, results: Results, predictions: Sequence[Prediction]) -> "Figure":
-    figure, axes = _figure()
+def _speed_up(study: Study, results: Results) -> "Figure":
+    figure, axes = new_figure()
     fewest = study.strong[0].ranks
     ranks = np.array([point.ranks for point in study.strong])
     shares = [efficiency(results[point], results[study.strong[0]]) for point in study.strong]
     speed = np.array([share.median for share in shares]) * ranks / fewest
     errors = np.array([[s.median - s.low, s.high - s.median] for s in shares]).T * ranks / fewest
-    end = predictions[-1].ranks
+    end = int(ranks[-1])
     axes.plot([fewest, end], [1, end / fewest], color="#888888", ls="--", lw=1, label="ideal")
-    line = [
-        (int(ranks[-1]), float(speed[-1])),
-        *((p.ranks, p.strong_efficiency * p.ranks / fewest) for p in predictions),
-    ]
-    axes.plot(*zip(*line, strict=True), color=_MODELLED, ls=":", marker="s", ms=4, label="predicted")
     axes.errorbar(ranks, speed, errors, color=_MEASURED, marker="o", ms=4, capsize=3, label="measured")
     axes.set(xscale="log", yscale="log", ylabel=f"Speed-up over {fewest} rank{'s' * (fewest > 1)}")
-    _finish(axes, [*ranks.tolist(), *(prediction.ranks for prediction in predictions)])
+    _finish(axes, ranks.tolist())
     ticks = axes.get_xticks()
     axes.set_yticks(np.asarray(ticks) / fewest, [f"{tick / fewest:g}" for tick in ticks])
     axes.minorticks_off()
@@ -63,7 +57,7 @@ def _speed_up(study: Study, results: Results, predictions: Sequence[Prediction])
 
 
 def _efficiency(study: Study, results: Results) -> "Figure":
-    figure, axes = _figure()
+    figure, axes = new_figure()
     curves = (("strong: same cohort", study.strong, _MEASURED, "o"), ("weak: cohort grows", study.weak, _MODELLED, "s"))
     axes.axhline(100, color="#888888", ls="--", lw=1, label="ideal")
     for label, points, colour, marker in curves:
@@ -79,7 +73,7 @@ def _efficiency(study: Study, results: Results) -> "Figure":
 
 def _time(points: Sequence[Point], results: Results) -> "Figure":
     """A bar for each number of ranks: rank-seconds a round, so that equal heights mean ideal scaling."""
-    figure, axes = _figure()
+    figure, axes = new_figure()
     places, bottom = np.arange(len(points)), np.zeros(len(points))
     for name, (colour, hatch) in _PHASES.items():
         height = np.array(
@@ -97,7 +91,7 @@ def _time(points: Sequence[Point], results: Results) -> "Figure":
 
 
 def _clients(points: Sequence[Point], results: Results) -> "Figure":
-    figure, axes = _figure()
+    figure, axes = new_figure()
     clients = [point.clients for point in points]
     seconds = [[(run.seconds - run.phases["train"]) / run.rounds for run in results[point]] for point in points]
     outside = [[run.outside for run in results[point]] for point in points]
@@ -117,7 +111,8 @@ def _finish(axes: "Axes", ranks: Sequence[int]) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _figure() -> tuple["Figure", "Axes"]:
+def new_figure() -> tuple["Figure", "Axes"]:
+    """An empty figure, as wide as a column of a paper."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,58 +1,144 @@
-"""What the fitted cost model says: about the measured points, as a check, and about larger clusters."""
+"""What the fitted cost model says: about the measured points, as a check, and about clusters that nobody measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fedmef_dist.scaling.cost_model import CostModel
-from fedmef_dist.scaling.measurement import Measurement, Results, round_seconds
+from fedmef_dist.base.randomness import numpy_generator
+from fedmef_dist.cluster.collective_costs import Network
+from fedmef_dist.scaling.cluster_file import Cluster
+from fedmef_dist.scaling.cost_model import CostModel, Work
+from fedmef_dist.scaling.fitting import work_of
+from fedmef_dist.scaling.measurement import Measurement, Results
 from fedmef_dist.scaling.points import Study
 
-_DOUBLINGS = 5
+_COHORTS = tuple(10**power for power in range(1, 8))
+_WORTH = 1.05  # ranks beyond which a round gets faster by less than this factor are of no use
+_HOUR = 3600.0
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """So many ranks: seconds of a round and efficiency, with the study's cohort and with one that grows."""
+    """A round of so many clients on so many ranks.
+
+    Attributes:
+        ranks: of the run.
+        cohort: clients of the round.
+        parts: seconds of each part.
+        all_reduce: the algorithm of the round's sum.
+        efficiency: what one rank would take, over the seconds of all ranks together.
+    """
 
     ranks: int
-    strong_seconds: float
-    strong_efficiency: float
-    weak_seconds: float
-    weak_efficiency: float
+    cohort: int
+    parts: dict[str, float]
+    all_reduce: str
+    efficiency: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the round."""
+        return sum(self.parts.values())
+
+    @property
+    def bound(self) -> str:
+        """``training`` where it takes more than all other parts together, else the largest of them."""
+        others = {name: seconds for name, seconds in self.parts.items() if name != "training"}
+        return (
+            "training" if self.parts["training"] > sum(others.values()) else max(others, key=lambda name: others[name])
+        )
+
+    def run_seconds(self, rounds: int, start: float) -> float:
+        """Of a whole run."""
+        return rounds * self.seconds + start
+
+    def device_hours(self, rounds: int, start: float) -> float:
+        """Hours of all ranks together that a whole run takes."""
+        return self.ranks * self.run_seconds(rounds, start) / _HOUR
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """All that is predicted for one cluster.
+
+    Attributes:
+        strong: the study's cohort on each number of ranks.
+        weak: a cohort that grows with the ranks.
+        cohorts: each size of cohort that is a power of ten, on each number of ranks.
+        enough: for each of these cohorts the ranks beyond which a round gets faster by less than 5 %.
+    """
+
+    strong: tuple[Prediction, ...]
+    weak: tuple[Prediction, ...]
+    cohorts: tuple[tuple[Prediction, ...], ...]
+    enough: dict[int, int]
+
+
+class Predictor:
+    """Predicts rounds of a run whose clients are as large as those that were measured.
+
+    Args:
+        model: fitted.
+        cluster: whose ranks are meant; None: more of the measured machines, filled as densely as the fullest.
+        runs: that were measured.
+        seed: of the sizes of clients that are drawn.
+    """
+
+    def __init__(self, model: CostModel, cluster: Cluster | None, runs: Sequence[Measurement], seed: int = 0) -> None:
+        self.cluster = cluster
+        self.model = model if cluster is None else model.on(cluster)
+        self.work: Work = work_of(runs[-1])
+        self._local_ranks = max(run.local_ranks for run in runs)
+        self._sizes = np.concatenate([run.samples for run in runs])
+        self._seed = seed
+        self._alone: dict[int, float] = {}
+
+    def network(self, ranks: int) -> Network:
+        """That of so many ranks."""
+        if self.cluster is not None:
+            return self.cluster.network(ranks)
+        return self.model.network(ranks, self._local_ranks)
+
+    def samples(self, cohort: int) -> np.ndarray:
+        """A cohort's sizes, float64 (cohort,), drawn from those that were measured."""
+        return numpy_generator(self._seed, "predicted cohort", cohort).choice(self._sizes, cohort)
+
+    def predict(self, ranks: int, cohort: int) -> Prediction:
+        """A round."""
+        network = self.network(ranks)
+        parts = self.model.parts(self.samples(cohort), network, self.work)
+        name = self.model.all_reduce_name(cohort, network, self.work) if ranks > 1 else "none"
+        if cohort not in self._alone:
+            self._alone[cohort] = sum(self.model.parts(self.samples(cohort), self.network(1), self.work).values())
+        seconds = sum(parts.values())
+        return Prediction(ranks, cohort, parts, name, self._alone[cohort] / (ranks * seconds) if seconds else 1.0)
+
+    def all(self, study: Study, ranks: Sequence[int]) -> Predictions:
+        """Strong and weak scaling to these numbers of ranks, and cohorts of 10 to 10 million on them."""
+        cohort, fewest = study.strong[0].cohort, study.strong[0].ranks
+        return Predictions(
+            strong=tuple(self.predict(number, cohort) for number in ranks),
+            weak=tuple(self.predict(number, max(cohort * number // fewest, 1)) for number in ranks),
+            cohorts=tuple(tuple(self.predict(number, size) for number in ranks) for size in _COHORTS),
+            enough={size: self.enough(size, max(ranks)) for size in _COHORTS},
+        )
+
+    def enough(self, cohort: int, most: int) -> int:
+        """The least power of two of ranks, up to ``most``, after which no more ranks make a round 5 % faster."""
+        numbers = [2**power for power in range(most.bit_length())]
+        seconds = [self.predict(number, cohort).seconds for number in numbers]
+        return next(number for place, number in enumerate(numbers) if seconds[place] <= _WORTH * min(seconds[place:]))
 
 
 def modelled_seconds(model: CostModel, runs: Sequence[Measurement]) -> float:
-    """Seconds of a measured point's round by the formula."""
-    run = runs[0]
-    return _mean(model, run, 1, run.point.ranks, run.local_ranks)
+    """Seconds of a measured point's round by the formula, mean over its cohorts."""
+    run, work = runs[0], work_of(runs[0])
+    network = model.network(run.point.ranks, run.local_ranks)
+    return float(np.mean([sum(model.parts(samples, network, work).values()) for samples in run.cohorts]))
 
 
-def predict(model: CostModel, study: Study, results: Results) -> list[Prediction]:
-    """Twice, four times, ... the most ranks that were measured, on nodes filled as densely as there.
-
-    Five doublings. Efficiency is relative to the measurement with the fewest ranks. A growing cohort repeats the sizes
-    of the measured one.
-    """
-    base, full = results[study.strong[0]], results[study.strong[-1]][0]
-    fewest, seconds = study.strong[0].ranks, round_seconds(base).median
-    found = []
-    for doubling in range(1, _DOUBLINGS + 1):
-        ranks = full.point.ranks * 2**doubling
-        strong = _mean(model, full, 1, ranks, full.local_ranks)
-        weak = _mean(model, full, ranks // fewest, ranks, full.local_ranks)
-        found.append(Prediction(ranks, strong, seconds * fewest / (strong * ranks), weak, seconds / weak))
-    return found
-
-
-def _mean(model: CostModel, run: Measurement, times: int, ranks: int, local_ranks: int) -> float:
-    """Mean over the measured cohorts, each repeated so many times."""
-    return float(
-        np.mean(
-            [
-                model.round_seconds(np.tile(samples, times), ranks, local_ranks, run.reduce_bytes)
-                for samples in run.cohorts
-            ]
-        )
-    )
+def all_runs(results: Results) -> list[Measurement]:
+    """Every run of a study, those with the most ranks last."""
+    runs = [run for each in results.values() for run in each]
+    return sorted(runs, key=lambda run: run.point.ranks)

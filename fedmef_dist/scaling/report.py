@@ -9,7 +9,8 @@ from fedmef_dist.report.units import scaled
 from fedmef_dist.scaling.cost_model import CostModel
 from fedmef_dist.scaling.measurement import Measurement, Quartiles, Results, efficiency, losses, round_seconds
 from fedmef_dist.scaling.points import Point, Study
-from fedmef_dist.scaling.prediction import Prediction, modelled_seconds
+from fedmef_dist.scaling.prediction import modelled_seconds
+from fedmef_dist.scaling.text import table
 
 _PHASES = ("train", "wait", "reduce", "adjust", "eval", "other")
 _NOTES = """\
@@ -20,8 +21,8 @@ ranks), adjust (the server's update, in some rounds of the mask too), eval (test
 metrics)."""
 
 
-def markdown(study: Study, results: Results, model: CostModel, predictions: Sequence[Prediction], head: str) -> str:
-    """The whole report; ``head`` says what was measured where."""
+def markdown(study: Study, results: Results, model: CostModel, head: str) -> str:
+    """What was measured, beside the model's word on it; ``head`` says where."""
     first = results[study.strong[0]]
     parts = [
         f"# Scaling\n\n{head}",
@@ -32,15 +33,8 @@ def markdown(study: Study, results: Results, model: CostModel, predictions: Sequ
         f"## Weak scaling: the cohort grows with the ranks\n\n{_scaling(study.weak, results, model)}",
         f"What the efficiency lacks to 100 %, in points:\n\n{_losses(study.weak, results)}",
         f"## Clients of the population\n\n{_population(study.population, results)}" if study.population else "",
-        f"## Cost model\n\n{_model(model)}",
-        f"## Prediction\n\n{_predictions(predictions)}",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---:"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n\n".join(part for part in parts if part)
 
 
 def _scaling(points: Sequence[Point], results: Results, model: CostModel) -> str:
@@ -52,7 +46,7 @@ def _scaling(points: Sequence[Point], results: Results, model: CostModel) -> str
         speed = share.median * point.ranks / points[0].ranks
         error = f"{modelled:.3f} ({100 * (modelled / seconds.median - 1):+.1f} %)"
         rows.append([str(point.ranks), str(point.cohort), _seconds(seconds), f"{speed:.2f}", _percent(share), error])
-    return _table(("Ranks", "Cohort", "Round (s)", "Speed-up", "Efficiency (%)", "Modelled (s)"), rows)
+    return table(("Ranks", "Cohort", "Round (s)", "Speed-up", "Efficiency (%)", "Modelled (s)"), rows)
 
 
 def _phases(points: Sequence[Point], results: Results) -> str:
@@ -61,7 +55,7 @@ def _phases(points: Sequence[Point], results: Results) -> str:
         runs = results[point]
         shares = [_median(run.phases[name] / run.seconds for run in runs) for name in _PHASES]
         rows.append([str(point.ranks), *(f"{100 * share:.2f}" for share in shares)])
-    return _table(("Ranks", *(f"{name} (%)" for name in _PHASES)), rows)
+    return table(("Ranks", *(f"{name} (%)" for name in _PHASES)), rows)
 
 
 def _losses(points: Sequence[Point], results: Results) -> str:
@@ -70,7 +64,7 @@ def _losses(points: Sequence[Point], results: Results) -> str:
         lost = losses(results[point], results[points[0]])
         lacking = 1 - efficiency(results[point], results[points[0]]).median
         rows.append([str(point.ranks), f"{100 * lacking:.2f}", *(f"{100 * lost[name]:+.2f}" for name in _PHASES)])
-    return _table(("Ranks", "lacking", *_PHASES), rows)
+    return table(("Ranks", "lacking", *_PHASES), rows)
 
 
 def _population(points: Sequence[Point], results: Results) -> str:
@@ -100,42 +94,7 @@ def _population(points: Sequence[Point], results: Results) -> str:
         "Start and end (s)",
         "Peak memory",
     )
-    return _table(header, rows)
-
-
-def _model(model: CostModel) -> str:
-    rows = [
-        ("a client", f"{1000 * model.client:.3f} ms"),
-        ("a sample", f"{1e6 * model.sample:.2f} µs"),
-        ("a sample, more for each further rank on the node", f"{1e6 * model.neighbour:.2f} µs"),
-        ("a reduction, each doubling of the ranks", f"{1000 * model.latency:.3f} ms"),
-        ("a reduction, each megabyte through a rank", f"{1e9 * model.byte:.3f} ms"),
-        ("the test set on one rank, a round", f"{1000 * model.evaluate:.2f} ms"),
-        ("the rest of a round", f"{1000 * model.rest:.2f} ms"),
-    ]
-    return (
-        "A round takes as long as its slowest rank trains, with clients placed longest first, and then the reduction, "
-        "the rank's share of the test set, and the rest. Fitted to all runs above:\n\n"
-        + _table(("Cost of", "Value"), rows)
-    )
-
-
-def _predictions(predictions: Sequence[Prediction]) -> str:
-    rows = [
-        [
-            str(each.ranks),
-            f"{each.strong_seconds:.3f}",
-            f"{100 * each.strong_efficiency:.1f}",
-            f"{each.weak_seconds:.3f}",
-            f"{100 * each.weak_efficiency:.1f}",
-        ]
-        for each in predictions
-    ]
-    header = ("Ranks", "Strong: round (s)", "efficiency (%)", "Weak: round (s)", "efficiency (%)")
-    return (
-        "By the cost model, on nodes filled as densely as the fullest one above and on a network as quick as the one "
-        f"measured; not measured.\n\n{_table(header, rows)}"
-    )
+    return table(header, rows)
 
 
 def comma_separated(results: Results) -> str:

@@ -19,6 +19,7 @@ from fedmef_dist.cluster.local_ranks import run_ranks, wait_for
 from fedmef_dist.cluster.slurm import expand_tasks
 from fedmef_dist.config import load_config, to_tree
 from fedmef_dist.scaling.points import Point
+from fedmef_dist.scaling.probe import Probe, read_probes
 
 PROCESS_FILE = "process.json"
 _TAIL = 12
@@ -39,16 +40,27 @@ class LaunchSite:
                 mend="ask for more nodes or tasks, or measure fewer ranks",
             )
 
+    def probes(self, ranks: Sequence[int]) -> list[tuple[int, bool]]:
+        """On how many ranks the network is measured, and whether each has a node of its own."""
+        nodes = 1 if self.tasks_per_node is None else len(self.tasks_per_node)
+        here = max(ranks) if self.tasks_per_node is None else self.tasks_per_node[0]
+        inside = sorted({number for number in ranks if 1 < number <= here})
+        spread = sorted({2, nodes} & set(range(2, nodes + 1)))
+        return [*((number, False) for number in inside), *((number, True) for number in spread)]
+
     def local_ranks(self, ranks: int) -> int:
         """How many of the ranks share a node."""
         return ranks if self.tasks_per_node is None else min(ranks, self.tasks_per_node[0])
 
-    def run(self, arguments: Sequence[str], ranks: int, log: Path) -> int:
-        """Run ``fedmef-dist ARGUMENTS`` on so many ranks; returns the exit status. What they print goes to ``log``."""
+    def run(self, arguments: Sequence[str], ranks: int, log: Path, *, spread: bool = False) -> int:
+        """Run ``fedmef-dist ARGUMENTS`` on so many ranks; returns the exit status. What they print goes to ``log``.
+
+        ``spread`` puts each rank of an allocation on a node of its own.
+        """
         with log.open("wb") as output:
             if self.tasks_per_node is None:
                 return run_ranks(arguments, ranks, output)
-            nodes = -(-ranks // self.tasks_per_node[0])
+            nodes = ranks if spread else -(-ranks // self.tasks_per_node[0])
             threads = os.environ.get("SLURM_CPUS_PER_TASK", "1")
             step = [f"--nodes={nodes}", f"--ntasks={ranks}", f"--cpus-per-task={threads}", "--kill-on-bad-exit=0"]
             command = ["srun", *step, "--wait=30", sys.executable, "-m", "fedmef_dist", *arguments]
@@ -88,9 +100,30 @@ def measure(
     start = time.perf_counter()
     status = place.run(["run", str(config), *changes, "--run-dir", str(run_dir)], point.ranks, log)
     if status:
-        _give_up(status, point, log)
+        _give_up(status, point.name, log)
     write_json(run_dir / PROCESS_FILE, {"seconds": time.perf_counter() - start})
     return run_dir
+
+
+def measure_network(
+    place: LaunchSite, config: Path, overrides: Sequence[str], ranks: Sequence[int], out: Path
+) -> list[Probe]:
+    """All-reduces on so many ranks of a node, and over an allocation's nodes with a rank each; those that lie there.
+
+    Raises SystemExit where a probe failed, which is shown, or a signal stopped it.
+    """
+    found: list[Probe] = []
+    out.mkdir(parents=True, exist_ok=True)
+    for number, spread in place.probes(ranks):
+        file = out / f"{'nodes' if spread else 'ranks'}-{number}.json"
+        if not file.is_file():
+            print(f"network: {number} {'nodes' if spread else 'ranks of a node'}", flush=True)
+            log = file.with_suffix(".log")
+            status = place.run(["probe", str(config), *overrides, "--out", str(file)], number, log, spread=spread)
+            if status:
+                _give_up(status, file.stem, log)
+        found += read_probes(file)
+    return found
 
 
 def _refuse_another(run_dir: Path, wanted: dict[str, object]) -> None:
@@ -103,12 +136,12 @@ def _refuse_another(run_dir: Path, wanted: dict[str, object]) -> None:
         )
 
 
-def _give_up(status: int, point: Point, log: Path) -> None:
+def _give_up(status: int, name: str, log: Path) -> None:
     if status in (STOPPED_EARLY, INTERRUPTED):
         raise SystemExit(status)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
     print(
-        f"the run {point.name} ended with exit status {status}; {log} ends with:",
+        f"the run {name} ended with exit status {status}; {log} ends with:",
         *map(printable, lines),
         sep="\n",
         file=sys.stderr,

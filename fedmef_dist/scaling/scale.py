@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,31 +16,86 @@ from fedmef_dist.base.version import VERSION
 from fedmef_dist.cluster.group import STOPPED_EARLY
 from fedmef_dist.cluster.interruption import Interruption, listening
 from fedmef_dist.cluster.symptoms import processor_name
-from fedmef_dist.config import load_config
+from fedmef_dist.config import Config, load_config
 from fedmef_dist.report.rendering import markdown_code
-from fedmef_dist.scaling.cost_model import fit
+from fedmef_dist.scaling.cluster_file import load_cluster
+from fedmef_dist.scaling.drawing import drawing_seconds
+from fedmef_dist.scaling.fitting import Fit, fit
 from fedmef_dist.scaling.measurement import Results, read_measurement
 from fedmef_dist.scaling.plots import save_plots
 from fedmef_dist.scaling.points import Point, Study, parse_numbers, plan_study
-from fedmef_dist.scaling.prediction import predict
+from fedmef_dist.scaling.prediction import Predictor, all_runs
+from fedmef_dist.scaling.prediction_plots import save_prediction_plots
+from fedmef_dist.scaling.prediction_report import model_section, prediction_section, simulation_section
+from fedmef_dist.scaling.probe import Probe
 from fedmef_dist.scaling.report import comma_separated, markdown
-from fedmef_dist.scaling.runs import LaunchSite, find_place, measure
+from fedmef_dist.scaling.runs import LaunchSite, find_place, measure, measure_network
+from fedmef_dist.scaling.simulation import Simulated, find_simulator, simulate
 from fedmef_dist.tracking.timeline import read_timelines
+
+_DOUBLINGS = 5
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is asked beyond what is measured.
+
+    Attributes:
+        ranks: numbers of ranks to predict, separated by commas; empty: doublings of the most that are measured.
+        cluster: the file that describes the cluster; None: more of the machines that are measured.
+        simulates: whether SimGrid replays the predicted rounds.
+    """
+
+    ranks: str = ""
+    cluster: Path | None = None
+    simulates: bool = False
+
+    def predictor(self, config: Config, results: Results, probes: Sequence[Probe]) -> tuple[Predictor, Fit]:
+        """Fits the model and applies it to the cluster."""
+        runs = all_runs(results)
+        found = fit(runs, probes, drawing_seconds())
+        cluster = None if self.cluster is None else load_cluster(self.cluster)
+        return Predictor(found.model, cluster, runs, config.seed), found
+
+    def numbers(self, measured: Sequence[int]) -> list[int]:
+        """The numbers of ranks. Raises UserError where they are none, or more than the cluster has."""
+        numbers = parse_numbers(self.ranks, "--predict") or [max(measured) << step for step in range(1, _DOUBLINGS + 1)]
+        cluster = None if self.cluster is None else load_cluster(self.cluster)
+        if cluster is not None and not self.ranks:
+            numbers = [number for number in numbers if number <= cluster.most_ranks] or [cluster.most_ranks]
+        if cluster is not None and max(numbers) > cluster.most_ranks:
+            raise UserError(
+                f"the cluster has {cluster.most_ranks:,} ranks, not {max(numbers):,}",
+                where="--predict",
+                mend=f"predict fewer, or raise nodes or ranks_per_node in {self.cluster}",
+            )
+        return numbers
 
 
 def scale(
-    path: Path, overrides: Sequence[str], ranks: str, clients: str, repeats: int, rounds: int, out: Path | None
+    path: Path,
+    overrides: Sequence[str],
+    ranks: str,
+    clients: str,
+    repeats: int,
+    rounds: int,
+    out: Path | None,
+    outlook: Outlook,
 ) -> None:
-    """Measure every point, as far as it is not there already, and write the report.
+    """Measure every point, as far as it is not there already, fit, predict, and write the report.
 
     Raises:
-        UserError: the configuration or a list of numbers does not fit, or there are too few tasks or clients.
+        UserError: the configuration, a list of numbers or the cluster does not fit, there are too few tasks or clients,
+            or the simulator that is asked for is not there.
         SystemExit: a run failed, or a signal stopped it.
     """
     config = load_config(path, overrides)
     numbers = parse_numbers(ranks, "--ranks")
     if not numbers:
         raise UserError("no number of ranks is given", where="--ranks", mend="write for example --ranks 1,2,4")
+    predicted = outlook.numbers(numbers)
+    if outlook.simulates:
+        find_simulator()
     study = plan_study(config, numbers, parse_numbers(clients, "--clients"))
     place = find_place()
     place.check(max(numbers))
@@ -48,9 +103,37 @@ def scale(
         load_config(path, [*overrides, *point.overrides(rounds)])  # wrong before the first run is better than after it
     directory = out or Path("runs") / f"{config.name}-scaling"
     with listening(ends_process=True) as interruption:
+        probes = measure_network(place, path, overrides, numbers, directory / "network")
         results = _measure_all(place, path, overrides, study, rounds, repeats, directory, interruption)
-        head = _head(path, overrides, place)
-        _write(study, results, directory, head)
+        predictor, found = outlook.predictor(config, results, probes)
+        simulated = _simulate(predictor, study, predicted, directory) if outlook.simulates else []
+    sections = [
+        markdown(study, results, found.model, _head(path, overrides, place)),
+        f"## Cost model\n\n{model_section(found)}",
+        "## Prediction\n\n" + prediction_section(predictor, predictor.all(study, predicted), config.federation.rounds),
+        *([f"## Simulation\n\n{simulation_section(simulated)}"] if outlook.simulates else []),
+    ]
+    files = ["scaling.md", "scaling.csv", "cost_model.json", "timeline.json"]
+    write_text(directory / "scaling.md", "\n\n".join(sections) + "\n")
+    write_text(directory / "scaling.csv", comma_separated(results))
+    write_json(directory / "cost_model.json", asdict(found.model))
+    _write_timeline(study.strong[-1], directory)
+    files += [plot.name for plot in save_plots(study, results, directory)]
+    plots = save_prediction_plots(predictor, study.strong[0].cohort, predicted, simulated, directory)
+    print("\n\n".join(sections))
+    for name in [*files, *(plot.name for plot in plots)]:
+        print(directory / name)
+
+
+def _simulate(predictor: Predictor, study: Study, ranks: Sequence[int], directory: Path) -> list[Simulated]:
+    """Strong and weak points."""
+    cohort, fewest = study.strong[0].cohort, study.strong[0].ranks
+    points = dict.fromkeys((number, size) for number in ranks for size in (cohort, max(cohort * number // fewest, 1)))
+    found = []
+    for number, size in points:
+        print(f"simulation: {number} ranks, {size} clients", flush=True)
+        found.append(simulate(predictor, number, size, directory / "simulation"))
+    return found
 
 
 def _measure_all(
@@ -73,20 +156,6 @@ def _measure_all(
             run_dir = measure(place, path, overrides, point, rounds, repeat, out)
             results[point].append(read_measurement(run_dir, point, place.local_ranks(point.ranks)))
     return results
-
-
-def _write(study: Study, results: Results, directory: Path, head: str) -> None:
-    model = fit([run for runs in results.values() for run in runs])
-    predictions = predict(model, study, results)
-    report = markdown(study, results, model, predictions, head)
-    write_text(directory / "scaling.md", report)
-    write_text(directory / "scaling.csv", comma_separated(results))
-    write_json(directory / "cost_model.json", asdict(model))
-    _write_timeline(study.strong[-1], directory)
-    plots = save_plots(study, results, predictions, directory)
-    print(report)
-    for name in ("scaling.md", "scaling.csv", "cost_model.json", "timeline.json", *(plot.name for plot in plots)):
-        print(directory / name)
 
 
 def _write_timeline(point: Point, directory: Path) -> None:

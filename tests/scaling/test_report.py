@@ -4,10 +4,9 @@ import io
 import pytest
 from made_runs import measurement
 
-from fedmef_dist.scaling.cost_model import fit
+from fedmef_dist.scaling.fitting import fit
 from fedmef_dist.scaling.plots import save_plots
 from fedmef_dist.scaling.points import Point, Study
-from fedmef_dist.scaling.prediction import predict
 from fedmef_dist.scaling.report import comma_separated, markdown
 
 STUDY = Study(
@@ -35,9 +34,8 @@ def rows(text, header):
     return table
 
 
-def report(results):
-    model = fit([run for runs in results.values() for run in runs])
-    return markdown(STUDY, results, model, predict(model, STUDY, results), "measured here")
+def report(results, study=STUDY):
+    return markdown(study, results, fit([run for runs in results.values() for run in runs]).model, "measured here")
 
 
 def test_speed_up_and_efficiency(results):
@@ -63,15 +61,7 @@ def test_clients_of_the_population(results):
 
 
 def test_a_study_without_populations_has_no_such_table(results):
-    study = Study(STUDY.strong, STUDY.weak, ())
-    model = fit(results[STUDY.strong[0]])
-    assert "Clients of the population" not in markdown(study, results, model, predict(model, study, results), "")
-
-
-def test_predictions_are_said_to_be_none_of_measurements(results):
-    text = report(results)
-    assert "not measured.\n\n| Ranks | Strong" in text
-    assert [row[0] for row in rows(text, "| Ranks | Strong")] == ["4", "8", "16", "32", "64"]
+    assert "Clients of the population" not in report(results, Study(STUDY.strong, STUDY.weak, ()))
 
 
 def test_the_csv_has_a_row_a_run(results):
@@ -86,7 +76,6 @@ def test_the_csv_has_a_row_a_run(results):
 
 
 def test_every_plot_is_an_image(results, tmp_path):
-    model = fit([run for runs in results.values() for run in runs])
-    files = save_plots(STUDY, results, predict(model, STUDY, results), tmp_path)
+    files = save_plots(STUDY, results, tmp_path)
     assert [file.name for file in files] == ["speedup.png", "efficiency.png", "phases.png", "clients.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)

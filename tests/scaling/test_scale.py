@@ -5,7 +5,7 @@ import pytest
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.scaling import scale as module
-from fedmef_dist.scaling.scale import scale
+from fedmef_dist.scaling.scale import Outlook, scale
 
 CONFIG = """
 name: small
@@ -26,19 +26,20 @@ def config(tmp_path):
 @pytest.mark.cluster
 def test_a_study_measures_fits_and_predicts_and_a_second_one_finds_it_done(config, tmp_path, capsys):
     out = tmp_path / "out"
-    scale(config, ["seed=1"], "2", "", 1, 2, out)
+    scale(config, ["seed=1"], "2", "", 1, 2, out, Outlook())
     shown = capsys.readouterr().out
     assert "## Strong scaling: 2 clients a round" in shown
     assert {path.name for path in out.iterdir()} == {
-        "points", "scaling.md", "scaling.csv", "cost_model.json", "timeline.json",
+        "points", "network", "scaling.md", "scaling.csv", "cost_model.json", "timeline.json",
         "speedup.png", "efficiency.png", "phases.png",
+        "predicted_speedup.png", "predicted_parts.png", "predicted_cohorts.png",
     }  # fmt: skip
     events = json.loads((out / "timeline.json").read_text())["traceEvents"]
     assert {event["pid"] for event in events} == {0, 1}
     assert sum(event["name"].startswith("client ") for event in events) == 6  # 3 rounds of a cohort of 2
     (process,) = out.glob("points/*/process.json")
     started, csv = process.stat().st_mtime_ns, (out / "scaling.csv").read_text()
-    scale(config, ["seed=1"], "2", "", 1, 2, out)
+    scale(config, ["seed=1"], "2", "", 1, 2, out, Outlook())
     assert process.stat().st_mtime_ns == started
     assert (out / "scaling.csv").read_text() == csv
 
@@ -51,9 +52,10 @@ def test_a_signal_that_comes_as_a_run_ends_stops_the_study_behind_it(config, tmp
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(module, "measure", measure)
+    monkeypatch.setattr(module, "measure_network", lambda *arguments: [])
     monkeypatch.setattr(module, "read_measurement", lambda *arguments: None)
     with pytest.raises(SystemExit) as left:
-        scale(config, [], "1,2", "", 1, 1, tmp_path / "out")
+        scale(config, [], "1,2", "", 1, 1, tmp_path / "out", Outlook())
     assert left.value.code == 75
     assert started == [1]
 
@@ -64,11 +66,18 @@ def test_a_signal_that_comes_as_a_run_ends_stops_the_study_behind_it(config, tmp
 )
 def test_wrong_input_is_refused_before_anything_runs(config, tmp_path, ranks, clients, message):
     with pytest.raises(UserError, match=message):
-        scale(config, [], ranks, clients, 1, 1, tmp_path / "out")
+        scale(config, [], ranks, clients, 1, 1, tmp_path / "out", Outlook())
     assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_configuration_is_refused_before_anything_runs(config, tmp_path):
     with pytest.raises(UserError, match="unknown key"):
-        scale(config, ["sed=1"], "1", "", 1, 1, tmp_path / "out")
+        scale(config, ["sed=1"], "1", "", 1, 1, tmp_path / "out", Outlook())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_simulator_that_is_not_there_is_said_before_anything_runs(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="SimGrid is not installed"):
+        scale(config, [], "1", "", 1, 1, tmp_path / "out", Outlook(simulates=True))
     assert not (tmp_path / "out").exists()
