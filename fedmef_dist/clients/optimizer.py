@@ -1,5 +1,7 @@
 """Local optimisation: SGD as a few operations on the flat vector, and the learning rate over rounds."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import cos, pi
 from typing import Literal
 
@@ -9,6 +11,9 @@ from torch import Tensor
 
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity.space import Slice
+
+_Part = Callable[[Tensor], Tensor]
 
 
 class OptimizerSettings(Settings):
@@ -36,6 +41,10 @@ class OptimizerSettings(Settings):
         return self.lr
 
 
+def _whole(flat: Tensor) -> Tensor:
+    return flat
+
+
 class MaskedSGD:
     """SGD over the active weights of a :class:`ParameterSpace`; a masked position never becomes non-zero.
 
@@ -58,21 +67,85 @@ class MaskedSGD:
 
     def step(self, rate: float | Tensor) -> None:
         """One update from ``space.gradient``, which it changes. ``rate`` may be a 0-dim tensor on the device."""
-        space, gradient = self.space, self.space.gradient
+        self._prepare_velocity()
+        self.space.drop_inactive(self._with_pull(self._parameters, self.space.gradient, _whole))
+        self._move(self._parameters, self.space.gradient, rate, _whole)
+
+    @contextmanager
+    def in_backward(self, rate: float | Tensor) -> Iterator[Callable[[], None]]:
+        """Inside, each backward pass is a step: a parameter moves as soon as its gradient is there, which then goes.
+
+        The results are those of :meth:`step` to the bit, without a gradient of all parameters at once. Gives a function
+        to call after each pass: a parameter that it did not reach has a gradient of 0.
+
+        Raises:
+            RuntimeError: one pass brings a parameter two gradients, since two blocks that are computed again share it.
+        """
+        space, waiting = self.space, set[Slice]()
+
+        def update(parameter: Tensor, piece: Slice) -> None:
+            if piece not in waiting:
+                raise RuntimeError(f"{piece.name} is in two blocks that are computed again")
+            waiting.remove(piece)
+            gradient, parameter.grad = parameter.grad, None
+            assert gradient is not None
+            self._update_one(parameter, gradient, rate, piece)
+
+        def finish() -> None:
+            for piece, parameter in space.parameters:
+                if piece in waiting and self._moves_without_gradient:
+                    self._update_one(parameter, torch.zeros_like(parameter), rate, piece)
+            waiting.update(piece for piece, _ in space.parameters)
+
+        space.release_gradient()
+        self._prepare_velocity()
+        waiting.update(piece for piece, _ in space.parameters)
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(lambda parameter, piece=piece: update(parameter, piece))
+            for piece, parameter in space.parameters
+        ]
+        try:
+            yield finish
+        finally:
+            for hook in hooks:
+                hook.remove()
+            space.release_gradient()
+
+    @property
+    def _moves_without_gradient(self) -> bool:
+        return bool(self.settings.momentum or self.settings.weight_decay or self._origin is not None)
+
+    @torch.no_grad()
+    def _update_one(self, parameter: Tensor, gradient: Tensor, rate: float | Tensor, piece: Slice) -> None:
+        self._with_pull(parameter, gradient, piece.view)
+        if piece.stop <= self.space.n_prunable and not self.space.mask.is_full:
+            gradient.mul_(piece.view(self.space.mask.active))
+        self._move(parameter, gradient, rate, piece.view)
+
+    def _with_pull(self, parameters: Tensor, gradient: Tensor, part: _Part) -> Tensor:
+        """Adds to the gradient what pulls on the weights; ``part`` finds theirs in a flat vector."""
         if self.settings.weight_decay:
-            gradient.add_(self._parameters, alpha=self.settings.weight_decay)
+            gradient.add_(parameters, alpha=self.settings.weight_decay)
         if self._origin is not None:
-            gradient.add_(self._parameters, alpha=self.settings.prox_mu).sub_(self._origin, alpha=self.settings.prox_mu)
-        space.drop_inactive(gradient)
+            mu = self.settings.prox_mu
+            gradient.add_(parameters, alpha=mu).sub_(part(self._origin), alpha=mu)
+        return gradient
+
+    def _prepare_velocity(self) -> None:
+        if not self.settings.momentum:
+            return
+        if self._velocity is None:
+            self._velocity = torch.zeros_like(self._parameters)
+        # Where the client has pruned, momentum would bring back what it removed.
+        if self.space.mask.version != self._mask_version:
+            self.space.drop_inactive(self._velocity)
+            self._mask_version = self.space.mask.version
+
+    def _move(self, parameters: Tensor, gradient: Tensor, rate: float | Tensor, part: _Part) -> None:
         if self.settings.momentum:
-            if self._velocity is None:
-                self._velocity = torch.zeros_like(gradient)
-            # Where the client has pruned, momentum would bring back what it removed.
-            if space.mask.version != self._mask_version:
-                space.drop_inactive(self._velocity)
-                self._mask_version = space.mask.version
-            gradient = self._velocity.mul_(self.settings.momentum).add_(gradient)
+            assert self._velocity is not None
+            gradient = part(self._velocity).mul_(self.settings.momentum).add_(gradient)
         if isinstance(rate, Tensor):
-            self._parameters.addcmul_(gradient, rate, value=-1)
+            parameters.addcmul_(gradient, rate, value=-1)
         else:
-            self._parameters.sub_(gradient, alpha=rate)
+            parameters.sub_(gradient, alpha=rate)

@@ -45,6 +45,11 @@ class LocalWork:
     held: int = 0
     penalises: ClassVar[bool] = False
 
+    @property
+    def reads_gradient(self) -> bool:
+        """Whether :meth:`prepare_step` needs more than the schedule's rate; else ``space.gradient`` is not made."""
+        return type(self).prepare_step is not LocalWork.prepare_step
+
     def begin(self, client: LocalClient) -> None:
         """Called when a client has loaded the global state, before its first step."""
 

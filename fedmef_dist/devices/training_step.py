@@ -1,7 +1,8 @@
 """One step of a client's training on a fixed batch, to be measured."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -24,36 +25,53 @@ class TrainingStep:
         optimizer: settings of the local SGD.
         batch: what is trained on.
         autocast: run the forward pass in bfloat16.
+        keeps_gradient: the gradient of all parameters is there at once, as in rounds whose work reads it.
     """
 
     def __init__(
-        self, model: nn.Module, space: ParameterSpace, optimizer: OptimizerSettings, batch: Batch, autocast: bool
+        self,
+        model: nn.Module,
+        space: ParameterSpace,
+        optimizer: OptimizerSettings,
+        batch: Batch,
+        autocast: bool,
+        keeps_gradient: bool = False,
     ) -> None:
         self.model, self.space, self.batch = model, space, batch
         self._client = Client(model, space, optimizer, autocast)
         self._sgd = MaskedSGD(space, optimizer)
         self._rate = optimizer.lr
+        self._in_backward = self._client.steps_in_backward(keeps_gradient)
 
     def hold_still(self) -> None:
         """Lets the steps to come leave the weights as they are, so that one measures what another did."""
         self._rate = 0.0
 
     def _forward(self) -> Tensor:
-        self.space.gradient.zero_()
+        if not self._in_backward:
+            self.space.gradient.zero_()
         return self._client.loss(self.batch)
 
-    def _update(self) -> None:
-        self._sgd.step(self._rate)
+    @contextmanager
+    def _stepping(self) -> Iterator[Callable[[], None]]:
+        """Gives what is to be called after the backward pass."""
+        self.model.train()
+        if self._in_backward:
+            with self._sgd.in_backward(self._rate) as finish:
+                yield finish
+        else:
+            yield lambda: self._sgd.step(self._rate)
 
     def measure(self) -> StepMemory:
         """Its memory, from two steps."""
-        self.model.train()
-        return measure_step(self.model, self._forward, self._update, lambda: (*self.space.tensors, *self._sgd.tensors))
+        with self._stepping() as update:
+            state = lambda: (*self.space.tensors, *self._sgd.tensors)  # noqa: E731
+            return measure_step(self.model, self._forward, update, state)
 
     def trace(self, names: Sequence[str]) -> list[Segment]:
         """When a step takes its memory; on the CPU, and not the first step."""
-        self.model.train()
-        return trace_step(self.model, names, self._forward, self._update)
+        with self._stepping() as update:
+            return trace_step(self.model, names, self._forward, update)
 
     def dropped(self) -> Dropped:
         """What pruning drops of the activations, from one forward pass."""
@@ -64,17 +82,18 @@ class TrainingStep:
     def loss_gradient(self) -> Tensor:
         """The gradient of all parameters, float32 (n_parameters,), 0 where inactive."""
         self.model.train()
-        self._forward().backward()
+        self.space.gradient.zero_()
+        self._client.loss(self.batch).backward()
         gradient = self.space.gradient.clone()
         self.space.drop_inactive(gradient)
         return gradient
 
     def seconds(self) -> float:
         """Wall time of a step."""
-        self.model.train()
-        start = time.perf_counter()
-        self._forward().backward()
-        self._update()
-        if self.space.values.is_cuda:
-            torch.cuda.synchronize(self.space.values.device)
-        return time.perf_counter() - start
+        with self._stepping() as update:
+            start = time.perf_counter()
+            self._forward().backward()
+            update()
+            if self.space.values.is_cuda:
+                torch.cuda.synchronize(self.space.values.device)
+            return time.perf_counter() - start

@@ -18,13 +18,11 @@ from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.layers import bits
 from fedmef_dist.layers.largest import Selection, Selector, pack_largest, pack_nonzero, unpack_largest
-
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+from fedmef_dist.layers.operations import Affine, Layout, Operation, backward, in_autocast_type, padded_convolution
 
 
 class SapSettings(Settings):
@@ -126,14 +124,14 @@ def keep(x: Tensor, pruning: Pruning) -> Saved:
 
     With a ratio p at most round((1 - p) n) entries of largest magnitude are kept (ties by position in memory order, no
     zeros), of the whole tensor or of every sample; with p = 0 all of it, without its zeros if the pruning packs and
-    that takes less. Layers that read the same tensor one after another share what is kept of it.
+    that takes less. Layers that read the same tensor share what is kept of it.
     """
     if not pruning.ratio and not pruning.packs:
         return (_narrow(x, pruning.storage),), Kept(x.shape, x.dtype, False, [])
-    saved = _LAST.find(x, pruning)
+    saved = _SOURCES.find(x, pruning)
     if saved is None:
         saved = _keep_largest(x, pruning) if pruning.ratio else _keep_nonzero(x, pruning)
-        _LAST.note(x, pruning, saved)
+        _SOURCES.note(x, pruning, saved)
     if _OBSERVERS:
         _OBSERVERS[-1](x, saved)
     return saved
@@ -166,29 +164,41 @@ def packed_limit(x: Tensor, pruning: Pruning) -> int:
     return ceil((size * x.numel() - ceil(x.numel() / 8)) / size)
 
 
-class _Last:
-    """What was kept last, for as long as the tensor that it was made of is there and unchanged."""
+class _Sources:
+    """What was kept of tensors, for as long as they are there and unchanged."""
 
     def __init__(self) -> None:
-        self._entry: tuple[weakref.ref[Tensor], int, Pruning, Saved] | None = None
+        self._entries: dict[int, tuple[weakref.ref[Tensor], int, Pruning, Saved]] = {}
 
     def find(self, x: Tensor, pruning: Pruning) -> Saved | None:
-        """What was kept of ``x``, if it was the last one."""
-        if self._entry is None:
-            return None
-        source, version, how, saved = self._entry
+        """What was kept of ``x`` in this way last."""
+        source, version, how, saved = self._entries.get(id(x), (_nobody, 0, pruning, None))
         return saved if source() is x and version == x._version and how == pruning else None
 
     def note(self, x: Tensor, pruning: Pruning, saved: Saved) -> None:
         """Remembers it, unless that would keep ``x`` itself alive."""
-        self._entry = (weakref.ref(x, self._forget), x._version, pruning, saved) if saved[1].counts else None
+        self._drop_changed()
+        if saved[1].counts:
+            key = id(x)
+            source = weakref.ref(x, lambda gone: self._forget(key, gone))
+            self._entries[key] = source, x._version, pruning, saved
 
-    def _forget(self, source: weakref.ref[Tensor]) -> None:
-        if self._entry is not None and self._entry[0] is source:
-            self._entry = None
+    def _drop_changed(self) -> None:
+        for source, version, *_ in list(self._entries.values()):
+            x = source()
+            if x is not None and x._version != version:
+                self._forget(id(x), source)
+
+    def _forget(self, key: int, source: weakref.ref[Tensor]) -> None:
+        if key in self._entries and self._entries[key][0] is source:
+            del self._entries[key]
 
 
-_LAST = _Last()
+def _nobody() -> None:
+    return None
+
+
+_SOURCES = _Sources()
 _OBSERVERS: list[Callable[[Tensor, Saved], None]] = []
 
 
@@ -222,70 +232,32 @@ def restore(saved: tuple[Tensor, ...], kept: Kept) -> Tensor:
     return bits.like(rows.view(-1), kept.shape, kept.channels_last)
 
 
-class Convolution(NamedTuple):
-    """A two-dimensional convolution with zero padding, and its gradients."""
+class KeptInput:
+    """What the backward pass has of an input: how it lay in memory, and its elements, which are taken once.
 
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
+    Args:
+        saved: the tensors of :func:`keep`; emptied when they are taken.
+        kept: what rebuilds the input beside them.
+    """
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(B, C, H, W) to (B, O, H', W')."""
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+    def __init__(self, saved: list[Tensor], kept: Kept) -> None:
+        self._saved, self._kept = saved, kept
 
-    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool, bool]) -> Gradients:
-        """Gradients of input, weight and bias, as far as they are needed."""
-        return torch.ops.aten.convolution_backward(
-            grad,
-            x,
-            weight,
-            [weight.shape[0]],
-            self.stride,
-            self.padding,
-            self.dilation,
-            False,
-            [0, 0],
-            self.groups,
-            needed,
-        )
+    def restore(self) -> Tensor:
+        """The input as far as it was kept. Nothing of it stays here."""
+        saved = tuple(self._saved)
+        self._saved.clear()
+        return restore(saved, self._kept)
 
-
-class Affine(NamedTuple):
-    """A linear map, and its gradients."""
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(..., in) to (..., out)."""
-        return F.linear(x, weight, bias)
-
-    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool, bool]) -> Gradients:
-        """Gradients of input, weight and bias, as far as they are needed."""
-        rows = grad.reshape(-1, grad.shape[-1])
-        return (
-            grad @ weight if needed[0] else None,
-            rows.t() @ x.reshape(-1, x.shape[-1]) if needed[1] else None,
-            rows.sum(0) if needed[2] else None,
-        )
-
-
-Operation = Convolution | Affine
-
-
-def padded_convolution(module: nn.Conv2d, x: Tensor) -> tuple[Convolution, Tensor]:
-    """The module's convolution, and its input with whatever padding is not plain zeros on both sides already there."""
-    if module.padding_mode == "zeros" and not isinstance(module.padding, str):
-        return Convolution(module.stride, module.padding, module.dilation, module.groups), x
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    border = F.pad(x, module._reversed_padding_repeated_twice, mode)
-    return Convolution(module.stride, (0, 0), module.dilation, module.groups), border
-
-
-def in_autocast_type(x: Tensor) -> Tensor:
-    """``x`` in the type in which autocast runs convolutions and linear layers."""
-    kind = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
-        return x
-    return x.to(torch.get_autocast_dtype(kind))
+    @property
+    def layout(self) -> Layout:
+        """Of what :meth:`restore` will give."""
+        kept = self._kept
+        if not kept.counts:
+            return Layout(kept.shape, self._saved[0].stride(), kept.dtype)
+        order = torch.channels_last if kept.channels_last else torch.contiguous_format
+        stride = kept.stride or torch.empty(kept.shape, memory_format=order, device="meta").stride()
+        return Layout(kept.shape, stride, kept.dtype)
 
 
 class _Pruned(Function):
@@ -305,8 +277,17 @@ class _Pruned(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, *saved = ctx.saved_tensors
-        x = restore(tuple(saved), ctx.kept)
-        return (*ctx.operation.gradients(grad, x, weight.to(grad.dtype), ctx.needs_input_grad[:3]), None, None)
+        weight, (needs_input, *needed) = weight.to(grad.dtype), ctx.needs_input_grad[:3]
+        x = KeptInput(saved, ctx.kept)
+
+        def of_parameters(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+            return ctx.operation.of_parameters(grad, x, weight, needed)
+
+        if not needs_input:
+            return None, *of_parameters(x.restore()), None, None
+        heavy = weight.numel() > ctx.kept.shape.numel()
+        grad_x, found = backward(ctx.operation, grad, x.layout, x.restore, lambda: weight, of_parameters, heavy)
+        return grad_x, *found, None, None
 
 
 class PrunedConv2d(nn.Conv2d):

@@ -22,6 +22,11 @@ def repeating() -> Iterator[None]:
         _REPEATS.reset(token)
 
 
+def is_repeating() -> bool:
+    """Whether this forward pass is computed a second time; its backward pass then follows at once, and only once."""
+    return _REPEATS.get()
+
+
 class BatchNorm2d(nn.BatchNorm2d):
     """The stock layer, but where a training batch has one value a channel it uses the running statistics.
 
@@ -32,7 +37,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         """Normalises (B, C, H, W)."""
         if self.training and input.numel() == input.shape[1]:
             return self._normalise(input, self.running_mean, self.running_var, training=False)
-        if self.training and _REPEATS.get():
+        if self.training and is_repeating():
             return self._normalise(input, None, None, training=True)
         if self.momentum is None or not input.is_cuda or self._fits_cudnn():
             return super().forward(input)

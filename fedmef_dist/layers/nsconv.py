@@ -19,16 +19,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fedmef_dist.layers import bits
-from fedmef_dist.layers.activation_pruning import (
-    DENSE,
-    Affine,
-    Operation,
-    Pruning,
-    in_autocast_type,
-    keep,
-    padded_convolution,
-    restore,
-)
+from fedmef_dist.layers.activation_pruning import DENSE, KeptInput, Pruning, keep
+from fedmef_dist.layers.batchnorm import is_repeating
+from fedmef_dist.layers.operations import LARGE, Affine, Operation, backward, in_autocast_type, padded_convolution
 
 GAMMA_RELU = sqrt(2 / (1 - 1 / pi))
 EPSILON = 1e-4
@@ -102,8 +95,10 @@ class Filters(NamedTuple):
     channels_last: bool
 
     def weight(self, gain: Tensor) -> Tensor:
-        """The weight that acts, with the gain (O,)."""
-        return self.like(self.deviation * (self.scale * gain.unsqueeze(1)))
+        """The weight that acts, with the gain (O,); in the place of the deviation, unless autograd needs that."""
+        factor = self.scale * gain.unsqueeze(1)
+        rows = self.deviation * factor if self.deviation.requires_grad else self.deviation.mul_(factor)
+        return self.like(rows)
 
     def like(self, rows: Tensor) -> Tensor:
         """Rows (O, n) in the form of the weight."""
@@ -119,7 +114,10 @@ def filters_of(theta: Tensor, mask: Tensor | None, normaliser: Normaliser, count
     rows = _rows(theta, order)
     deviation = rows - rows.sum(1, keepdim=True) * inverse
     if mask is not None:
-        deviation *= _rows(mask, order)
+        # Some filters after the others: torch makes a float copy of what it multiplies with.
+        active, some = _rows(mask, order), max(LARGE // deviation.shape[1], 1)
+        for start in range(0, len(deviation), some):
+            deviation[start : start + some] *= active[start : start + some]
     squares = _dot(deviation, deviation)
     scale = torch.where(full, normaliser.gamma * squares.clamp(min=EPSILON).rsqrt(), 1.0)
     squares = torch.where(full & (squares > EPSILON), squares, torch.inf)
@@ -208,14 +206,72 @@ class _Normalised(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         theta, gain, mask, count, *saved = ctx.saved_tensors
-        filters = filters_of(theta, mask, ctx.normaliser, count)
-        weight = filters.weight(gain).to(grad.dtype)
-        x = restore(tuple(saved), ctx.kept)
-        needed = (ctx.needs_input_grad[0], True, True)
-        grad_x, grad_weight, grad_bias = ctx.operation.gradients(grad, x, weight, needed)
-        del weight, x
-        grad_theta, grad_gain = normalise_backward(grad_weight.to(theta.dtype), gain, mask, filters)
-        return grad_x, grad_theta, grad_gain, grad_bias, None, None, None, None, None
+        raw = _Raw(theta, gain, mask, count, ctx.normaliser)
+        operation, x = ctx.operation, KeptInput(saved, ctx.kept)
+
+        def weight() -> Tensor:
+            return normalise(theta, gain, mask, ctx.normaliser, count).to(grad.dtype)
+
+        def of_parameters(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return _gradients_of_parameters(operation, grad, x, raw)
+
+        if not ctx.needs_input_grad[0]:
+            return None, *of_parameters(x.restore()), *[None] * 5
+        heavy = theta.numel() > ctx.kept.shape.numel()
+        grad_x, found = backward(operation, grad, x.layout, x.restore, weight, of_parameters, heavy)
+        return grad_x, *found, *[None] * 5
+
+
+class _NormalisedOnce(_Normalised):
+    """For a pass that is computed again: its backward pass runs once, so what it keeps whole may go in the middle."""
+
+    clear_saved_tensors_on_access = True
+
+
+class _Raw(NamedTuple):
+    """A weight before it is normalised; ``active`` counts weights of every filter; see :func:`normalise`."""
+
+    theta: Tensor
+    gain: Tensor
+    mask: Tensor | None
+    active: Tensor | None
+    normaliser: Normaliser
+
+    def filters(self, some: slice) -> "_Raw":
+        """Some of the filters."""
+        mask, active = self.mask, self.active
+        return _Raw(
+            self.theta[some],
+            self.gain[some],
+            None if mask is None else mask[some],
+            None if active is None else active[some],
+            self.normaliser,
+        )
+
+    def gradients(self, operation: Operation, grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of theta, gain and bias."""
+        like = self.theta.to(grad.dtype)
+        of_weight, of_bias = operation.of_parameters(grad, x, like, (True, True))
+        assert of_weight is not None
+        assert of_bias is not None
+        filters = filters_of(self.theta, self.mask, self.normaliser, self.active)
+        return *normalise_backward(of_weight.to(self.theta.dtype), self.gain, self.mask, filters), of_bias
+
+
+def _gradients_of_parameters(operation: Operation, grad: Tensor, x: Tensor, raw: _Raw) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of theta, gain and bias; of a large weight some filters after the others, which do not know each other."""
+    parts = operation.parts(x, raw.theta)
+    if parts == 1:
+        return raw.gradients(operation, grad, x)
+    of_theta, of_gain, of_bias = torch.empty_like(raw.theta), torch.empty_like(raw.gain), torch.empty_like(raw.gain)
+    width = raw.theta.shape[0] // parts
+    for start in range(0, raw.theta.shape[0], width):
+        some = slice(start, start + width)
+        found = raw.filters(some).gradients(*operation.part(grad, x, some, parts))
+        for whole, own in zip((of_theta, of_gain, of_bias), found, strict=True):
+            whole[some].copy_(own)
+        del found, own
+    return of_theta, of_gain, of_bias
 
 
 class _NormalisedLayer(nn.Module):
@@ -254,7 +310,8 @@ class _NormalisedLayer(nn.Module):
         if not torch.is_grad_enabled():
             weight = normalise(self.weight, self.gain, self.mask, self.normaliser, self.count)
             return operation.forward(x, weight, self.bias)
-        return _Normalised.apply(
+        function = _NormalisedOnce if is_repeating() else _Normalised
+        return function.apply(
             x, self.weight, self.gain, self.bias, self.mask, self.count, operation, self.normaliser, self.pruning
         )
 

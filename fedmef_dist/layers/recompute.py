@@ -26,6 +26,8 @@ _Step = Callable[[Tensor], Tensor]
 class _Recomputed(Function):
     """Its gradients of parameters are added up where they belong as soon as they are there, not returned."""
 
+    clear_saved_tensors_on_access = True  # what was kept of the input goes when it is whole again
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, anchor: Tensor, step: _Step, modules: Sequence[nn.Module], pruning: Pruning

@@ -78,10 +78,13 @@ class Method(ABC, Generic[SettingsT]):
     Attributes:
         Settings: the class of its keys in section ``method``; a subclass inherits it, or gives a subclass of it.
         preferences: what ``auto`` means for its runs.
+        plain_steps: whether its clients do nothing but SGD in every round, so that no gradient of all parameters is
+            ever there at once. False leaves room for it in a memory budget.
         keeps_counts: whether every adjustment leaves every layer as many active weights as it had.
     """
 
     Settings: ClassVar[type[_AnySettings]] = _AnySettings
+    plain_steps: ClassVar[bool] = False
     keeps_counts: ClassVar[bool] = True
     preferences: ClassVar[Preferences] = Preferences()
 

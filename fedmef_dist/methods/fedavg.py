@@ -37,3 +37,4 @@ class FedAvg(Dense[FedAvgSettings]):
     """The average of the clients' states."""
 
     Settings: ClassVar[type[FedAvgSettings]] = FedAvgSettings
+    plain_steps = True

@@ -60,6 +60,7 @@ class Static(Method[StaticSettings]):
     """Sparse federated averaging under one mask."""
 
     Settings: ClassVar[type[StaticSettings]] = StaticSettings
+    plain_steps = True
 
     def __init__(self, settings: StaticSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)

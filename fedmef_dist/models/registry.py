@@ -19,6 +19,7 @@ from fedmef_dist.models.convert import convert, replace_module, weighted_layers
 from fedmef_dist.models.fit import refuse_misfit
 from fedmef_dist.models.gpt import GPTSettings, build_gpt
 from fedmef_dist.models.guest import build_guest
+from fedmef_dist.models.residual import block_by_block
 from fedmef_dist.models.small import SmallResNet, cnn, initialise
 from fedmef_dist.models.torchvision_import import import_torchvision
 
@@ -192,7 +193,7 @@ def _from_torchvision(settings: ModelSettings, classes: int, channels: int, imag
             mend="choose another model",
         ) from error
     _fit_stem(model, settings, channels)
-    return model
+    return block_by_block(model) if isinstance(model, models.ResNet) else model
 
 
 def _extra_arguments(settings: ModelSettings, image_size: int) -> dict[str, object]:

@@ -66,7 +66,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(residual + self.shortcut(x))
+        residual += self.shortcut(x)
+        return self.relu(residual)
 
 
 class SmallResNet(nn.Module):

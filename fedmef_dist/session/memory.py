@@ -33,7 +33,10 @@ class RunMemory:
         setting = own_setting(self._config, simulation.memory_plan)
         self._activations, _ = modelled_step(self._config, setting, shape, len(batch[0]))
         autocast = self._config.runtime.precision == "bf16"
-        self._step = TrainingStep(simulation.model, self._space, self._config.optimizer, batch, autocast)
+        work = simulation.method.plan(1, simulation.server.values).work
+        self._step = TrainingStep(
+            simulation.model, self._space, self._config.optimizer, batch, autocast, keeps_gradient=work.reads_gradient
+        )
         self._own = self._from_the_servers_state(self._step.measure)
         self._prunes = any(getattr(module, "pruning", DENSE).ratio for module in simulation.model.modules())
         dense = training_step(self._config, dense_fedavg(self._config), shape, batch)

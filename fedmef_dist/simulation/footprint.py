@@ -148,8 +148,12 @@ def modelled_step(
     return kept, device_memory(space, _counts(config, setting, space), config.optimizer, kept)
 
 
-def training_step(config: Config, setting: Setting, shape: Shape, batch: Batch) -> TrainingStep:
+def training_step(
+    config: Config, setting: Setting, shape: Shape, batch: Batch, *, keeps_gradient: bool = False
+) -> TrainingStep:
     """A step on ``batch`` and its device, with a random mask.
+
+    With ``keeps_gradient`` it is one of a round in which the method reads the gradient of all parameters.
 
     Raises:
         UserError: model or density are not to be had.
@@ -159,7 +163,8 @@ def training_step(config: Config, setting: Setting, shape: Shape, batch: Batch) 
     if setting.density < 1:
         counts = _counts(config, setting, space)
         space.set_mask(space.mask.next(random_mask(space, counts, numpy_generator(config.seed, "mask"))))
-    return TrainingStep(model, space, config.optimizer, batch, config.runtime.precision == "bf16")
+    autocast = config.runtime.precision == "bf16"
+    return TrainingStep(model, space, config.optimizer, batch, autocast, keeps_gradient)
 
 
 def random_batch(config: Config, shape: Shape, device: torch.device) -> Batch:

@@ -21,6 +21,7 @@ from fedmef_dist.devices.planner import Candidate, PackedLayer, Part, Planner, T
 from fedmef_dist.devices.settings import parse_size
 from fedmef_dist.devices.training_step import TrainingStep
 from fedmef_dist.layers.recompute import RecomputedStages, recomputed_blocks
+from fedmef_dist.methods.registry import method_of
 from fedmef_dist.models.plan import MemoryPlan, apply_plan, plannable_layers
 from fedmef_dist.simulation.footprint import build_network, own_setting, planned, random_batch, training_step
 
@@ -104,7 +105,8 @@ def open_planner(config: Config, shape: Shape) -> tuple[TrainingStep, Planner]:
     """A step of the configuration's model in the form to which plans apply, and a planner that has traced it."""
     batch = random_batch(config, shape, torch.device("cpu"))
     setting = planned(own_setting(config))
-    step = training_step(config, setting, shape, batch)
+    # A budget holds in every round.
+    step = training_step(config, setting, shape, batch, keeps_gradient=not method_of(config.method).plain_steps)
     step.hold_still()  # else zeros would come and go with the weights
     model = step.model
     names = list(plannable_layers(build_network(config, replace(setting, recompute="none"), shape)))

@@ -60,7 +60,7 @@ class ParameterSpace:
 
     Attributes:
         values: float32 (total,), the model's state; parameters and buffers are views of it.
-        gradient: float32 (n_parameters,); every parameter's ``.grad`` is a view of it. Zero it in place between steps.
+        parameters: each with its slice, in the order of the vector.
         mask: which prunable weights are active. Layers with a method ``bind_mask`` hold views of it, or None where
             nothing is pruned.
         layers: the prunable slices.
@@ -80,11 +80,13 @@ class ParameterSpace:
         self.total = self.slices[-1].stop
         device = next(model.parameters()).device
         self.values = torch.empty(self.total, device=device)
-        self.gradient = torch.zeros(self.n_parameters, device=device)
+        self._gradient: Tensor | None = None
         self.mask = Mask.full(self.n_prunable, device)
         self._counted: Mask | None = None
         self._counts: list[int] = []
         self._take_over(model, parameters, buffers)
+        self.parameters = [(piece, parameters[piece.name]) for piece in self.slices if piece.name in parameters]
+        self._bind_gradient()
         owners = ((layer, model.get_submodule(layer.name.rpartition(".")[0])) for layer in self.layers)
         self._masked: list[tuple[Slice, Any]] = [
             (layer, owner) for layer, owner in owners if hasattr(owner, "bind_mask")
@@ -109,11 +111,30 @@ class ParameterSpace:
                 parameter = parameters[piece.name]
                 view.copy_(parameter.detach())
                 parameter.data = view
-                parameter.grad = piece.view(self.gradient)
             else:
                 view.copy_(buffers[piece.name])
                 owner, _, attribute = piece.name.rpartition(".")
                 model.get_submodule(owner)._buffers[attribute] = view
+
+    @property
+    def gradient(self) -> Tensor:
+        """Float32 (n_parameters,); every parameter's ``.grad`` is a view of it. Zero it in place between steps.
+
+        It is there from the start; once released it is made anew, of zeros, when it is asked for.
+        """
+        return self._bind_gradient() if self._gradient is None else self._gradient
+
+    def _bind_gradient(self) -> Tensor:
+        self._gradient = gradient = torch.zeros(self.n_parameters, device=self.values.device)
+        for piece, parameter in self.parameters:
+            parameter.grad = piece.view(gradient)
+        return gradient
+
+    def release_gradient(self) -> None:
+        """Gives up the gradients, and with them their memory."""
+        self._gradient = None
+        for _, parameter in self.parameters:
+            parameter.grad = None
 
     def gain_of(self, layer: Slice) -> Slice | None:
         """Where the gains g_i of a layer lie, one a filter; None where the layer does not normalise its filters."""
@@ -133,7 +154,8 @@ class ParameterSpace:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """What a training step finds in it and leaves in it."""
-        return self.values, self.gradient, self.mask.active
+        gradient = () if self._gradient is None else (self._gradient,)
+        return self.values, *gradient, self.mask.active
 
     def set_mask(self, mask: Mask) -> None:
         """Makes ``mask`` the current one for every layer; values outside it become 0."""

@@ -45,6 +45,58 @@ def test_steps_equal_those_of_torch_on_the_active_weights(options):
     assert space.values[1] == 0
 
 
+def passes(space, model, sgd, in_backward):
+    """Three steps on numbers of a seed; the second leaves the last layer alone."""
+    generator = torch.Generator().manual_seed(0)
+    for step in range(3):
+        x = torch.randn(2, 4, generator=generator)
+        loss = (model[0](x) if step == 1 else model(x)).square().sum()
+        if in_backward:
+            with sgd.in_backward(0.1) as finish:
+                loss.backward()
+                finish()
+        else:
+            space.gradient.zero_()
+            loss.backward()
+            sgd.step(0.1)
+    return space.values.tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"weight_decay": 0.1}, {"prox_mu": 0.3}])
+def test_steps_in_the_backward_pass_have_the_bits_of_those_behind_it(options):
+    found = []
+    for in_backward in (False, True):
+        model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 1, bias=False))
+        space = ParameterSpace(model, ["0.weight"])
+        space.values.copy_(torch.tensor([1.0, 2, 3, 4, 5]))
+        space.set_mask(Mask(torch.tensor([True, False, True, True])))
+        found.append(passes(space, model, MaskedSGD(space, OptimizerSettings(**options)), in_backward))
+    assert found[0] == found[1]
+    assert found[0][1] == 0
+
+
+def test_steps_in_the_backward_pass_keep_no_gradient():
+    model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 1, bias=False))
+    space = ParameterSpace(model, ["0.weight"])
+    with MaskedSGD(space, OptimizerSettings()).in_backward(0.1):
+        model(torch.ones(1, 4)).sum().backward()
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert len(space.tensors) == 2
+    assert space.gradient.tolist() == [0] * 5
+    model(torch.ones(1, 4)).sum().backward()
+    assert space.gradient[4] == model[0](torch.ones(1, 4)).item()
+
+
+def test_two_gradients_of_one_parameter_in_one_pass_are_refused():
+    model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 1, bias=False))
+    space = ParameterSpace(model, ["0.weight"])
+    with MaskedSGD(space, OptimizerSettings()).in_backward(0.1):
+        model[0](torch.ones(1, 4)).sum().backward()
+        again = model[0](torch.ones(1, 4)).sum()
+        with pytest.raises(RuntimeError, match=r"0\.weight is in two blocks"):
+            again.backward()
+
+
 def test_the_proximal_term_pulls_back_to_the_start():
     space = space_of([1.0, 2, 3, 4, 5], [True] * 4)
     sgd = MaskedSGD(space, OptimizerSettings(prox_mu=0.5))

@@ -199,7 +199,7 @@ def held_mebibytes(name, norm, ratio, stock_relu):
     return sum(module.bytes for module in modules) / 2**20
 
 
-@pytest.mark.parametrize(("name", "expected"), [("resnet8", (9.2, 9.8, 0.9)), ("resnet18", (71.8, 77.1, 6.6))])
+@pytest.mark.parametrize(("name", "expected"), [("resnet8", (9.2, 9.8, 0.9)), ("resnet18", (71.8, 76.2, 5.7))])
 def test_pruning_the_convolutions_inputs_alone_makes_it_worse(name, expected):
     dense = held_mebibytes(name, "batch", 0.0, stock_relu=True)
     trap = held_mebibytes(name, "batch", 0.9, stock_relu=True)

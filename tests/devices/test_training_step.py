@@ -23,7 +23,7 @@ def test_memory_by_hand():
     memory = training_step().measure()
     # Input, hidden layer, logarithms of the probabilities, labels, sum of their weights.
     assert memory.activation_bytes == 4 * 8 * (100 + 64 + 10) + 8 * 8 + 4
-    assert memory.state_bytes == 4 * 2 * PARAMETERS + WEIGHTS
+    assert memory.state_bytes == 4 * PARAMETERS + WEIGHTS
     # The input was there before. At the least a layer's gradient is there twice, before it is added up.
     assert memory.peak_bytes > memory.state_bytes + memory.activation_bytes - 4 * 8 * 100
 

@@ -9,8 +9,6 @@ from torch.nn import functional as F
 
 from fedmef_dist.layers.activation_pruning import (
     LOSSLESS,
-    Affine,
-    Convolution,
     PrunedConv2d,
     PrunedLinear,
     Pruning,
@@ -19,6 +17,7 @@ from fedmef_dist.layers.activation_pruning import (
     keep,
     restore,
 )
+from fedmef_dist.layers.operations import Affine, Convolution
 
 GEOMETRIES = [
     {"kernel_size": 3, "padding": 1},
@@ -100,12 +99,14 @@ def test_what_lies_in_memory_with_gaps_comes_back_without_them(channels_last):
     assert back.is_contiguous(memory_format=order)
 
 
-def test_neighbours_share_what_is_kept_of_one_tensor():
+def test_layers_share_what_is_kept_of_one_tensor():
     x, other = torch.randn(40).relu(), torch.randn(40).relu()
-    first, second = keep(x, LOSSLESS), keep(x, LOSSLESS)
+    first, others, second = keep(x, LOSSLESS), keep(other, LOSSLESS), keep(x, LOSSLESS)
     assert first[0][1] is second[0][1]
+    assert others[0][1] is keep(other, LOSSLESS)[0][1]
     assert keep(x, Pruning(0.5))[0][1] is not keep(x, LOSSLESS)[0][1]
     assert keep(other, LOSSLESS)[0][1] is not first[0][1]
+    assert keep(x, LOSSLESS)[0][1] is keep(x, LOSSLESS)[0][1]
     again = keep(x, LOSSLESS)
     x.mul_(2)
     assert torch.equal(restore(*keep(x, LOSSLESS)), 2 * restore(*again))

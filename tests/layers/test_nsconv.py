@@ -6,6 +6,7 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
+from fedmef_dist.layers import operations
 from fedmef_dist.layers.activation_pruning import Pruning, keep, restore
 from fedmef_dist.layers.nsconv import (
     EPSILON,
@@ -19,6 +20,7 @@ from fedmef_dist.layers.nsconv import (
     normalise,
     normalise_backward,
 )
+from fedmef_dist.layers.operations import Convolution
 
 # Active weights of each filter: none, one, two, three, all.
 COUNTS = [0, 1, 2, 3, None]
@@ -273,3 +275,22 @@ def test_autocast_does_not_change_the_normalised_weight():
     expected = normalise(theta, gain, None, Normaliser())
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(normalise(theta, gain, None, Normaliser()), expected)
+
+
+@pytest.mark.parametrize(("channels", "outputs", "groups"), [(256, 512, 1), (512, 512, 512), (256, 512, 2)])
+def test_parts_of_a_large_weight_have_the_gradients_of_the_whole(channels, outputs, groups, monkeypatch):
+    torch.manual_seed(0)
+    module = NSConv2d(channels, outputs, 3, padding=1, groups=groups).to(memory_format=torch.channels_last)
+    mask = (torch.rand_like(module.weight) < 0.3).contiguous(memory_format=torch.channels_last)
+    module.weight.data *= mask
+    module.bind_mask(mask)
+    x = torch.randn(2, channels, 3, 3).contiguous(memory_format=torch.channels_last)
+    found = []
+    for large in (1 << 18, 1 << 30):
+        monkeypatch.setattr(operations, "LARGE", large)
+        assert (Convolution((1, 1), (1, 1), (1, 1), groups).parts(x, module.weight) > 1) == (large == 1 << 18)
+        source = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        module.zero_grad()
+        module(source).square().sum().backward()
+        found.append([source.grad, *(parameter.grad for parameter in module.parameters())])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))

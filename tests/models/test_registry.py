@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -152,3 +153,14 @@ def test_a_model_larger_than_the_memory_is_refused(monkeypatch):
     monkeypatch.setattr("fedmef_dist.models.registry.cnn", lambda *sizes: torch.empty(2**50))
     with pytest.raises(UserError, match=r"does not fit into this machine's memory\nwhere: model.name=cnn\nmend: lower"):
         build("cnn")
+
+
+def test_a_residual_network_gives_up_what_its_blocks_have_read():
+    model = build("resnet18", ratio=0.9, size=8)
+    stock = import_torchvision().models.resnet18(num_classes=10)
+    assert isinstance(model, type(stock))
+    sources, alive = [], []
+    model.layer2[0].register_forward_pre_hook(lambda module, inputs: sources.append(weakref.ref(inputs[0])))
+    model.layer2[1].register_forward_hook(lambda *_: alive.append(sources[0]() is not None))
+    model(torch.randn(2, 3, 8, 8))
+    assert alive == [False]
