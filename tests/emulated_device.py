@@ -1,0 +1,146 @@
+"""A GPU without a GPU: a device in host memory, and a recorder of what a CUDA device would wait for.
+
+The extension (``emulated_device.cpp``) is built once for each version of torch, where there is a C++ compiler. Torch
+takes one such device a process and never gives it up, so tests play on it in a process of their own.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.utils import cpp_extension
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+NAME = "emulated"
+SOURCE = Path(__file__).with_suffix(".cpp")
+_COPIES = {"copy_", "_copy_from", "_to_copy"}
+# Operations that return sizes or numbers to the host, or whose result's size they have to learn first.
+_WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
+# Operations that compute nothing: other views of the same memory, or memory that is not written.
+_FREE = {
+    *(
+        "view",
+        "_unsafe_view",
+        "t",
+        "transpose",
+        "permute",
+        "expand",
+        "slice",
+        "select",
+        "unsqueeze",
+        "squeeze",
+        "unfold",
+    ),
+    *("as_strided", "detach", "alias", "split", "split_with_sizes", "unbind", "_reshape_alias", "diagonal", "chunk"),
+    *(
+        "empty",
+        "empty_like",
+        "new_empty",
+        "empty_strided",
+        "new_empty_strided",
+        "resize_",
+        "lift_fresh",
+        "is_same_size",
+    ),
+}
+
+
+def compiler() -> str | None:
+    """The C++ compiler; None where the device cannot be built."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def build() -> Path:
+    """The compiled extension, made if it is not there yet."""
+    key = hashlib.sha256(f"{SOURCE.read_text()} {torch.__version__} {sys.version}".encode()).hexdigest()[:16]
+    library = Path(tempfile.gettempdir()) / f"fedmef-emulated-device-{os.getuid()}" / f"{key}.so"
+    if not library.exists():
+        library.parent.mkdir(mode=0o700, exist_ok=True)
+        made = library.with_suffix(f".{os.getpid()}")
+        folders = [*(f"-I{path}" for path in cpp_extension.include_paths()), f"-L{cpp_extension.library_paths()[0]}"]
+        abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
+        command = [str(compiler()), "-std=c++20", "-shared", "-fPIC", "-O0", "-w", abi, str(SOURCE), "-o", str(made)]
+        subprocess.run([*command, *folders, "-ltorch", "-ltorch_cpu", "-lc10"], check=True)
+        made.replace(library)
+    return library
+
+
+def load() -> torch.device:
+    """Makes the device known to torch in this process."""
+    torch.ops.load_library(str(build()))
+    torch.utils.rename_privateuse1_backend(NAME)
+    module = ModuleType(f"torch.{NAME}")
+    module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
+    module.device_count, module.current_device = lambda: 1, lambda: 0
+    module.is_available = module.is_initialized = lambda: True
+    module._is_in_bad_fork = lambda: False
+    module.manual_seed_all = module.set_device = lambda number: None
+    module.synchronize = lambda device=None: None
+    torch._register_device_module(NAME, module)
+    return torch.device(NAME, 0)
+
+
+def _here(tensor: object) -> bool:
+    return isinstance(tensor, Tensor) and tensor.device.type == NAME
+
+
+class Recorder(TorchDispatchMode):
+    """Inside, what a CUDA device would do for each operation is counted.
+
+    Attributes:
+        waits: places in the package at which the host would wait for the device, and how often it would there.
+        copies: places at which something goes from the host to the device.
+        launches: operations that would start a kernel.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits, self.copies, self.launches = Counter(), Counter(), 0
+
+    def counts(self) -> dict[str, int]:
+        return {"waits": self.waits.total(), "copies": self.copies.total(), "launches": self.launches}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func._schema.name.partition("::")[2]
+        out = func(*args, **kwargs)
+        if name in _COPIES:
+            source, target = (args[1], args[0]) if name == "copy_" else (args[0], out)
+            if _here(source) != _here(target):
+                (self.waits if _here(source) else self.copies)[self._place(name)] += 1
+            else:
+                self.launches += _here(source)
+            return out
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(map(_here, tensors)):
+            if name in _WAITS or (name == "repeat_interleave" and func._overloadname == "Tensor"):
+                self.waits[self._place(name)] += 1
+            if name.startswith(("index", "_index")) and any(leaf.dtype == torch.bool for leaf in _indices(args)):
+                self.waits[self._place(name)] += 1
+            if name.startswith("index") and any(not _here(leaf) and leaf.dim() for leaf in tensors):
+                self.copies[self._place(name)] += 1
+            self.launches += name not in _FREE and name != "_local_scalar_dense"
+        elif _here(out):
+            self.launches += name not in _FREE
+        return out
+
+    def _place(self, name: str) -> str:
+        for frame in reversed(traceback.extract_stack(limit=40)):
+            if "/fedmef_dist/" in frame.filename and "/tests/" not in frame.filename:
+                return f"{frame.filename.partition('/fedmef_dist/')[2]}:{frame.lineno} {name}"
+        return name
+
+
+def _indices(args: tuple) -> list[Tensor]:
+    listed = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else []
+    return [leaf for leaf in listed if isinstance(leaf, Tensor)]

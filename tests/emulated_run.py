@@ -1,0 +1,205 @@
+"""Plays everything on the emulated device and prints what came out, as JSON; for a process of its own.
+
+    python tests/emulated_run.py
+
+``digests``: the model's digest after two rounds on the CPU and on the device, for each method and setting.
+``ranks``: the digests of two ranks with the collectives that NCCL has. ``steps``: what one training step would wait
+for, copy and launch on a GPU. ``rounds``: the same for a whole round, with the places of the waits.
+"""
+
+import json
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import emulated_device
+import torch
+from tiny import alone, tiny
+
+from fedmef_dist.cluster.environment import Environment
+from fedmef_dist.cluster.group import Group
+from fedmef_dist.cluster.thread_ranks import ThreadTransport, _Meeting
+from fedmef_dist.methods.registry import METHODS
+from fedmef_dist.simulation.loop import Simulation
+
+ROUNDS = 2
+# What NCCL moves; bool travels as bytes.
+NCCL_TYPES = {
+    *(torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+}
+ADJUSTING = {"adjust_every": 2, "adjust_until": 6}
+FEDMEF = {"name": "fedmef", "density": 0.5, **ADJUSTING}
+RESNET = {"name": "resnet8", "width": 0.25}
+
+
+def method(name):
+    fields = METHODS[name].Settings.model_fields
+    return {"name": name, **{key: value for key, value in ADJUSTING.items() if key in fields}}
+
+
+SETTINGS = {
+    "resnet8": {"model": RESNET},
+    "resnet8, recomputed": {"model": {**RESNET, "recompute": "blocks"}},
+    "mobilenet_v2": {"model": {"name": "mobilenet_v2", "width": 0.25}},
+    "carried": {"model": RESNET, "sap": {"selection": "carried"}},
+    "by sample": {"sap": {"scope": "sample"}},
+    "without loss": {"sap": {"prune_ratio": 0}},
+    "kept as fp16": {"sap": {"storage": "fp16"}},
+    "up as fp16": {"wire": {"uplink_values": "fp16"}},
+    "up as int8": {"wire": {"uplink_values": "int8"}},
+    "with momentum": {"optimizer": {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "prox_mu": 0.1}},
+    "kept states": {
+        "model": {**RESNET, "norm": "batch"},
+        "method": {"name": "fedavg"},
+        "optimizer": {"lr": 0.1, "momentum": 0.9},
+        "federation": {"client_state": "both"},
+        "evaluation": {"per_client": 3},
+        "server_optimizer": {"name": "adam"},
+    },
+}
+CASES = {name: {"method": method(name)} for name in METHODS} | {
+    name: {"method": FEDMEF, **setting} for name, setting in SETTINGS.items()
+}
+ON_TWO_RANKS = ("fedmef", "feddst", "scaffold")
+STEPS = {
+    "fedavg": {"method": {"name": "fedavg"}},
+    "nsconv": {"method": FEDMEF, "sap": {"enabled": False}},
+    "p=0.5 exact": {"method": FEDMEF, "sap": {"prune_ratio": 0.5}},
+    "p=0.5 by sample": {"method": FEDMEF, "sap": {"prune_ratio": 0.5, "scope": "sample"}},
+    "without loss": {"method": FEDMEF, "sap": {"prune_ratio": 0}},
+    "p=0.5 recomputed": {"method": FEDMEF, "sap": {"prune_ratio": 0.5}, "model": {**RESNET, "recompute": "blocks"}},
+}
+
+
+class NcclRules(ThreadTransport):
+    """Refuses what NCCL refuses: tensors on the host, types that it has not, gaps in memory."""
+
+    def _exchange(self, tensor):
+        assert tensor.device.type == emulated_device.NAME, f"a collective of a tensor on {tensor.device}"
+        assert tensor.dtype in NCCL_TYPES, f"a collective of {tensor.dtype}"
+        assert tensor.is_contiguous(), "a collective of a tensor with gaps"
+        return super()._exchange(tensor)
+
+
+def started(changes, group):
+    simulation = Simulation(tiny(**changes), group)
+    simulation.start()
+    return simulation
+
+
+def play(simulation):
+    for number in range(1, ROUNDS + 1):
+        simulation.round = number
+        simulation.play_round()
+    return simulation.server.digest()
+
+
+def play_all(changes, group):
+    return play(started(changes, group))
+
+
+def on(device):
+    return Group(Environment("single", 0, 1, 0, 1, None, None), device, "gloo")
+
+
+def two_ranks(changes, device):
+    """The digest of each of two ranks."""
+    meeting, found = _Meeting(2), {}
+
+    def be(rank):
+        environment = Environment("torchrun", rank, 2, rank, 2, "localhost", 1)
+        try:
+            group = Group(environment, device, "nccl", NcclRules(rank, meeting))
+            found[rank] = play(started(changes, group))
+        except Exception as error:
+            found[rank] = f"{type(error).__name__}: {error}"
+            meeting.barrier.abort()
+
+    ranks = [threading.Thread(target=be, args=(rank,)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    return [found[0], found[1]]
+
+
+def step_counts(changes, device):
+    """What the third step of a client counts; the first ones fill caches."""
+    simulation = started({"model": RESNET, **changes}, on(device))
+    client = simulation.local.client
+    batch = next(iter(simulation.own_batches(0, 1)))
+    recorder = emulated_device.Recorder()
+    simulation.model.train()
+    for step in range(3):
+        simulation.space.gradient.zero_()
+        if step == 2:
+            with recorder:
+                client.loss(batch).backward()
+        else:
+            client.loss(batch).backward()
+    return {**recorder.counts(), "where": recorder.waits.most_common(8)}
+
+
+def round_counts(changes, device):
+    """What a round counts, all in all and for each of its clients alone; it begins with warm caches."""
+    simulation = started(changes, on(device))
+    local, recorder, clients = simulation.local, emulated_device.Recorder(), emulated_device.Recorder()
+    whole = local._train_slot
+
+    def counted(*arguments):
+        with clients:
+            whole(*arguments)
+
+    for number in (1, 2, 3):
+        simulation.round = number
+        if number == 3:
+            local._train_slot = counted
+            with recorder:
+                simulation.play_round()
+        else:
+            simulation.play_round()
+    beside = recorder.waits - clients.waits
+    return {
+        "clients": clients.counts(),
+        "beside": beside.total(),
+        "where beside": beside.most_common(20),
+        "where": clients.waits.most_common(12),
+        "copies": clients.copies.most_common(12),
+    }
+
+
+def attempt(action, *arguments):
+    try:
+        return action(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def main():
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    device = emulated_device.load()
+    wanted = sys.argv[1:] or ["digests", "ranks", "steps", "rounds"]
+    found = {}
+    if "digests" in wanted:
+        found["digests"] = {
+            name: [attempt(play_all, changes, group) for group in (alone(), on(device))]
+            for name, changes in CASES.items()
+        }
+    if "ranks" in wanted:
+        found["ranks"] = {name: two_ranks({"method": method(name)}, device) for name in ON_TWO_RANKS}
+    if "steps" in wanted:
+        found["steps"] = {name: attempt(step_counts, changes, device) for name, changes in STEPS.items()}
+    if "rounds" in wanted:
+        plain = {"federation": {"rounds": 10}, "evaluation": {"every": 100}, "checkpoint": {"every": 100}}
+        cases = {"fedavg": {"method": {"name": "fedavg"}}, "fedmef": {"method": FEDMEF}}
+        found["rounds"] = {name: attempt(round_counts, {**plain, **case}, device) for name, case in cases.items()}
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
