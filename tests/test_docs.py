@@ -19,6 +19,7 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.cli import _OVERRIDE, app, main
 from fedmef_dist.commands.init import init_command
 from fedmef_dist.config import Config, ConfigFile, known_keys, parse_config
+from fedmef_dist.scaling.cluster_file import Cluster
 from fedmef_dist.session.sweep import load_sweep
 
 # The pages of a session share a folder: what one makes, the next one reads.
@@ -98,6 +99,8 @@ def test_snippets_are_read(page):
             tree = yaml.safe_load(block.text)
             if "grid" in tree:
                 assert {key for key in tree["grid"] if "." in key} <= keys | {"method.density"}
+            elif "ranks_per_node" in tree:
+                Cluster.model_validate(tree)
             else:
                 parse_config(tree, str(page))
 
