@@ -5,6 +5,7 @@ in a folder as `init` writes it, with two short rounds a run.
 """
 
 import ast
+import json
 import os
 import re
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from fedmef_dist.session.sweep import load_sweep
 
 # The pages of a session share a folder: what one makes, the next one reads.
 SESSIONS = {
-    "README": ["README.md"],
+    "README": ["README.md", "docs/compare.md"],
     "tutorial": [
         f"docs/tutorial/{name}.md"
         for name in ("first-run", "look-at-a-run", "change-something", "several-ranks", "sweep")
@@ -198,6 +199,30 @@ def test_every_python_snippet_runs_or_stands_in_an_example():
         for block in blocks(page):
             if block.language == "python" and page not in run:
                 assert any(block.text in source for source in SOURCES), f"{page}\n{block.text}"
+
+
+def test_the_notebook_has_the_method_of_the_example():
+    cells = json.loads((ROOT / "examples" / "own_method.ipynb").read_text())["cells"]
+    method = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert (ROOT / "examples" / "sparse_evolution.py").read_text().endswith(f"\n\n{method}\n")
+    assert len(method.splitlines()) <= 40
+
+
+@pytest.mark.cluster
+def test_the_notebook_runs(outside, monkeypatch, capsys):
+    """What its cells print is what is kept in it, but for numbers, which depend on the kind of processor."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    init_command(outside)
+    os.chdir("examples")
+    names = {"__name__": "__main__"}
+    capsys.readouterr()
+    for number, cell in enumerate(json.loads(Path("own_method.ipynb").read_text())["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+            kept = "".join(text for output in cell["outputs"] for text in output["text"])
+            printed = capsys.readouterr().out
+            assert re.sub(r"digest \w+|\d", "", printed) == re.sub(r"digest \w+|\d", "", kept)
 
 
 def test_every_key_that_the_page_on_data_names_is_there():

@@ -3,6 +3,7 @@
 A page that nobody has put into the order yet comes last in its folder's section, so a new file in docs/ needs no entry.
 """
 
+import json
 import posixpath
 import re
 import sys
@@ -20,7 +21,14 @@ sys.path.insert(0, str(ROOT))
 # Section -> its pages in order; a name that ends in "/" stands for what else is in that folder.
 ORDER = {
     "Start": ["index.md"],
-    "Tutorial": ["tutorial/first-run.md", "tutorial/"],
+    "Tutorial": [
+        "tutorial/first-run.md",
+        "tutorial/look-at-a-run.md",
+        "tutorial/change-something.md",
+        "tutorial/several-ranks.md",
+        "tutorial/sweep.md",
+        "tutorial/",
+    ],
     "How to": ["howto/"],
     "Guides": ["methods.md", "models.md", "data.md", "memory.md", "compare.md", "extending.md", "cluster.md", ""],
     "Reference": ["reference/keys.md", "reference/commands.md", "reference/python.md", "reference/"],
@@ -28,7 +36,6 @@ ORDER = {
     "Questions": ["faq.md"],
     "Inside": ["architecture.md", "contributing.md"],
 }
-TUTORIAL = ["first-run", "look-at-a-run", "change-something", "several-ranks", "sweep"]
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -36,14 +43,13 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     docs = Path(config.docs_dir)
     found = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md") if "_site" not in path.parts}
     found |= {*generated()}
-    named = {name for names in ORDER.values() for name in names} | {f"tutorial/{name}.md" for name in TUTORIAL}
+    named = {name for names in ORDER.values() for name in names}
     config.nav = []
     for section, names in ORDER.items():
         pages = []
         for name in names:
             if name.endswith("/") or not name:
-                inside = {page for page in found - named if posixpath.dirname(page) == name.rstrip("/")}
-                pages += [f"{name}{page}.md" for page in TUTORIAL[1:]] if name == "tutorial/" else sorted(inside)
+                pages += sorted(page for page in found - named if posixpath.dirname(page) == name.rstrip("/"))
             else:
                 pages.append(name)
         config.nav.append({section: pages})
@@ -86,8 +92,19 @@ def generated() -> dict[str, str]:
         "reference/run-directory.md": f"# A run directory\n{_readme('A run directory')}".replace("\n### ", "\n## "),
         "reference/launchers.md": f"# Launchers\n{_readme('Launch')}",
         "reference/changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+        "tutorial/notebook.md": _notebook(ROOT / "examples" / "own_method.ipynb"),
         "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
     }
+
+
+def _notebook(path: Path) -> str:
+    """A notebook as a page, with what its cells have printed."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        parts += ["```text\n" + "".join(output["text"]) + "```" for output in cell.get("outputs", [])]
+    return "\n\n".join(parts) + "\n"
 
 
 def _readme(section: str) -> str:
