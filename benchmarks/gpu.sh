@@ -47,7 +47,8 @@ machine() {
 
 tests() {
     limited 150 "$PYTHON" -m pytest -q -n 6 -p no:cacheprovider -m "not cluster" tests/layers \
-        tests/clients/test_client.py tests/data/test_batches.py tests/sums tests/devices/test_memory.py 2>&1 | tail -25
+        tests/clients/test_passes.py tests/clients/test_client.py \
+        tests/data/test_batches.py tests/sums tests/devices/test_memory.py 2>&1 | tail -25
 }
 
 memcheck() { # of the kernels; ends early where the tool does not know the device

@@ -11,6 +11,7 @@ import json
 import sys
 import threading
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -22,6 +23,8 @@ from tiny import alone, tiny
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.thread_ranks import ThreadTransport, _Meeting
+from fedmef_dist.layers.activation_pruning import prunings
+from fedmef_dist.layers.room import without_waiting
 from fedmef_dist.methods.registry import METHODS
 from fedmef_dist.simulation.loop import Simulation
 
@@ -134,12 +137,10 @@ def step_counts(changes, device):
     batch = next(iter(simulation.own_batches(0, 1)))
     recorder = emulated_device.Recorder()
     simulation.model.train()
+    rooms = [pruning.room for pruning in prunings(simulation.model)]
     for step in range(3):
         simulation.space.gradient.zero_()
-        if step == 2:
-            with recorder:
-                client.loss(batch).backward()
-        else:
+        with without_waiting(rooms), recorder if step == 2 else nullcontext():
             client.loss(batch).backward()
     return {**recorder.counts(), "where": recorder.waits.most_common(8)}
 

@@ -12,11 +12,18 @@ from torch import Tensor, nn
 from fedmef_dist.clients.kept_state import Keepsake
 from fedmef_dist.clients.loss import cross_entropy
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
+from fedmef_dist.clients.passes import Passes, Recorder
 from fedmef_dist.clients.plan import LocalClient, RoundPlan
 from fedmef_dist.data.batches import Batch
-from fedmef_dist.layers.activation_pruning import forget_thresholds
+from fedmef_dist.layers.activation_pruning import forget_thresholds, prunings
+from fedmef_dist.layers.kernels import on_host
+from fedmef_dist.layers.room import overflowed, without_waiting
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.wire.traffic import Upload
+
+
+class OutOfRoomError(Exception):
+    """A client's packed activations had no room, its result is wrong: it has to be trained again with ``waits``."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,27 @@ class Client:
         space: the flat vector.
         optimizer: settings of the local SGD.
         autocast: run forward passes in bfloat16.
+        recorder: of forward and backward passes, to be replayed; None: nothing is recorded.
     """
 
-    def __init__(self, model: nn.Module, space: ParameterSpace, optimizer: OptimizerSettings, autocast: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        space: ParameterSpace,
+        optimizer: OptimizerSettings,
+        autocast: bool,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.model = model
         self.space = space
         self.optimizer = optimizer
         self.autocast = autocast
+        self._passes = Passes(model, space, self.loss, recorder)
+
+    @property
+    def may_lack_room(self) -> bool:
+        """Whether :meth:`train` may raise OutOfRoomError."""
+        return not on_host(self.space.values) and any(pruning.packs for pruning in prunings(self.model))
 
     def train(
         self,
@@ -61,6 +82,7 @@ class Client:
         client: LocalClient | None = None,
         state: Keepsake | None = None,
         more: Iterator[Batch] | None = None,
+        waits: bool = False,
     ) -> ClientReport:
         """One client's round, from the state that the plan broadcasts. The space keeps its mask.
 
@@ -72,13 +94,21 @@ class Client:
             client: who trains, and what it has received.
             state: what the client has kept from earlier rounds; changed in place.
             more: the batches of the work's extra passes.
+            waits: the host waits for the device where only that tells how much room what is packed needs.
+
+        Raises:
+            OutOfRoomError: it did not wait, and there was too little. ``state`` is changed nevertheless.
         """
         start = time.perf_counter()
         mask, client, state = self.space.mask, client or LocalClient(), state or Keepsake()
+        rooms = [pruning.room for pruning in prunings(self.model)]
         try:
-            packed, loss, uploads = self._train(plan, batches, steps, rate, client, state)
-            if more is not None:
-                plan.work.train_more(more, rate, self.loss)
+            with self._passes.nothing_recorded() if waits else without_waiting(rooms):
+                packed, loss, uploads = self._train(plan, batches, steps, rate, client, state)
+                if more is not None:
+                    plan.work.train_more(more, rate, self.loss)
+            if overflowed(rooms):
+                raise OutOfRoomError
         finally:
             # The next client, and a checkpoint where this one broke off, need the round's own mask.
             if self.space.mask.version != mask.version:
@@ -119,17 +149,13 @@ class Client:
 
         On a CPU, where nobody reads it; elsewhere one operation on all parameters costs one launch.
         """
-        return not reads_gradient and self.space.values.device.type == "cpu"
+        return not reads_gradient and self.space.values.device.type == "cpu" and not self._passes.records
 
     def _descend(self, sgd: MaskedSGD, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan) -> float:
         total, samples = torch.zeros((), device=self.space.values.device), 0
         with sgd.in_backward(rate) if self.steps_in_backward(plan.work.reads_gradient) else nullcontext() as finish:
             for step, batch in enumerate(batches):
-                if finish is None:
-                    self.space.gradient.zero_()
-                loss = self.loss(batch)
-                loss.backward()
-                total += loss.detach() * len(batch[1])
+                total += (self._passes.run(batch) if finish is None else self._passes.compute(batch)) * len(batch[1])
                 samples += len(batch[1])
                 if finish is None:
                     sgd.step(plan.work.prepare_step(step, steps, rate))

@@ -47,6 +47,20 @@ class Keepsake:
     statistics: Tensor | None = None
     own: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def copy(self) -> "Keepsake":
+        """The same numbers in memory of their own."""
+        velocity, statistics = (None if part is None else part.clone() for part in (self.velocity, self.statistics))
+        return Keepsake(velocity, statistics, {name: part.clone() for name, part in self.own.items()})
+
+    def take(self, other: "Keepsake") -> None:
+        """Takes the numbers of a copy."""
+        for mine, theirs in zip(self._parts, other._parts, strict=True):
+            mine.copy_(theirs)
+
+    @property
+    def _parts(self) -> list[Tensor]:
+        return [part for part in (self.velocity, self.statistics, *self.own.values()) if part is not None]
+
     def enter(self, space: ParameterSpace) -> None:
         """Loads the client's statistics over the global ones; clears the momentum of weights pruned meanwhile."""
         if self.statistics is not None:

@@ -49,6 +49,9 @@ class RuntimeSettings(Settings):
         "fp32",
         description="type of the layers' arithmetic, weights stay fp32; tf32: CUDA's products with 10 bits of mantissa",
     )
+    graphs: bool = Field(
+        True, description="on a GPU: record clients' forward and backward passes as CUDA graphs; the same bits"
+    )
     timeout: float = Field(
         1800.0,
         gt=0,

@@ -23,6 +23,7 @@ from fedmef_dist.base.settings import Settings
 from fedmef_dist.layers import bits
 from fedmef_dist.layers.largest import Selection, Selector, pack_largest, pack_nonzero, unpack_largest
 from fedmef_dist.layers.operations import Affine, Layout, Operation, backward, in_autocast_type, padded_convolution
+from fedmef_dist.layers.room import Room
 
 
 class SapSettings(Settings):
@@ -57,6 +58,7 @@ class Pruning:
         selection: how the threshold is found.
         packs: with ratio 0 zeros are not kept where that takes less memory: without loss, but for the sign of a zero.
         selector: finds it; with the selection ``carried`` it remembers the layer's last one.
+        room: for what is packed without loss on a device.
     """
 
     ratio: float = 0.0
@@ -65,6 +67,7 @@ class Pruning:
     selection: Selection = "exact"
     packs: bool = False
     selector: Selector = field(init=False, compare=False, repr=False)
+    room: Room = field(init=False, compare=False, repr=False, default_factory=Room)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "selector", Selector(self.selection))
@@ -90,12 +93,16 @@ def pruning_of(settings: SapSettings) -> Pruning:
     return Pruning(ratio, settings.scope == "sample", storage, settings.selection, packs=not ratio)
 
 
+def prunings(model: nn.Module) -> list[Pruning]:
+    """How the layers and blocks of a model keep their inputs."""
+    found = (getattr(module, name, None) for module in model.modules() for name in ("pruning", "block_pruning"))
+    return [pruning for pruning in found if isinstance(pruning, Pruning)]
+
+
 def forget_thresholds(model: nn.Module) -> None:
     """Lets no layer use what it learned from the client before."""
-    for module in model.modules():
-        pruning = getattr(module, "pruning", None)
-        if isinstance(pruning, Pruning):
-            pruning.selector.forget()
+    for pruning in prunings(model):
+        pruning.selector.forget()
 
 
 class Kept(NamedTuple):
@@ -105,7 +112,7 @@ class Kept(NamedTuple):
         shape: of the input.
         dtype: of the input.
         channels_last: memory order of the input.
-        counts: number of packed values in each row; empty where the input was not packed.
+        counts: number of packed values in each row, on a device of places for them; empty where nothing was packed.
         stride: of the input where it comes back whole and lay in memory without gaps.
     """
 
@@ -148,12 +155,13 @@ def _keep_largest(x: Tensor, pruning: Pruning) -> Saved:
 def _keep_nonzero(x: Tensor, pruning: Pruning) -> Saved:
     order = suggest_memory_format(x) == torch.channels_last
     rows = bits.flatten(x.detach(), order).view(1, -1)
-    packed = pack_nonzero(rows, packed_limit(x, pruning))
+    packed = pack_nonzero(rows, packed_limit(x, pruning), pruning.room)
     if packed is None:
         return (_narrow(x, pruning.storage),), Kept(x.shape, x.dtype, False, [])
     bitmap, values = packed
     # A convolution chooses its algorithm, and so the order of its sums, by its input's strides.
-    stride = x.stride() if rows.data_ptr() == x.data_ptr() else None
+    form = torch.channels_last if order else torch.contiguous_format
+    stride = x.stride() if x.is_contiguous(memory_format=form) else None
     kept = Kept(x.shape, x.dtype, order, [values.numel()], stride)
     return (bitmap, _narrow(values, pruning.storage)), kept
 

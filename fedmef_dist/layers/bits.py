@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-_WEIGHTS = (1, 2, 4, 8, 16, 32, 64, 128)
+from fedmef_dist.layers.kernels import on_host
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -45,17 +45,22 @@ def like(flat: Tensor, shape: torch.Size, channels_last: bool) -> Tensor:
 
 
 def pack(flags: Tensor) -> Tensor:
-    """A bool (n,) tensor as uint8 (ceil(n / 8),)."""
-    if flags.device.type == "cpu":
+    """A bool (..., n) tensor as uint8 (..., ceil(n / 8))."""
+    if on_host(flags):
         # Cloned, so that it lies in torch's memory, where its bytes are counted.
-        return torch.from_numpy(np.packbits(flags.numpy(), bitorder="little")).clone()
-    padded = torch.nn.functional.pad(flags.to(torch.uint8), (0, -flags.numel() % 8)).view(-1, 8)
-    return (padded * torch.tensor(_WEIGHTS, dtype=torch.uint8, device=flags.device)).sum(1, dtype=torch.uint8)
+        return torch.from_numpy(np.packbits(flags.numpy(), axis=-1, bitorder="little")).clone()
+    padded = torch.nn.functional.pad(flags.to(torch.uint8), (0, -flags.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (padded << _places(flags)).sum(-1, dtype=torch.uint8)
 
 
 def unpack(bitmap: Tensor, count: int) -> Tensor:
-    """The inverse of :func:`pack`: the first ``count`` bits as bool (count,)."""
-    if bitmap.device.type == "cpu":
-        return torch.from_numpy(np.unpackbits(bitmap.numpy(), count=count, bitorder="little").view(np.bool_))
-    weights = torch.tensor(_WEIGHTS, dtype=torch.uint8, device=bitmap.device)
-    return (bitmap.unsqueeze(1) & weights).ne(0).view(-1)[:count]
+    """The inverse of :func:`pack`: the first ``count`` bits of each row as bool (..., count)."""
+    if on_host(bitmap):
+        bits = np.unpackbits(bitmap.numpy(), axis=-1, count=count, bitorder="little")
+        return torch.from_numpy(bits.view(np.bool_))
+    return ((bitmap.unsqueeze(-1) >> _places(bitmap)) & 1).flatten(-2)[..., :count].bool()
+
+
+def _places(like: Tensor) -> Tensor:
+    """0 to 7, made on the device: a constant of the host would have to be copied there."""
+    return torch.arange(8, dtype=torch.uint8, device=like.device)

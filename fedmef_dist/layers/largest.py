@@ -1,15 +1,20 @@
 """Which elements of a tensor are kept, and in what form: a bitmap and the packed values of the largest."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedmef_dist.layers.kernels import kernels_for, patterns
-
-Selection = Literal["exact", "sampled", "carried"]
-SAMPLE = 1 << 16
-TOLERANCE = 0.01
+from fedmef_dist.layers.device_largest import (
+    SAMPLE,
+    TOLERANCE,
+    DeviceSelector,
+    Selection,
+    pack_on_device,
+    unpack_on_device,
+)
+from fedmef_dist.layers.kernels import kernels_for, on_host, patterns
+from fedmef_dist.layers.room import Room
 
 
 class _Cut(NamedTuple):
@@ -31,17 +36,22 @@ class Selector:
     ``carried`` takes the threshold of the tensor before; where that would keep more than 1 % too many or too few, both
     fall back to ``exact``.
 
+    Attributes:
+        on_device: the same for tensors that are not on the CPU.
+
     Args:
         selection: which of them.
     """
 
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
+        self.on_device = DeviceSelector(selection)
         self._carried: int | None = None
 
     def forget(self) -> None:
         """Starts anew: what a client keeps must not depend on who was trained before it on the same rank."""
         self._carried = None
+        self.on_device.forget()
 
     def cut(self, row: Tensor, count: int) -> _Cut:
         """Where to cut ``row``, patterns (n,), to keep ``count`` (at least 1) elements; zeros are never kept."""
@@ -96,9 +106,13 @@ def pack_largest(rows: Tensor, count: int, selector: Selector) -> tuple[Tensor, 
         selector: finds the threshold.
 
     Returns:
-        Bitmap, uint8 (R, ceil(n / 8)); the values of all rows in order, (kept,), like ``rows``; how many each row has.
+        Bitmap, uint8 (R, ceil(n / 8)); the values of all rows in order, (kept,), like ``rows``; how many each row has,
+        on a device how many it has room for.
     """
     columns = rows.shape[1]
+    if count and not on_host(rows):
+        bitmap, values = pack_on_device(rows, count, selector.on_device)
+        return bitmap, values.flatten(), [values.shape[1]] * rows.shape[0]
     bitmap = torch.zeros(rows.shape[0], (columns + 7) // 8, dtype=torch.uint8, device=rows.device)
     if not count:
         return bitmap, rows.new_empty(0), [0] * rows.shape[0]
@@ -110,16 +124,21 @@ def pack_largest(rows: Tensor, count: int, selector: Selector) -> tuple[Tensor, 
     return bitmap, values, kept
 
 
-def pack_nonzero(rows: Tensor, limit: int) -> tuple[Tensor, Tensor] | None:
+def pack_nonzero(rows: Tensor, limit: int, room: Room) -> tuple[Tensor, Tensor] | None:
     """Packs the elements that are not 0.
 
     Args:
         rows: floating (1, n), contiguous.
         limit: so many of them or more are not packed.
+        room: for the values on a device.
 
     Returns:
-        Bitmap, uint8 (1, ceil(n / 8)), and the values (kept,), like ``rows``; None where there are too many.
+        Bitmap, uint8 (1, ceil(n / 8)), and the values (kept,), like ``rows``, on a device as many as there is room for;
+        None where there are too many.
     """
+    if not on_host(rows):
+        packed = room.pack(rows, limit)
+        return None if packed is None else (packed[0], packed[1].flatten())
     row, kernels = patterns(rows[0]), kernels_for(rows)
     count = kernels.count_from(row, 1)
     if count >= limit:
@@ -132,6 +151,10 @@ def pack_nonzero(rows: Tensor, limit: int) -> tuple[Tensor, Tensor] | None:
 
 def unpack_largest(bitmap: Tensor, values: Tensor, kept: list[int], columns: int) -> Tensor:
     """The inverse of :func:`pack_largest`: (R, columns), 0 where nothing was kept."""
+    if not any(kept):
+        return values.new_zeros(len(kept), columns)
+    if not on_host(values):
+        return unpack_on_device(bitmap, values.view(len(kept), -1), columns)
     rows = values.new_empty(len(kept), columns)
     for row, bits, part in zip(patterns(rows), bitmap, patterns(values).split(kept), strict=True):
         kernels_for(rows).unpack(bits, part, row)

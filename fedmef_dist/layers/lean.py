@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from fedmef_dist.layers import bits
-from fedmef_dist.layers.kernels import kernels_for, pattern, patterns
+from fedmef_dist.layers.kernels import has_triton, kernels_for, pattern, patterns
 
 
 class _Gate(Function):
@@ -20,12 +20,20 @@ class _Gate(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, ceiling: float | None, inplace: bool) -> Tensor:
-        row = patterns(bits.flatten(x.detach()))
-        high = torch.iinfo(row.dtype).max if ceiling is None else pattern(ceiling, x.dtype)
-        ctx.save_for_backward(kernels_for(row).pack_between(row, high))
         ctx.channels_last = bits.is_channels_last(x)
         if inplace:
             ctx.mark_dirty(x)
+        row = patterns(bits.flatten(x.detach()))
+        high = torch.iinfo(row.dtype).max if ceiling is None else pattern(ceiling, x.dtype)
+        if has_triton(row) and row.is_contiguous() and row.data_ptr() == x.data_ptr():
+            output = x if inplace else torch.empty_like(x)
+            infinity = pattern(float("inf"), x.dtype)
+            target = patterns(bits.flatten(output.detach(), ctx.channels_last))
+            ctx.save_for_backward(kernels_for(row).clip(row, high, infinity, target))
+            if inplace:
+                torch.autograd.graph.increment_version(x)  # as torch's own operations do
+            return output
+        ctx.save_for_backward(kernels_for(row).pack_between(row, high))
         return _clip(x, ceiling, inplace)
 
     @staticmethod

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from fedmef_dist.layers import bits
 from fedmef_dist.layers.activation_pruning import DENSE, KeptInput, Pruning, keep
 from fedmef_dist.layers.batchnorm import is_repeating
+from fedmef_dist.layers.kernels import has_triton
 from fedmef_dist.layers.operations import LARGE, Affine, Operation, backward, in_autocast_type, padded_convolution
 
 GAMMA_RELU = sqrt(2 / (1 - 1 / pi))
@@ -154,7 +155,7 @@ def normalise(
         normaliser: constants.
         count: active weights of every filter, (O, 1), of theta's type; None: counted here.
     """
-    return filters_of(theta, mask, normaliser, count).weight(gain)
+    return _normalisation(theta, gain, mask, normaliser, count).weight()
 
 
 def normalise_backward(grad: Tensor, gain: Tensor, mask: Tensor | None, filters: Filters) -> tuple[Tensor, Tensor]:
@@ -178,6 +179,56 @@ def normalise_backward(grad: Tensor, gain: Tensor, mask: Tensor | None, filters:
     rows.sub_(total * filters.inverse_count).addcmul_(filters.deviation, along / filters.squares, value=-1)
     rows.mul_(filters.scale * gain.unsqueeze(1))
     return filters.like(rows), (along * filters.scale).view_as(gain)
+
+
+class _InOperations(NamedTuple):
+    """A weight's normalisation in torch's operations; gives the weight or the gradients, not both."""
+
+    filters: Filters
+    gain: Tensor
+    mask: Tensor | None
+
+    def weight(self) -> Tensor:
+        """The weight that acts."""
+        return self.filters.weight(self.gain)
+
+    def gradients(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """See :func:`normalise_backward`."""
+        return normalise_backward(grad, self.gain, self.mask, self.filters)
+
+
+class _Fused(NamedTuple):
+    """A weight's normalisation in one kernel each way; ``like`` gives its rows the form of the weight."""
+
+    rows: Any
+    shape: torch.Size
+    channels_last: bool
+
+    def weight(self) -> Tensor:
+        """The weight that acts."""
+        return bits.like(self.rows.weight().view(-1), self.shape, self.channels_last)
+
+    def gradients(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """See :func:`normalise_backward`."""
+        grad_theta, grad_gain = self.rows.gradients(_rows(grad, self.channels_last).contiguous())
+        return bits.like(grad_theta.view(-1), self.shape, self.channels_last), grad_gain
+
+
+def _normalisation(
+    theta: Tensor, gain: Tensor, mask: Tensor | None, normaliser: Normaliser, count: Tensor | None
+) -> _InOperations | _Fused:
+    """Arguments: see :func:`normalise`."""
+    differentiable = torch.is_grad_enabled() and (theta.requires_grad or gain.requires_grad)
+    if theta.dtype != torch.float32 or not has_triton(theta) or differentiable:
+        return _InOperations(filters_of(theta, mask, normaliser, count), gain, mask)
+    from fedmef_dist.layers.kernels.gpu_filters import FilterRows  # needs Triton
+
+    order = bits.is_channels_last(theta)
+    if mask is not None:
+        count = active_counts(theta, mask) if count is None else count
+        mask = _rows(mask, order)
+    rows = FilterRows(_rows(theta, order), mask, count, gain, normaliser.gamma, EPSILON, normaliser.centre)
+    return _Fused(rows, theta.shape, order)
 
 
 class _Normalised(Function):
@@ -254,8 +305,8 @@ class _Raw(NamedTuple):
         of_weight, of_bias = operation.of_parameters(grad, x, like, (True, True))
         assert of_weight is not None
         assert of_bias is not None
-        filters = filters_of(self.theta, self.mask, self.normaliser, self.active)
-        return *normalise_backward(of_weight.to(self.theta.dtype), self.gain, self.mask, filters), of_bias
+        normalised = _normalisation(self.theta, self.gain, self.mask, self.normaliser, self.active)
+        return *normalised.gradients(of_weight.to(self.theta.dtype)), of_bias
 
 
 def _gradients_of_parameters(operation: Operation, grad: Tensor, x: Tensor, raw: _Raw) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedmef_dist.layers import bits
+from fedmef_dist.layers.kernels import on_host
 
 _T = TypeVar("_T")
 _ParameterGradients = tuple[Tensor | None, Tensor | None]
@@ -151,7 +152,7 @@ def backward(
         of_parameters: their gradients from the input.
         heavy: the weight takes more than the input: then it goes before the input comes.
     """
-    if grad.device.type != "cpu":
+    if not on_host(grad):
         x = restore()
         return operation.of_input(grad, x, weight()), of_parameters(x)
     if heavy:

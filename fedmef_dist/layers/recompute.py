@@ -7,6 +7,7 @@ they are, so all gradients are those of the plain network to the bit.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -189,7 +190,7 @@ def _remade(stock: nn.Module, bases: tuple[type, ...], packs: bool) -> nn.Module
     new: nn.Module = nn.Module.__new__(kind)
     new.__dict__.update(stock.__dict__)
     new.recomputes = True  # type: ignore[assignment]
-    new.block_pruning = LOSSLESS if packs else DENSE  # type: ignore[assignment]
+    new.block_pruning = replace(LOSSLESS) if packs else DENSE  # type: ignore[assignment]
     return new
 
 

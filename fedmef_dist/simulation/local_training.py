@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from fedmef_dist.base.randomness import torch_generator
-from fedmef_dist.clients.client import Client, ClientReport
+from fedmef_dist.clients.client import Client, ClientReport, OutOfRoomError
 from fedmef_dist.clients.cohort import Cohort
 from fedmef_dist.clients.kept_state import Keepsake, KeptStates, check_clients, kept_tensors
 from fedmef_dist.clients.plan import LocalClient, RoundPlan
@@ -146,7 +146,23 @@ class LocalTraining:
     def train_client(
         self, plan: RoundPlan, rate: float, client: LocalClient, state: Keepsake | None = None
     ) -> ClientReport:
-        """Trains one client on its own batches, which depend on nothing but (seed, round, client)."""
+        """Trains one client on its own batches, which depend on nothing but (seed, round, client).
+
+        If its activations needed more room on the device than was foreseen, it is trained a second time, to the result
+        that it would have had.
+        """
+        before = state.copy() if state is not None and self.client.may_lack_room else None
+        try:
+            return self._receive(self._trained(plan, rate, client, state), plan)
+        except OutOfRoomError:
+            _LOG.info("round %d: client %d is trained again, with more room", plan.round, client.number)
+        if state is not None and before is not None:
+            state.take(before)
+        return self._receive(self._trained(plan, rate, client, state, waits=True), plan)
+
+    def _trained(
+        self, plan: RoundPlan, rate: float, client: LocalClient, state: Keepsake | None, waits: bool = False
+    ) -> ClientReport:
         federation, seed = self.config.federation, self.config.seed
         indices = self.population.samples(client.number)
         # One pass more than it trains, where it takes the gradient of inactive weights from fresh batches.
@@ -167,8 +183,8 @@ class LocalTraining:
         once = steps_per_epoch(len(indices), federation.batch_size)
         own, more = _parted(self.grace.heed(batches), epochs * once)
         steps = federation.local_epochs * once
-        report = self.client.train(plan, own, steps, rate, client, state, more if plan.work.extra_epochs else None)
-        return self._receive(report, plan)
+        extra = more if plan.work.extra_epochs else None
+        return self.client.train(plan, own, steps, rate, client, state, extra, waits)
 
     def _receive(self, report: ClientReport, plan: RoundPlan) -> ClientReport:
         """A client's report as the server decodes it."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.cohort import Cohort, draw_cohort, total_weight
+from fedmef_dist.clients.passes import CudaRecorder
 from fedmef_dist.clients.plan import RoundPlan
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.interruption import GraceTime, Interruption
@@ -92,7 +93,9 @@ class Simulation:
             group,
             dataset=self.dataset,
             population=self.population,
-            client=Client(self.model, self.space, config.optimizer, config.runtime.precision == "bf16"),
+            client=Client(
+                self.model, self.space, config.optimizer, config.runtime.precision == "bf16", self._recorder()
+            ),
             messages=self.messages,
             kept=open_kept_states(config, self.method, self.space, self.population, group),
             grace=self.grace,
@@ -106,6 +109,9 @@ class Simulation:
         self.parts = self._parts()
         self.more_metrics: Callable[[], Metrics] = dict
         self.round, self.stopping = 0, False
+
+    def _recorder(self) -> CudaRecorder | None:
+        return CudaRecorder() if self.group.device.type == "cuda" and self.config.runtime.graphs else None
 
     def _method_context(self) -> MethodContext:
         config, flops = self.config, self.accounting.flops

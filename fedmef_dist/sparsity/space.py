@@ -170,7 +170,10 @@ class ParameterSpace:
         """Multiplies the inactive positions of ``vector``, float32 (n_prunable or more,), by 0, in place."""
         if self.mask.is_full:
             return
-        for layer in self.layers:  # one after another: torch makes a float copy of what it multiplies with
+        if vector.device.type != "cpu":
+            vector[: self.n_prunable].mul_(self.mask.active)
+            return
+        for layer in self.layers:  # one after another: on the CPU torch makes a float copy of what it multiplies with
             vector[layer.start : layer.stop].mul_(self.mask.active[layer.start : layer.stop])
 
     def load(self, values: Tensor) -> None:

@@ -1,6 +1,9 @@
-"""The Triton kernels: on a GPU where there is one, else in Triton's interpreter."""
+"""The Triton kernels: on a GPU where there is one, else in Triton's interpreter, and compiled for a GPU."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,38 +12,138 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="needs triton, which torch's CUDA wheels bring: pip install triton")
 
-from fedmef_dist.layers.kernels import gpu, pattern, patterns, portable
+from device_on_cpu import take_the_cpu_for_a_device
+from torch import nn
+from torch.nn import functional as F
+
+from fedmef_dist.layers import kernels
+from fedmef_dist.layers.activation_pruning import LOSSLESS, Pruning
+from fedmef_dist.layers.kernels import gpu, gpu_filters, pattern, patterns, portable
+from fedmef_dist.layers.lean import LeanReLU, LeanReLU6
+from fedmef_dist.layers.nsconv import EPSILON, Normaliser, NSConv2d, filters_of, normalise_backward
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# The interpreter takes a second for what a GPU does in microseconds.
+LENGTHS = [1, 1000, 5003, 300_001] if DEVICE == "cuda" else [9, 2500]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64] if DEVICE == "cuda" else [torch.float32]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("length", [1, 1000, 1024, 5003])
+def same(mine, theirs):
+    return all(torch.equal(one, other) for one, other in zip(mine, theirs, strict=True))
+
+
+def two_rows(length, dtype):
+    rows = torch.randn(2, length, generator=torch.Generator().manual_seed(length)).to(DEVICE, dtype)
+    rows[0].relu_()
+    rows[1, ::3] = 1
+    rows[1, length // 2] = float("nan")
+    return patterns(rows)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("length", LENGTHS)
 def test_the_kernels_are_those_in_torchs_operations_bit_for_bit(length, dtype):
-    x = torch.randn(length, generator=torch.Generator().manual_seed(length)).to(DEVICE, dtype)
-    x[::3] = 1
-    x[length // 2] = float("nan")
+    rows = two_rows(length, dtype)
+    for count in {1, (length + 1) // 2, length} if DEVICE == "cuda" else {(length + 1) // 2}:
+        cut = portable.find_threshold(rows, count)
+        assert same(gpu.find_threshold(rows, count), cut)
+        ranks = torch.tensor([count, max(count // 2, 1)], device=DEVICE)
+        assert same(gpu.find_threshold(rows, ranks), portable.find_threshold(rows, ranks))
+        assert torch.equal(gpu.count_from(rows, cut[0]), portable.count_from(rows, cut[0]))
+        packed = gpu.pack(rows, *cut, count)
+        assert same(packed, portable.pack(rows, *cut, count))
+        assert torch.equal(gpu.unpack(*packed, length), portable.unpack(*packed, length))
+    gate = gpu.pack_between(rows[1], pattern(1.5, dtype))
+    assert torch.equal(gate, portable.pack_between(rows[1], pattern(1.5, dtype)))
+    assert torch.equal(gpu.select(gate, rows[1]), portable.select(gate, rows[1]))
+
+
+def test_what_does_not_fit_is_left_out():
+    rows = patterns(torch.ones(1, 3000, device=DEVICE))
+    cut = portable.find_threshold(rows, 2500)
+    bitmap, values = gpu.pack(rows, *cut, 1000)
+    assert same((bitmap, values), portable.pack(rows, *cut, 1000))
+    assert torch.equal(gpu.unpack(bitmap, values, 3000)[:, :1000], rows[:, :1000])
+
+
+@pytest.mark.parametrize("ceiling", [None, 1.5])
+def test_clipping_is_torchs_and_gives_the_gate(ceiling):
+    x = torch.randn(2100, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    x[:6] = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan"), -float("nan")])
     row = patterns(x)
-    for count in {1, (length + 1) // 2, length}:
-        threshold, end = portable.find_threshold(row, count)
-        results = []
-        for kernels in (gpu, portable):
-            bitmap = torch.zeros((length + 7) // 8, dtype=torch.uint8, device=DEVICE)
-            values, back = row.new_empty(count), torch.empty_like(row)
-            kernels.pack(row, threshold, end, bitmap, values)
-            kernels.unpack(bitmap, values, back)
-            gate = kernels.pack_between(row, pattern(1.5, dtype))
-            results.append((bitmap, values, back, gate, kernels.select(gate, row)))
-        assert all(torch.equal(mine, other) for mine, other in zip(*results, strict=True))
+    high = torch.iinfo(row.dtype).max if ceiling is None else pattern(ceiling, x.dtype)
+    expected = F.relu(x) if ceiling is None else F.hardtanh(x, 0.0, ceiling)
+    gate = portable.pack_between(row, high)
+    for out in (torch.empty_like(x), x):
+        assert torch.equal(gpu.clip(row, high, pattern(float("inf"), x.dtype), patterns(out)), gate)
+        torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("kernel", ["unpack", "pack"])
-def test_nothing_was_kept(kernel):
-    row = torch.ones(20, dtype=torch.int32, device=DEVICE)
-    bitmap = torch.zeros(3, dtype=torch.uint8, device=DEVICE)
-    if kernel == "pack":
-        gpu.pack(row, 2, 20, bitmap, row.new_empty(0))
-        assert not bitmap.any()
-    else:
-        gpu.unpack(bitmap, row.new_empty(0), row)
-        assert not row.any()
+@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("columns", [1, 27, 1100])
+def test_fused_filters_are_those_in_torchs_operations(columns, centre):
+    generator = torch.Generator().manual_seed(columns)
+    theta, grad = torch.randn(2, 6, columns, generator=generator).to(DEVICE)
+    gain = torch.rand(6, generator=generator).to(DEVICE) + 0.5
+    mask = (
+        torch.rand(6, columns, generator=generator).to(DEVICE)
+        < torch.tensor([[0], [1], [2], [9], [9], [9]]).to(DEVICE) / 10
+    )
+    mask[1, 1:] = False  # no active weight, one, some, all
+    theta *= mask
+    theta[3] *= 1e-4  # where epsilon acts
+    for active in (mask, None):
+        normaliser, count = Normaliser(1.7, centre), None if active is None else mask.sum(1, keepdim=True).float()
+        filters = filters_of(theta, active, normaliser, count)
+        rows = gpu_filters.FilterRows(theta, active, count, gain, 1.7, EPSILON, centre)
+        torch.testing.assert_close(rows.weight(), filters.weight(gain), rtol=1e-5, atol=1e-5)
+        filters = filters_of(theta, active, normaliser, count)  # the weight took the place of its deviation
+        mine, theirs = rows.gradients(grad.clone()), normalise_backward(grad.clone(), gain, active, filters)
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        assert same(mine, rows.gradients(grad.clone()))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_layers_through_the_kernels_are_those_of_the_cpu(channels_last, monkeypatch):
+    """Outputs and gradients within rounding; on the device the same bits twice, into memory of the same order."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 6).contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+    model = nn.Sequential(
+        NSConv2d(3, 8, 3, padding=1),
+        LeanReLU(inplace=True),
+        NSConv2d(8, 8, 3, padding=1, pruning=Pruning(0.9)),
+        LeanReLU6(),
+        NSConv2d(8, 4, 1, pruning=LOSSLESS),
+    )
+    mask = torch.rand(8, 8, 3, 3) < 0.5
+    with torch.no_grad():
+        model[2].weight.mul_(mask)
+
+    def run(device):
+        inputs, layers = x.to(device).requires_grad_(), model.to(device)
+        layers[2].bind_mask(mask.to(device))
+        layers.zero_grad()
+        output = layers(inputs * 1)
+        output.square().sum().backward()
+        return [output.detach(), inputs.grad, *(parameter.grad.clone() for parameter in layers.parameters())]
+
+    on_cpu = run("cpu")
+    if DEVICE == "cpu":
+        take_the_cpu_for_a_device(monkeypatch)
+        monkeypatch.setattr(kernels, "_kernels", lambda device: gpu)
+    first, second = run(DEVICE), run(DEVICE)
+    assert same(first, second)
+    for mine, theirs in zip(first, on_cpu, strict=True):
+        assert mine.stride() == theirs.stride()
+        torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_every_kernel_compiles_for_a_hopper_gpu(tmp_path):
+    program = Path(__file__).with_name("compiling.py")
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"_histogram", "_pack", "_unpack", "_clip", "_weight", "_gradients"} <= set(done.stdout.split())

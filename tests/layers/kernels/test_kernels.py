@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fedmef_dist.base import compiled as base
 from fedmef_dist.layers.kernels import cpu, kernels_for, loops, pattern, patterns, portable
@@ -32,20 +33,39 @@ def test_patterns_are_in_the_order_of_magnitude():
 def test_the_device_decides():
     assert kernels_for(torch.empty(0)) is cpu
     assert kernels_for(torch.empty(0, device="meta")) is portable
+    with FakeTensorMode():
+        for device in ("cpu", "cuda"):
+            assert kernels_for(torch.empty(0, device=device)) is portable
 
 
-@pytest.mark.parametrize("kernels", IMPLEMENTATIONS)
-def test_by_hand(kernels):
+def test_by_hand():
     row = patterns(torch.tensor([3.0, -1.0, 0.0, -4.0, 1.0, 1.0, 0.5, 2.0, -1.0]))
-    assert kernels.count_from(row, pattern(1.0, torch.float32)) == 7
-    assert kernels.find_threshold(row, 3) == (pattern(2.0, torch.float32), 9)
-    assert kernels.find_threshold(row, 5) == (pattern(1.0, torch.float32), 5)  # before position 5: -1 at 1, 1 at 4
+    assert cpu.count_from(row, pattern(1.0, torch.float32)) == 7
+    assert cpu.find_threshold(row, 3) == (pattern(2.0, torch.float32), 9)
+    assert cpu.find_threshold(row, 5) == (pattern(1.0, torch.float32), 5)  # before position 5: -1 at 1, 1 at 4
     flags, values, back = bitmap(row), torch.empty(5, dtype=row.dtype), torch.empty_like(row)
-    kernels.pack(row, *kernels.find_threshold(row, 5), flags, values)
+    cpu.pack(row, *cpu.find_threshold(row, 5), flags, values)
     assert flags.tolist() == [0b10011011, 0]
     assert values.view(torch.float32).tolist() == [3, -1, -4, 1, 2]
-    kernels.unpack(flags, values, back)
+    cpu.unpack(flags, values, back)
     assert back.view(torch.float32).tolist() == [3, -1, 0, -4, 1, 0, 0, 2, 0]
+
+
+def test_by_hand_on_a_device():
+    rows = patterns(torch.tensor([[3.0, -1.0, 0.0, -4.0, 1.0, 1.0, 0.5, 2.0, -1.0], [0.0, 5, 0, 0, 0, 0, 0, 0, -7]]))
+    assert portable.count_from(rows, torch.full((2,), pattern(1.0, torch.float32))).tolist() == [7, 2]
+    threshold, ties = portable.find_threshold(rows, 5)  # -1 at 1 and 1 at 4 are the first two of four
+    assert threshold.tolist() == [pattern(1.0, torch.float32), 0]
+    assert ties.tolist() == [2, 0]
+    assert portable.find_threshold(rows, torch.tensor([3, 1]))[0].tolist() == [
+        pattern(2.0, torch.float32),
+        pattern(7.0, torch.float32),
+    ]
+    flags, values = portable.pack(rows, threshold, ties, 6)
+    assert flags.tolist() == [[0b10011011, 0], [0b10, 1]]
+    assert values.view(torch.float32).tolist() == [[3, -1, -4, 1, 2, 0], [5, -7, 0, 0, 0, 0]]
+    back = portable.unpack(flags, values, 9).view(torch.float32)
+    assert back.tolist() == [[3, -1, 0, -4, 1, 0, 0, 2, 0], [0, 5, 0, 0, 0, 0, 0, 0, -7]]
 
 
 @pytest.mark.parametrize("kernels", IMPLEMENTATIONS)
@@ -59,22 +79,27 @@ def test_gate_by_hand(kernels):
 
 
 @given(values=VALUES, dtype=TYPES, data=st.data())
-def test_both_implementations_agree_bit_for_bit(values, dtype, data):
+def test_a_device_finds_and_packs_what_a_cpu_does(values, dtype, data):
     row = patterns(torch.tensor(values, dtype=dtype))
     count = data.draw(st.integers(1, len(values)))
     threshold, end = cpu.find_threshold(row, count)
-    assert (threshold, end) == portable.find_threshold(row, count)
-    assert cpu.count_from(row, threshold) == portable.count_from(row, threshold)
-    results = []
-    for kernels in (cpu, portable):
+    theirs, ties = portable.find_threshold(row.unsqueeze(0), count)
+    magnitude = row & torch.iinfo(row.dtype).max
+    assert theirs.item() == threshold
+    assert ties.item() == (int((magnitude[:end] == threshold).sum()) if threshold else 0)
+    assert portable.count_from(row.unsqueeze(0), theirs).item() == cpu.count_from(row, threshold)
+    if threshold:  # else zeros would be packed
         flags, taken, back = bitmap(row), row.new_empty(count), torch.empty_like(row)
-        kernels.pack(row, threshold, end, flags, taken)
-        kernels.unpack(flags, taken, back)
-        gate = kernels.pack_between(row, pattern(6.0, dtype))
-        results.append((flags, taken, back, gate, kernels.select(gate, row)))
-    assert all(torch.equal(mine, other) for mine, other in zip(*results, strict=True))
-    chosen = results[0][2] != 0
-    assert torch.equal(results[0][2][chosen], row[chosen])
+        cpu.pack(row, threshold, end, flags, taken)
+        cpu.unpack(flags, taken, back)
+        packed = portable.pack(row.unsqueeze(0), theirs, ties, count)
+        assert torch.equal(packed[0][0], flags)
+        assert torch.equal(packed[1][0], taken)
+        assert torch.equal(portable.unpack(*packed, row.numel())[0], back)
+        assert torch.equal(back[back != 0], row[back != 0])
+    gates = [kernels.pack_between(row, pattern(6.0, dtype)) for kernels in (cpu, portable)]
+    assert torch.equal(*gates)
+    assert torch.equal(cpu.select(gates[0], row), portable.select(gates[0], row))
 
 
 @pytest.mark.parametrize("kind", ["int16", "int32", "int64"])

@@ -1,0 +1,159 @@
+"""A batch's forward and backward pass, replayed as a CUDA graph once it has been seen often enough."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedmef_dist.data.batches import Batch
+from fedmef_dist.layers.random import RandomLayer
+from fedmef_dist.sparsity import Mask, ParameterSpace
+
+_LOG = logging.getLogger(__name__)
+WARM_UPS = 3
+MOST_GRAPHS = 32
+
+
+class Recorder(Protocol):
+    """Records what is launched, to be launched again as a whole."""
+
+    def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Calls ``function`` and carries none of its launches out; returns what does, and the place of the result.
+
+        Raises:
+            RuntimeError: it cannot be recorded.
+        """
+        ...
+
+
+class CudaRecorder:
+    """Records CUDA graphs, which share their memory: they are replayed one after another and keep nothing in it."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """See :class:`Recorder`."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, which encode messages, may go on with what a capture forbids.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = function()
+        return graph.replay, result
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A recorded pass: where its inputs and its loss lie, what carries it out, and memory that it goes on using."""
+
+    batch: Batch
+    replay: Callable[[], None]
+    loss: Tensor
+    mask: Mask
+    tensors: tuple[Tensor, ...]
+
+
+class Passes:
+    """Computes loss and gradient of batches on one model.
+
+    With a recorder a pass is recorded when some batches of its shape have come under the same mask, and replayed from
+    then on: the same kernels on the same shapes, so the same bits. Each shape has its own record, a smaller last batch
+    too. Models with layers that draw random numbers on the host are never recorded; nothing is, once that has failed.
+
+    Args:
+        model: its parameters live in ``space``.
+        space: the flat vector.
+        loss: mean loss of a batch, 0-dim.
+        recorder: None: nothing is recorded.
+    """
+
+    def __init__(
+        self, model: nn.Module, space: ParameterSpace, loss: Callable[[Batch], Tensor], recorder: Recorder | None
+    ) -> None:
+        self.model, self.space, self.loss = model, space, loss
+        self._recorder = recorder
+        self._recorded: dict[tuple[object, ...], _Recorded] = {}
+        self._seen: Counter[tuple[object, ...]] = Counter()
+
+    @property
+    def records(self) -> bool:
+        """Whether passes are recorded at all."""
+        return self._recorder is not None
+
+    @contextmanager
+    def nothing_recorded(self) -> Iterator[None]:
+        """Inside, all is computed, and behind it recorded anew: what layers know of their inputs may have changed."""
+        self._forget()
+        recorder, self._recorder = self._recorder, None
+        try:
+            yield
+        finally:
+            self._recorder = recorder
+
+    def _forget(self) -> None:
+        self._recorded.clear()
+        self._seen.clear()
+
+    def run(self, batch: Batch) -> Tensor:
+        """Sets ``space.gradient`` to the gradient of the loss on ``batch``.
+
+        Returns:
+            The loss, 0-dim, without a gradient; the next call may change it.
+        """
+        if self._recorder is None or self._draws():
+            return self._compute_anew(batch)
+        key = (
+            id(self.space.mask),
+            self.space.gradient.data_ptr(),
+            *((tensor.shape, tensor.stride(), tensor.dtype) for tensor in batch),
+        )
+        found = self._recorded.pop(key, None)
+        if found is None:
+            self._seen[key] += 1
+            if self._seen[key] <= WARM_UPS:
+                return self._compute_anew(batch)
+            found = self._record(batch, self._recorder)
+            if found is None:
+                return self._compute_anew(batch)
+        self._remember(key, found)
+        for place, tensor in zip(found.batch, batch, strict=True):
+            place.copy_(tensor)
+        found.replay()
+        return found.loss
+
+    def _draws(self) -> bool:
+        return any(isinstance(module, RandomLayer) and module.draws for module in self.model.modules())
+
+    def compute(self, batch: Batch) -> Tensor:
+        """Adds the gradient of the loss on ``batch`` to what the parameters have; returns the loss, 0-dim."""
+        loss = self.loss(batch)
+        loss.backward()
+        return loss.detach()
+
+    def _compute_anew(self, batch: Batch) -> Tensor:
+        self.space.gradient.zero_()
+        return self.compute(batch)
+
+    def _record(self, batch: Batch, recorder: Recorder) -> _Recorded | None:
+        inputs, labels = (tensor.clone() for tensor in batch)
+        try:
+            replay, loss = recorder.record(lambda: self._compute_anew((inputs, labels)))
+        except RuntimeError as error:  # what is really wrong shows again when the pass is computed
+            _LOG.warning("steps are not recorded as CUDA graphs: %s", error)
+            self._recorder = None
+            self._forget()
+            return None
+        # The layers may be given other tensors, of the same numbers, when a mask comes back.
+        held = [value for module in self.model.modules() for value in vars(module).values()]
+        tensors = tuple(value for value in held if isinstance(value, Tensor))
+        return _Recorded((inputs, labels), replay, loss, self.space.mask, (self.space.gradient, *tensors))
+
+    def _remember(self, key: tuple[object, ...], recorded: _Recorded) -> None:
+        """As the last one used; its mask lives as long, so that no other can take its identity."""
+        self._recorded[key] = recorded
+        if len(self._recorded) > MOST_GRAPHS:
+            del self._recorded[next(iter(self._recorded))]
