@@ -52,7 +52,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
                 pages += sorted(page for page in found - named if posixpath.dirname(page) == name.rstrip("/"))
             else:
                 pages.append(name)
-        config.nav.append({section: pages})
+        config.nav.append({section: pages if len(pages) > 1 else pages[0]})
     return config
 
 
@@ -110,6 +110,7 @@ def _notebook(path: Path) -> str:
 def _readme(section: str) -> str:
     """A section of the README without its heading; the part before the first one for an empty name."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = text.replace("](docs/", "](")
     parts = dict(part.partition("\n")[::2] for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:])
     return parts[section] if section else text.partition("\n## ")[0].partition("\n")[2]
 

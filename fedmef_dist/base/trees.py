@@ -1,5 +1,6 @@
 """Trees of plain values, as configurations are: read from YAML, and compared."""
 
+import difflib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,16 @@ def read_tree_file(path: Path, what: str) -> dict[str, Any]:
         return read_tree(read_regular(Path(folder), name, _LARGEST).decode(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"cannot read the {what}: {reason}", where=str(path), mend="give a YAML file") from None
+        raise UserError(f"cannot read the {what}: {reason}", where=str(path), mend=_another(path)) from None
+
+
+def _another(path: Path) -> str:
+    """What to give instead of a file that cannot be read."""
+    beside = [other.name for other in path.parent.glob("*.yaml") if other != path]
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    if near:
+        return f"did you mean {path.with_name(near[0])}?"
+    return "give a YAML file; `fedmef-dist init` writes a folder of them to start from"
 
 
 def read_tree(text: str, where: str) -> dict[str, Any]:

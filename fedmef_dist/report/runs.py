@@ -1,7 +1,7 @@
 """Run directories as the report reads them, validated."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +59,9 @@ class Run:
     """
 
     path: Path
-    config: Mapping[str, Any]
-    metrics: Sequence[Mapping[str, Any]]
-    summary: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
+    metrics: Sequence[Mapping[str, Any]] = field(repr=False)
+    summary: Mapping[str, Any] = field(repr=False)
 
     @property
     def columns(self) -> dict[str, list[Any]]:

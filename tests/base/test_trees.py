@@ -30,3 +30,11 @@ def test_what_may_never_end_or_is_no_text_is_refused_by_its_name(tmp_path, lay, 
     lay(tmp_path / "file.yaml")
     with pytest.raises(UserError, match=f"cannot read the grid: {reason}.*\nwhere: .*file.yaml\nmend: "):
         read_tree_file(tmp_path / "file.yaml", "grid")
+
+
+def test_a_file_that_is_not_there_is_answered_with_the_nearest_or_with_where_to_get_some(tmp_path):
+    (tmp_path / "own_method.yaml").write_text("")
+    with pytest.raises(UserError, match=r"mend: did you mean .*/own_method\.yaml\?"):
+        read_tree_file(tmp_path / "own_metod.yaml", "configuration")
+    with pytest.raises(UserError, match="`fedmef-dist init` writes a folder"):
+        read_tree_file(tmp_path / "elsewhere" / "own_method.yaml", "configuration")

@@ -187,3 +187,8 @@ def test_what_a_configuration_names_is_not_imported(make_run, tmp_path, monkeypa
     directory = make_run("a", method="stranger:Method", settings={"data": {"dataset": "stranger:Data"}})
     assert read_run(directory).config["method"]["name"] == "stranger:Method"
     assert "stranger" not in sys.modules
+
+
+def test_a_run_is_shown_by_its_directory_alone(make_run):
+    run = read_run(make_run("a"))
+    assert repr(run) == f"Run(path={run.path!r})"
