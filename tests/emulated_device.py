@@ -117,7 +117,8 @@ class Recorder(TorchDispatchMode):
         if name in _COPIES:
             source, target = (args[1], args[0]) if name == "copy_" else (args[0], out)
             if _here(source) != _here(target):
-                (self.waits if _here(source) else self.copies)[self._place(name)] += 1
+                waits = _here(source) and not (kwargs.get("non_blocking") or args[2:3] == (True,))
+                (self.waits if waits else self.copies)[self._place(name)] += 1
             else:
                 self.launches += _here(source)
             return out

@@ -55,6 +55,7 @@ SETTINGS = {
     "up as fp16": {"wire": {"uplink_values": "fp16"}},
     "up as int8": {"wire": {"uplink_values": "int8"}},
     "with momentum": {"optimizer": {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "prox_mu": 0.1}},
+    "diverging": {"optimizer": {"lr": 1000.0}},
     "kept states": {
         "model": {**RESNET, "norm": "batch"},
         "method": {"name": "fedavg"},
@@ -153,7 +154,7 @@ def round_counts(changes, device):
 
     def counted(*arguments):
         with clients:
-            whole(*arguments)
+            return whole(*arguments)
 
     for number in (1, 2, 3):
         simulation.round = number

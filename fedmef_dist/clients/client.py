@@ -1,10 +1,10 @@
 """What one simulated client does in a round."""
 
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from fedmef_dist.clients.loss import cross_entropy
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
 from fedmef_dist.clients.passes import Passes, Recorder
 from fedmef_dist.clients.plan import LocalClient, RoundPlan
+from fedmef_dist.cluster.gpu import Stopwatch
 from fedmef_dist.data.batches import Batch
 from fedmef_dist.layers.activation_pruning import forget_thresholds, prunings
 from fedmef_dist.layers.kernels import on_host
@@ -32,14 +33,14 @@ class ClientReport:
 
     Attributes:
         values: float32, its state packed as :meth:`ParameterSpace.pack` does it.
-        loss: mean training loss over its samples and epochs.
-        seconds: time it took.
+        loss: mean training loss over its samples and epochs; away from the CPU float64, 0-dim, not waited for.
+        seconds: time it took; a number once the device has done all of it.
         uploads: what else it sends, by the name of the collection.
     """
 
     values: Tensor
-    loss: float
-    seconds: float
+    loss: float | Tensor
+    seconds: SupportsFloat
     uploads: dict[str, Upload]
 
 
@@ -99,7 +100,7 @@ class Client:
         Raises:
             OutOfRoomError: it did not wait, and there was too little. ``state`` is changed nevertheless.
         """
-        start = time.perf_counter()
+        watch = Stopwatch(self.space.values.device)
         mask, client, state = self.space.mask, client or LocalClient(), state or Keepsake()
         rooms = [pruning.room for pruning in prunings(self.model)]
         try:
@@ -113,7 +114,7 @@ class Client:
             # The next client, and a checkpoint where this one broke off, need the round's own mask.
             if self.space.mask.version != mask.version:
                 self.space.set_mask(mask)
-        return ClientReport(packed, loss, time.perf_counter() - start, uploads)
+        return ClientReport(packed, loss, watch.stop(), uploads)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy of the model on one batch, 0-dim."""
@@ -129,7 +130,7 @@ class Client:
         rate: float,
         client: LocalClient,
         state: Keepsake,
-    ) -> tuple[Tensor, float, dict[str, Upload]]:
+    ) -> tuple[Tensor, float | Tensor, dict[str, Upload]]:
         space, work = self.space, plan.work
         space.load(plan.values)
         work.begin(client)
@@ -151,7 +152,9 @@ class Client:
         """
         return not reads_gradient and self.space.values.device.type == "cpu" and not self._passes.records
 
-    def _descend(self, sgd: MaskedSGD, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan) -> float:
+    def _descend(
+        self, sgd: MaskedSGD, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan
+    ) -> float | Tensor:
         total, samples = torch.zeros((), device=self.space.values.device), 0
         with sgd.in_backward(rate) if self.steps_in_backward(plan.work.reads_gradient) else nullcontext() as finish:
             for step, batch in enumerate(batches):
@@ -161,7 +164,8 @@ class Client:
                     sgd.step(plan.work.prepare_step(step, steps, rate))
                 else:
                     finish()
-        return total.item() / samples
+        mean = total.double() / samples
+        return mean.item() if mean.device.type == "cpu" else mean
 
     def _gradient(self, batches: Iterator[Batch], plan: RoundPlan) -> Tensor | None:
         """The mean gradient of all prunable positions, float32 (n_prunable,); None where the plan wants none."""

@@ -2,9 +2,11 @@
 
 import os
 import re
+import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple, SupportsFloat
 
 import torch
 import torch.distributed as dist
@@ -137,3 +139,35 @@ def _driver() -> str:
     except OSError:
         found = None
     return found.group(1) if found else f"for CUDA {torch._C._cuda_getDriverVersion()}"  # type: ignore[attr-defined]
+
+
+class Stopwatch:
+    """Seconds from where it was made to where it was stopped in the order of the device's work; waits for nothing.
+
+    Args:
+        device: whose work is timed; away from CUDA the host's clock does it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._begun, self._start = time.perf_counter(), _event() if device.type == "cuda" else None
+
+    def stop(self) -> SupportsFloat:
+        """The seconds up to here: on CUDA something that waits for the device when it is made a number."""
+        return time.perf_counter() - self._begun if self._start is None else _Span(self._start, _event())
+
+
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+class _Span(NamedTuple):
+    """Two places in the order of a device's work."""
+
+    start: torch.cuda.Event
+    stop: torch.cuda.Event
+
+    def __float__(self) -> float:
+        self.stop.synchronize()
+        return float(self.start.elapsed_time(self.stop)) / 1000

@@ -56,7 +56,7 @@ def client_batches(
     order_generator = torch_generator(seed, "order", round, client)
     crop_generator = torch_generator(seed, "crop", round, client)
     for _ in range(epochs):
-        order = torch.randperm(len(indices), generator=order_generator).to(device)
+        order = brought(torch.randperm(len(indices), generator=order_generator), device)
         samples.draw(crop_generator)
         for rows in order.split(batch_size):
             yield samples.take(rows)
@@ -83,6 +83,13 @@ def evaluation_batches(
         else:
             assert isinstance(dataset, Dataset)
             yield normalise(dataset, _pixel_rows(split.images[rows]).to(device)), split.labels[rows].to(device)
+
+
+def brought(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the host on the device. From ordinary memory a copy to CUDA would first wait for all work there."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def normalise(dataset: Dataset, images: Tensor) -> Tensor:
@@ -113,7 +120,7 @@ class _Windows:
 
     def __init__(self, split: TextSplit, indices: np.ndarray, device: torch.device | str) -> None:
         self.split = split
-        self.starts = split.starts[torch.from_numpy(indices).to(split.starts.device)]
+        self.starts = split.starts[brought(torch.from_numpy(indices), split.starts.device)]
         self.device = device
 
     def draw(self, generator: torch.Generator) -> None:
@@ -133,7 +140,7 @@ class _Crops:
     """
 
     def __init__(self, dataset: Dataset, indices: np.ndarray, augment: bool, device: torch.device | str) -> None:
-        chosen = torch.from_numpy(indices).to(dataset.train.images.device)
+        chosen = brought(torch.from_numpy(indices), dataset.train.images.device)
         images = _pixel_rows(dataset.train.images).index_select(0, chosen).to(device)
         self.dataset, self.labels = dataset, dataset.train.labels[chosen].to(device)
         self.augment, self.shape = augment, images.shape
@@ -156,7 +163,7 @@ class _Crops:
         top, left = torch.randint(2 * self.border + 1, (2, len(sample)), generator=generator)
         if self.mirrored:
             sample += len(sample) * torch.randint(2, sample.shape, generator=generator)
-        self.start = ((sample * self.lines + top) * self.line + left).to(self.windows.device)
+        self.start = brought((sample * self.lines + top) * self.line + left, self.windows.device)
 
     def take(self, rows: Tensor) -> Batch:
         """The epoch's crops of these images, normalised, and their labels."""

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -93,8 +93,9 @@ class LocalTraining:
         received = self._send(plan)
         try:
             self.grace.begin(int(cohort.samples[slots].sum()))
-            for slot in slots:
-                self._train_slot(total, slot, plan, received, rate)
+            states = {slot: self._train_slot(total, slot, plan, received, rate) for slot in slots}
+            self.messages.settle()
+            self._conclude(plan.round, total, states)
         except RoundAbandonedError:
             total.states.abandon()
         self.group.watch.place = f"round {plan.round}"
@@ -127,21 +128,30 @@ class LocalTraining:
             self._proved_version = mask.version
         return {sent.name: self.messages.broadcast(sent) for sent in plan.broadcasts}
 
-    def _train_slot(self, total: CohortSum, slot: int, plan: RoundPlan, received: dict[str, Any], rate: float) -> None:
-        """Trains the client of one place in the cohort and adds its update."""
+    def _train_slot(
+        self, total: CohortSum, slot: int, plan: RoundPlan, received: dict[str, Any], rate: float
+    ) -> Keepsake:
+        """Trains the client of one place in the cohort and adds its update; returns what the client has kept."""
         number, samples = int(total.cohort.clients[slot]), int(total.cohort.samples[slot])
         self.group.watch.place = f"round {plan.round}, client {number}"
         start = time.perf_counter()
         state = self.kept.recall(number, plan.values) if self.kept is not None else Keepsake()
         client = LocalClient(number, received, state.own)
-        accepted = total.add(slot, self.train_client(plan, rate, client, state))
-        if not accepted:
-            _LOG.warning("round %d: client %d refused, its update is not finite or too large", plan.round, number)
-        elif self.kept is not None:
-            self.kept.keep(number, state)
+        total.add(slot, self.train_client(plan, rate, client, state))
         self.grace.trained(samples)
         self.group.watch.cohort.trained()
         self.timeline.add(f"client {number}", start, time.perf_counter(), round=plan.round, samples=samples)
+
+        return state
+
+    def _conclude(self, round: int, total: CohortSum, states: Mapping[int, Keepsake]) -> None:
+        """Keeps the states of those whose update is accepted; on a device that is known only now."""
+        for slot, accepted in total.verdicts().items():
+            number = int(total.cohort.clients[slot])
+            if not accepted:
+                _LOG.warning("round %d: client %d refused, its update is not finite or too large", round, number)
+            elif self.kept is not None:
+                self.kept.keep(number, states[slot])
 
     def train_client(
         self, plan: RoundPlan, rate: float, client: LocalClient, state: Keepsake | None = None

@@ -270,11 +270,11 @@ class Simulation:
     def describe_mask(self, before: Mask) -> Metrics:
         """How dense the model is now, and how far its mask has moved; ``before`` is the round's own."""
         mask = self.space.mask
+        moved = mask.version != before.version
         metrics: Metrics = {
             "sparsity/density": self.space.density,
-            "sparsity/changed": int((mask.active & ~before.active).count_nonzero()),
+            "sparsity/changed": int((mask.active & ~before.active).count_nonzero()) if moved else 0,
         }
-        moved = mask.version != before.version
         if mask.is_full or not (moved or self.round == 1):
             return metrics
         sizes = zip(self.space.layers, self.space.layer_counts(), strict=True)

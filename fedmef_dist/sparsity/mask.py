@@ -19,6 +19,7 @@ class Mask:
     def __init__(self, active: Tensor, version: int = 0) -> None:
         self.active = active
         self.version = version
+        self._index: Tensor | None = None
 
     @classmethod
     def full(cls, length: int, device: torch.device | str = "cpu", version: int = 0) -> "Mask":
@@ -27,8 +28,16 @@ class Mask:
 
     @property
     def index(self) -> Tensor:
-        """The active positions, int64 (count,), sorted; found anew at each call, since they take 8 bytes each."""
-        return self.active.nonzero().flatten()
+        """The active positions, int64 (count,), sorted.
+
+        On the CPU they are found anew at each call, since they take 8 bytes each; elsewhere finding them would make the
+        host wait with every client.
+        """
+        if self.active.device.type == "cpu":
+            return self.active.nonzero().flatten()
+        if self._index is None:
+            self._index = self.active.nonzero().flatten()
+        return self._index
 
     @cached_property
     def count(self) -> int:

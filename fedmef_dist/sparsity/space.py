@@ -208,8 +208,8 @@ class ParameterSpace:
         """Active weights in each prunable layer."""
         mask = mask or self.mask
         if mask is not self._counted:  # asked for with every client's message, of a mask that does not change
-            active = mask.active
-            self._counts = [int(active[layer.start : layer.stop].count_nonzero()) for layer in self.layers]
+            counts = [mask.active[layer.start : layer.stop].count_nonzero() for layer in self.layers]
+            self._counts = torch.stack(counts).tolist() if counts else []
             self._counted = mask
         return list(self._counts)
 

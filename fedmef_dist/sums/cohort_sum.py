@@ -1,11 +1,13 @@
 """What a rank adds up in a round: its clients' updates, each wholly or not at all."""
 
+import torch
+
 from fedmef_dist.clients.client import ClientReport
 from fedmef_dist.clients.cohort import Cohort
 from fedmef_dist.clients.plan import RoundPlan
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.sparsity import ParameterSpace
-from fedmef_dist.sums.exact_sum import is_summable
+from fedmef_dist.sums.exact_sum import summable
 from fedmef_dist.sums.position_sum import PositionSum, Sums
 from fedmef_dist.sums.round_sum import RoundResult, RoundSum
 
@@ -36,17 +38,24 @@ class CohortSum:
             for wanted in plan.collections
         }
 
-    def add(self, slot: int, report: ClientReport) -> bool:
-        """Adds a client, wholly or not at all; returns False where its update is refused."""
+    def add(self, slot: int, report: ClientReport) -> torch.Tensor:
+        """Adds a client, wholly or not at all; returns as :meth:`RoundSum.add` whether its update is accepted."""
         weight, samples = int(self.cohort.weights[slot]), int(self.cohort.samples[slot])
-        uploads = report.uploads.values()
-        sane = all(upload.values is None or is_summable(upload.values) for upload in uploads)
-        loss = report.loss if sane else float("nan")
-        accepted = self.states.add(slot, report.values, weight, loss, report.seconds, samples)
-        if accepted:
+        sane = torch.ones((), dtype=torch.bool, device=report.values.device)
+        for upload in report.uploads.values():
+            if upload.values is not None:
+                sane = sane & summable(upload.values)
+        accepted = self.states.add(slot, report.values, weight, report.loss, report.seconds, samples, sane)
+        on_host = accepted.device.type == "cpu"
+        if not on_host or accepted:
             for name, total in self.collections.items():
-                total.add(report.uploads[name].positions, report.uploads[name].values, weight)
+                upload = report.uploads[name]
+                total.add(upload.positions, upload.values, weight, None if on_host else accepted)
         return accepted
+
+    def verdicts(self) -> dict[int, bool]:
+        """For the place of every client so far whether it was accepted; the host waits for the device once."""
+        return self.states.verdicts()
 
     def reduce(self, stopping: bool) -> RoundResult:
         """The packed states of all ranks; ``stopping`` tells them that this one was asked to stop."""

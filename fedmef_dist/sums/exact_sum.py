@@ -7,6 +7,7 @@ point for each client, before the division by the samples of the whole cohort.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 # Averages are taken over weights, running statistics and gradients; none of them is sane beyond this.
@@ -38,6 +39,11 @@ class FixedPoint:
         return (total.double() / (float(weight) * 2.0**self.bits)).float()
 
 
+def summable(values: Tensor) -> Tensor:
+    """Whether every value is finite and within the limit of the fixed-point format: bool, 0-dim, on its device."""
+    return values.abs().amax() < LIMIT if values.numel() else torch.ones((), dtype=torch.bool, device=values.device)
+
+
 def is_summable(values: Tensor) -> bool:
-    """Whether every value is finite and within the limit of the fixed-point format (one synchronisation)."""
-    return values.numel() == 0 or bool(values.abs().amax() < LIMIT)
+    """The same as an answer for the host, which waits for it."""
+    return bool(summable(values))

@@ -88,14 +88,19 @@ class PositionSum:
         self._total = torch.zeros(has_values + has_votes, size, dtype=torch.int64, device=group.device)
         self._touched = torch.zeros(size, dtype=torch.bool, device=group.device)
 
-    def add(self, positions: Tensor | None, values: Tensor | None, weight: int) -> None:
-        """Adds a client of this weight at ``positions`` (int64, each at most once; None: all)."""
+    def add(self, positions: Tensor | None, values: Tensor | None, weight: int, accepted: Tensor | None = None) -> None:
+        """Adds a client of this weight at ``positions`` (int64, each at most once; None: all).
+
+        Where the host does not know yet whether the client is accepted, ``accepted`` (bool, 0-dim) decides on the
+        device: one that is refused adds 0.
+        """
         where = slice(None) if positions is None else positions
         if self._has_values:
             assert values is not None
+            values = values if accepted is None else torch.where(accepted, values, 0.0)
             self._total[0, where] += self.fixed_point.encode(values, weight)
         if self._has_votes:
-            self._total[-1, where] += weight
+            self._total[-1, where] += weight if accepted is None else weight * accepted
         self._touched[where] = True
 
     def reduce(self, weight: int) -> Sums:

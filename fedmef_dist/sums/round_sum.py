@@ -1,13 +1,14 @@
 """One round's sum over clients and ranks, in one buffer and one all-reduce."""
 
 from dataclasses import dataclass
+from typing import NamedTuple, SupportsFloat
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedmef_dist.cluster.group import Group
-from fedmef_dist.sums.exact_sum import FixedPoint, is_summable
+from fedmef_dist.sums.exact_sum import FixedPoint, summable
 
 MICROSECOND = 1e-6
 _LOSS_BITS = 24
@@ -48,6 +49,16 @@ class RoundResult:
     abandoned: bool
 
 
+class _Added(NamedTuple):
+    """A client of this rank; ``outcome``, float64 (2,): whether it was accepted, and its mean loss."""
+
+    slot: int
+    outcome: Tensor
+    weight: int
+    samples: int
+    seconds: SupportsFloat
+
+
 class RoundSum:
     """Collects the clients of this rank; :meth:`reduce` adds up all ranks.
 
@@ -72,30 +83,63 @@ class RoundSum:
         self._values = self._ranks + group.world_size
         self._buffer = torch.zeros(self._values + size, dtype=torch.int64, device=group.device)
         self._header = np.zeros(self._values, dtype=np.int64)
+        self._added: list[_Added] = []
+        self._known: list[list[float]] = []
         self._words = [int.from_bytes(digest[3 * i : 3 * i + 3], "little") for i in range(_DIGEST_WORDS)]
 
-    def add(self, slot: int, values: Tensor, weight: int, loss: float, seconds: float, samples: int) -> bool:
-        """Adds one client; returns False where its update is refused (not finite, or beyond the format's limit).
+    def add(
+        self,
+        slot: int,
+        values: Tensor,
+        weight: int,
+        loss: float | Tensor,
+        seconds: SupportsFloat,
+        samples: int,
+        sane: Tensor | bool = True,
+    ) -> Tensor:
+        """Adds one client, or nothing where its update is refused (not finite, or beyond the format's limit).
+
+        Returns whether it was accepted, bool, 0-dim, where the values are. Away from the CPU nobody waits for it: what
+        is refused is added as 0, and counted when the round is reduced.
 
         Args:
             slot: the client's place in the cohort.
             values: float32 (size,), the client's packed state.
             weight: how often the client counts.
-            loss: its mean training loss.
-            seconds: how long it trained.
+            loss: its mean training loss, float64.
+            seconds: how long it trained; a number by the time the round is reduced.
             samples: how many samples it has.
+            sane: whether what else it sends can be added up.
         """
-        accepted = np.isfinite(loss) and is_summable(values)
-        if accepted:
+        mean = torch.as_tensor(loss, dtype=torch.float64, device=values.device)
+        accepted = mean.isfinite() & summable(values) & sane
+        if values.device.type != "cpu":
+            values = torch.where(accepted, values, 0.0)
+        if values.device.type != "cpu" or accepted:
             self._buffer[self._values :] += self.fixed_point.encode(values, weight)
-            summed = round(min(loss, 2.0**12) * weight * 2**_LOSS_BITS)
-            self._count(weight=weight, samples=samples, trained=1, loss=summed)
-        else:
-            self._count(refused=1)
-        microseconds = round(seconds / MICROSECOND)
-        self._header[self._clients + slot] = microseconds
-        self._header[self._ranks + self.group.rank] += microseconds
+        self._added.append(_Added(slot, torch.stack([accepted.double(), mean]), weight, samples, seconds))
         return accepted
+
+    def verdicts(self) -> dict[int, bool]:
+        """For the place of every client so far whether it was accepted; the host waits for the device once."""
+        return {one.slot: bool(accepted) for one, (accepted, _) in zip(self._added, self._outcomes(), strict=True)}
+
+    def _outcomes(self) -> list[list[float]]:
+        """Whether each client was accepted, and its mean loss."""
+        if len(self._known) != len(self._added):
+            self._known = torch.stack([one.outcome for one in self._added]).tolist()
+        return self._known
+
+    def _count_clients(self) -> None:
+        for one, (accepted, loss) in zip(self._added, self._outcomes(), strict=True):
+            if accepted:
+                summed = round(min(loss, 2.0**12) * one.weight * 2**_LOSS_BITS)
+                self._count(weight=one.weight, samples=one.samples, trained=1, loss=summed)
+            else:
+                self._count(refused=1)
+            microseconds = round(float(one.seconds) / MICROSECOND)
+            self._header[self._clients + one.slot] = microseconds
+            self._header[self._ranks + self.group.rank] += microseconds
 
     def abandon(self) -> None:
         """Declares the round void, for all ranks."""
@@ -112,6 +156,7 @@ class RoundSum:
             RanksOutOfStepError: the ranks' masks differ. Every rank raises.
         """
         self._count(stopping=int(stopping))
+        self._count_clients()
         for place, word in enumerate(self._words):
             self._header[2 * place : 2 * place + 2] = word, word * word
         self._buffer[: self._values] = torch.from_numpy(self._header).to(self._buffer.device)

@@ -26,7 +26,7 @@ from fedmef_dist.wire.bits import index_bits, pack, pack_flags, packed_bytes, un
 _TAG_BYTES = 1
 _SCALE_BYTES = 4
 _DENSE, _BITMAP, _COO, _CSR = range(4)
-_LARGEST_INT8 = 127
+LARGEST_INT8 = 127
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def encode_values(values: np.ndarray, number: Number) -> bytes:
     if not np.isfinite(largest):
         largest = np.array(np.nan, "<f4")
     # In float64, where the product is exact, so that half a scale is found to be one.
-    steps = values.astype(np.float64) * _LARGEST_INT8 / largest if largest > 0 else np.zeros(values.size)
+    steps = values.astype(np.float64) * LARGEST_INT8 / largest if largest > 0 else np.zeros(values.size)
     return largest.tobytes() + np.rint(steps).astype(number.dtype).tobytes()
 
 
@@ -135,9 +135,9 @@ def decode_values(message: bytes, number: Number) -> np.ndarray:
     if not head:
         return values.astype(np.float32)
     largest = np.frombuffer(message, "<f4", count=1)[0]
-    if largest < 0 or np.isinf(largest) or (values < -_LARGEST_INT8).any():
+    if largest < 0 or np.isinf(largest) or (values < -LARGEST_INT8).any():
         raise ValueError(f"no scale of int8: largest magnitude {largest}, smallest integer {values.min()}")
-    return (values.astype(np.float64) * largest / _LARGEST_INT8).astype(np.float32)
+    return (values.astype(np.float64) * largest / LARGEST_INT8).astype(np.float32)
 
 
 def values_bytes(count: int, number: Number) -> int:

@@ -3,7 +3,7 @@
 What the server adds up is what it decoded. As fp32 that is what the clients sent, bit for bit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fedmef_dist.sparsity import Mask
 from fedmef_dist.wire.encodings import Encoding, WithMask
-from fedmef_dist.wire.layer_encoding import FP32, Number, decode_values, encode_values
+from fedmef_dist.wire.layer_encoding import FP32, LARGEST_INT8, Number, decode_values, encode_values
 from fedmef_dist.wire.ledger import WireLedger
+from fedmef_dist.wire.proofs import Proofs, same_bits
 from fedmef_dist.wire.ranges import Block, Range, prunable
 from fedmef_dist.wire.traffic import Broadcast, Collection, Upload
 
@@ -30,6 +31,7 @@ class Messages:
 
     def __init__(self, ledger: WireLedger) -> None:
         self.ledger, self.space = ledger, ledger.space
+        self._proofs = Proofs()
 
     def send_model(self, values: Tensor, mask: Mask, mask_update: Encoding | None = None) -> None:
         """The state (float32 (total,)) on its way down, with its mask; everybody knows the full one.
@@ -74,6 +76,8 @@ class Messages:
     def return_state(self, packed: Tensor, *, returns_weights: bool) -> Tensor:
         """A client's packed state as the server decodes it.
 
+        On a device it is what decoding would give, and a thread proves that it is: see :meth:`settle`.
+
         Args:
             packed: float32, the active prunable weights unless they come as a collection, then everything else.
             returns_weights: whether they do not.
@@ -85,9 +89,33 @@ class Messages:
             self._check(packed.nbytes, self.ledger.uplink_bytes(self.space.mask, (), False), "a client's state")
             return packed
         count = self.space.mask.count
-        weights, length = self._at_known_positions(packed[:count], self.ledger.settings.uplink)
-        self._check(length + packed[count:].nbytes, self.ledger.uplink_bytes(self.space.mask), "a client's state")
-        return torch.cat([weights, packed[count:]])
+        weights, tail = packed[:count], packed[count:]
+        expected = self.ledger.uplink_bytes(self.space.mask) - tail.nbytes
+        if packed.device.type == "cpu":
+            return torch.cat([self._returned(weights, expected), tail])
+        counts, number = self.space.layer_counts(), self.ledger.settings.uplink
+        decoded = weights if number == FP32 else as_decoded(weights, counts, number)
+
+        def prove(sent: np.ndarray, received: np.ndarray) -> None:
+            if not same_bits(self._returned(torch.from_numpy(sent), expected).numpy(), received):
+                raise GarbledMessageError("a client's state does not decode to what is added up")
+
+        self._proofs.later(prove, weights, decoded)
+        return packed if decoded is weights else torch.cat([decoded, tail])
+
+    def settle(self) -> None:
+        """Waits until every state that has been returned is proved.
+
+        Raises:
+            GarbledMessageError: one is not as long as the ledger counts, or does not decode to what is added up.
+        """
+        self._proofs.settle()
+
+    def _returned(self, weights: Tensor, expected: int) -> Tensor:
+        """Active weights on the host as they are decoded; their message has to be so long."""
+        received, length = self._at_known_positions(weights, self.ledger.settings.uplink)
+        self._check(length, expected, "a client's state")
+        return received
 
     def collect(self, upload: Upload, wanted: Collection) -> Upload:
         """A client's contribution to a collection as the server decodes it.
@@ -112,16 +140,16 @@ class Messages:
         return _spread(received, self.space.n_prunable, values)
 
     def _at_known_positions(self, values: Tensor, number: Number) -> tuple[Tensor, int]:
-        """Active values (float32 (count,)) whose positions the receiver knows, and their bytes.
+        """Active values (float32 (count,), on the host) whose positions the receiver knows, and their bytes.
 
         Every client sends its state so: no positions are looked up, the packed values are parted by the layers' counts.
         """
         parts, length, start = [], 0, 0
         for count in self.space.layer_counts():
-            message = encode_values(values[start : start + count].cpu().numpy(), number)
+            message = encode_values(values[start : start + count].numpy(), number)
             parts.append(torch.from_numpy(decode_values(message, number)))
             length, start = length + len(message), start + count
-        return torch.cat(parts).to(values.device) if parts else values[:0], length
+        return torch.cat(parts) if parts else values[:0], length
 
     def _send(
         self, upload: Upload, over: Range, encoding: Encoding, number: Callable[[Block], Number]
@@ -141,6 +169,27 @@ class Messages:
     def _check(length: int, expected: int, what: str) -> None:
         if length != expected:
             raise GarbledMessageError(f"{what} takes {length} bytes, the ledger counts {expected}")
+
+
+def as_decoded(values: Tensor, counts: Sequence[int], number: Number) -> Tensor:
+    """What decoding the layers' messages gives, computed on the values' own device to the same bits.
+
+    Args:
+        values: float32 (sum of counts,).
+        counts: of each layer.
+        number: the type in which they travel, see :func:`encode_values`.
+    """
+    if not number.scaled:
+        return values.half().float()
+    layers = []
+    for layer in values.split(list(counts)):
+        if not layer.numel():
+            continue
+        largest = layer.abs().amax().double()
+        largest = torch.where(largest.isfinite(), largest, torch.nan)
+        steps = torch.where(largest == 0, 0.0, (layer.double() * LARGEST_INT8 / largest).round())
+        layers.append((steps * largest / LARGEST_INT8 + 0.0).float())  # an integer has no negative zero
+    return torch.cat(layers) if layers else values
 
 
 def _dense(upload: Upload, size: int) -> tuple[np.ndarray, np.ndarray]:
