@@ -126,7 +126,7 @@ def compare(
         str | None, typer.Option(metavar="GROUP", help="a group's name, or a part of it: differences paired by seed")
     ] = None,
 ) -> None:
-    """Write tables (Markdown, CSV) and plots (PNG) over runs: accuracy, costs, and costs up to a target accuracy."""
+    """Write one page, tables (Markdown, CSV) and plots over runs: accuracy, costs, memory, masks, time."""
     from fedmef_dist.report import compare as compare_runs
 
     compare_runs(run_dirs, out, target, baseline)
@@ -192,16 +192,41 @@ def schema(
     print(json.dumps(schema_of(method), indent=2))
 
 
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="directory of a run")]
+SavedRound = Annotated[int | None, typer.Option("--round", min=1, help="whose checkpoint; default: the newest")]
+AllowPlugins = Annotated[bool, typer.Option("--allow-plugins", help=_ALLOW_PLUGINS)]
+
+
+@app.command()
+def evaluate(
+    run_dir: RunDir,
+    saved_round: SavedRound = None,
+    per_client: Annotated[
+        bool, typer.Option("--per-client", help="also test every client on its own data: CSV, a row a client")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(callback=_plain, metavar="FILE.csv", help="for --per-client; default: RUN_DIR/report/clients.csv"),
+    ] = None,
+    allow_plugins: AllowPlugins = False,
+) -> None:
+    """Test a saved model: accuracy and loss on the test set, and client by client."""
+    from fedmef_dist.commands.evaluate import evaluate_command
+
+    evaluate_command(run_dir, saved_round, per_client, out, allow_plugins)
+
+
 @app.command()
 def export(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="directory of a run")],
+    run_dir: RunDir,
     out: Annotated[Path, typer.Option(callback=_plain, help="safetensors file to write")],
-    allow_plugins: Annotated[bool, typer.Option("--allow-plugins", help=_ALLOW_PLUGINS)] = False,
+    saved_round: SavedRound = None,
+    allow_plugins: AllowPlugins = False,
 ) -> None:
     """Write the trained sparse model as safetensors with the plain names of its model."""
     from fedmef_dist.session.export import export as export_run
 
-    export_run(run_dir, out, allow_plugins=allow_plugins)
+    export_run(run_dir, out, saved_round, allow_plugins=allow_plugins)
 
 
 @app.command()

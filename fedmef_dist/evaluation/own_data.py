@@ -1,6 +1,7 @@
 """How the global model serves each client: accuracy on clients' own data, and who is served worst."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
@@ -17,6 +18,32 @@ from fedmef_dist.data.population import Population
 from fedmef_dist.data.text import TextDataset, TextSplit
 from fedmef_dist.evaluation.test_set import EvaluationSettings, add_up
 from fedmef_dist.sparsity import ParameterSpace
+
+
+@dataclass(frozen=True)
+class Clientele:
+    """What clients use: the global state, and what they have kept.
+
+    Attributes:
+        values: float32 (total,), the global weights and running statistics.
+        states: what clients keep; None where they keep nothing.
+        personal: :meth:`Method.personal`, which makes a client's state of the global one and of what it keeps.
+    """
+
+    values: Tensor
+    states: KeptStates | None
+    personal: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+
+    def enter(self, client: int, space: ParameterSpace) -> None:
+        """Makes the client's model that of the space."""
+        if self.states is None:
+            space.load(self.values)
+            return
+        state = self.states.recall(client, self.values)
+        own = self.personal(self.values, state.own)
+        space.load(own)
+        if own is self.values:  # a model of its own has statistics of its own
+            state.enter(space)
 
 
 class ClientEvaluation:
@@ -49,38 +76,29 @@ class ClientEvaluation:
         self.groups = self._groups()
 
     def metrics(
-        self,
-        model: nn.Module,
-        space: ParameterSpace,
-        values: Tensor,
-        states: KeptStates | None,
-        personal: Callable[[Tensor, Mapping[str, Tensor]], Tensor],
-        group: Group,
+        self, model: nn.Module, space: ParameterSpace, clientele: Clientele, group: Group
     ) -> dict[str, float | int]:
-        """Accuracies of what each client uses: the global state ``values``, float32 (total,), and what it has kept.
+        """Accuracies of what each client uses, over the clients."""
+        return self.summarise(self.counts(model, space, clientele, group))
 
-        ``personal`` is :meth:`Method.personal`, which makes a client's state of the global one and of what it keeps.
-        Right answers and all answers are added up as integers, so the result is the same on any number of ranks.
+    def counts(self, model: nn.Module, space: ParameterSpace, clientele: Clientele, group: Group) -> np.ndarray:
+        """int64 (clients, 2): right answers and all answers of each client's model on its own data.
+
+        They are added up as integers, so the result is the same on any number of ranks.
         """
         counts = torch.zeros(len(self.clients), 2, dtype=torch.int64)
+        states = clientele.states
         mine = range(group.rank, len(self.clients), group.world_size) if states is None else states.mine(self.clients)
         for place in group.watch.progress.through(mine):
             client = int(self.clients[place])
-            if states is None:
-                space.load(values)
-            else:
-                state = states.recall(client, values)
-                own = personal(values, state.own)
-                space.load(own)
-                if own is values:  # a model of its own has statistics of its own
-                    state.enter(space)
+            clientele.enter(client, space)
             data = self.local_data(client)
             batches = evaluation_batches(
                 data, self.dataset, batch_size=self.settings.batch_size, rank=0, world_size=1, device=group.device
             )
             counts[place, 0], counts[place, 1] = add_up(model, batches)[1], data.predictions
         group.all_reduce(counts)
-        return self._summarise(counts.numpy())
+        return counts.numpy()
 
     def local_data(self, client: int) -> Split | TextSplit:
         """What the client is tested on; empty where it is a natural one without test samples."""
@@ -101,7 +119,8 @@ class ClientEvaluation:
         own = (labels[self.population.samples(client)] for client in self.clients.tolist())
         return np.array([np.bincount(one).argmax() for one in own], dtype=np.int64)
 
-    def _summarise(self, counts: np.ndarray) -> dict[str, float | int]:
+    def summarise(self, counts: np.ndarray) -> dict[str, float | int]:
+        """Mean, spread, worst tenth and groups of the accuracies in :meth:`counts`, as metrics."""
         tested = counts[:, 1] > 0
         if not tested.any():
             return {"eval/clients": 0}

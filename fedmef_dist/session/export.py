@@ -8,24 +8,20 @@ from torch import Tensor, nn
 
 from fedmef_dist.base.atomic import sync_directory
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.config import Config, foreign_names, parse_config
+from fedmef_dist.config import Config
 from fedmef_dist.data.batches import evaluation_batches
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.sources import load_dataset
 from fedmef_dist.data.text import TextDataset
-from fedmef_dist.models import build_model, prunable_weights, stock_model
+from fedmef_dist.models import build_model, stock_model
 from fedmef_dist.models.plain import make_plain
-from fedmef_dist.runs.checkpoint import Checkpoint, CheckpointStore
-from fedmef_dist.runs.directory import CONFIG, read_configuration
-from fedmef_dist.runs.snapshot import restore
-from fedmef_dist.simulation.global_state import GlobalState, MaskPart, ModelPart
-from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.session.saved import checkpoint_of, config_of, fill
 
 _PROBES = 8
 
 
-def export(run_dir: Path, out: Path, *, allow_plugins: bool = False) -> None:
-    """Writes the newest checkpoint's model, inactive weights as 0, and prints the names of the files.
+def export(run_dir: Path, out: Path, round_number: int | None = None, *, allow_plugins: bool = False) -> None:
+    """Writes a checkpoint's model, inactive weights as 0, and prints the names of the files.
 
     ``out`` has the names of the run's own model. ``<stem>.torchvision.safetensors`` beside it is for the stock network,
     which is torchvision's model of that name, its first convolution fitted as :func:`stock_model` does it: normalised
@@ -35,17 +31,18 @@ def export(run_dir: Path, out: Path, *, allow_plugins: bool = False) -> None:
     Args:
         run_dir: a run with a checkpoint.
         out: safetensors file; ``load_state_dict`` of the model takes its content.
+        round_number: whose checkpoint; default: the newest.
         allow_plugins: whether code that the directory's configuration names may be imported.
 
     Raises:
-        UserError: the directory holds no readable run or names foreign code that is not allowed, or ``out`` cannot be
+        UserError: the directory holds no readable run, no such checkpoint, or names foreign code that is not allowed, or ``out`` cannot be
             written.
     """
     config = config_of(run_dir, allow_plugins=allow_plugins)
-    checkpoint = _newest(run_dir, config)
+    checkpoint = checkpoint_of(run_dir, round_number)
     dataset = load_dataset(config.data, config.seed)
     model, stock = _models(config, dataset)
-    _fill(model, checkpoint)
+    fill(model, checkpoint)
     about = {"model": config.model.name, "stem": config.model.stem}
     _write(out, model.state_dict(), {**about, "norm": config.norm})
     samples = evaluation_batches(dataset.test, dataset, batch_size=_PROBES, rank=0, world_size=1, device="cpu")
@@ -56,52 +53,11 @@ def export(run_dir: Path, out: Path, *, allow_plugins: bool = False) -> None:
         print(f"{plain} was not written: the stock {config.model.name} cannot compute what norm {config.norm} does")
 
 
-def config_of(run_dir: Path, *, allow_plugins: bool) -> Config:
-    """The configuration that a run directory holds.
-
-    Args:
-        run_dir: the directory; whoever wrote it need not be who reads it.
-        allow_plugins: whether code that it names may be imported.
-
-    Raises:
-        UserError: it holds none, or names foreign code that is not allowed.
-    """
-    try:
-        tree = read_configuration(run_dir)
-    except FileNotFoundError:
-        raise UserError(
-            f"not a run directory: it has no {CONFIG}", where=str(run_dir), mend="give a run's directory"
-        ) from None
-    path = run_dir / CONFIG
-    foreign = foreign_names(tree)
-    if foreign and not allow_plugins:
-        raise UserError(
-            f"the run names code from outside of the package: {', '.join(foreign)}",
-            where=str(path),
-            mend="add --allow-plugins if you trust it: it is then imported and run",
-        )
-    return parse_config(tree, str(path))
-
-
-def _newest(run_dir: Path, config: Config) -> Checkpoint:
-    store = CheckpointStore(run_dir, config.checkpoint.keep)
-    if not store.rounds():
-        raise UserError("the run has no checkpoint", where=str(run_dir), mend="let it reach one first")
-    return store.load_newest()
-
-
 def _models(config: Config, dataset: Dataset | TextDataset) -> tuple[nn.Module, nn.Module]:
     """The run's model and the stock network that it was converted from."""
     size: dict[str, Any] = {"classes": dataset.classes, "shape": dataset.shape, "seed": config.seed}
     model = build_model(config.model, config.resolved_sap, norm=config.norm, **size)
     return model, stock_model(config.model, **size)
-
-
-def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
-    space = ParameterSpace(model, prunable_weights(model))
-    state = GlobalState(space)
-    # Normalised layers count their active weights: they need the mask too.
-    restore(checkpoint, {"mask": MaskPart(state), "model": ModelPart(state)}, whole=False)
 
 
 def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

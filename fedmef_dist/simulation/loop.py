@@ -17,7 +17,7 @@ from fedmef_dist.data.batches import Batch, client_batches
 from fedmef_dist.data.population import build_population
 from fedmef_dist.data.shapes import Shape
 from fedmef_dist.data.sources import load_dataset
-from fedmef_dist.evaluation.own_data import open_client_evaluation
+from fedmef_dist.evaluation.own_data import Clientele, open_client_evaluation
 from fedmef_dist.evaluation.test_set import evaluate, quality
 from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.preparation import Preparation
@@ -292,10 +292,13 @@ class Simulation:
         self.totals.best_accuracy = max(self.totals.best_accuracy, accuracy)
         metrics: Metrics = {**quality(self.dataset, loss, accuracy)}
         if self.client_evaluation is not None:
-            metrics |= self.client_evaluation.metrics(
-                self.model, self.space, self.server.values, self.local.kept, self.method.personal, self.group
-            )
+            metrics |= self.client_evaluation.metrics(self.model, self.space, self.clientele, self.group)
         return metrics
+
+    @property
+    def clientele(self) -> Clientele:
+        """What clients use now: the global state, and what they have kept."""
+        return Clientele(self.server.values, self.local.kept, self.method.personal)
 
     def test(self) -> tuple[float, float]:
         """Mean loss and accuracy of the global model."""

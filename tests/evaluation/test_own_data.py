@@ -9,7 +9,7 @@ from fedmef_dist.cluster.group import Group
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.partitions import PartitionSettings
 from fedmef_dist.data.population import FixedPopulation
-from fedmef_dist.evaluation.own_data import ClientEvaluation, open_client_evaluation
+from fedmef_dist.evaluation.own_data import ClientEvaluation, Clientele, open_client_evaluation
 from fedmef_dist.evaluation.test_set import EvaluationSettings
 from fedmef_dist.sparsity import ParameterSpace
 
@@ -39,7 +39,7 @@ def found(group=None, population=PEOPLE, natural=False, data=None, **settings):
     space = ParameterSpace(model, [])
     settings = EvaluationSettings(**{"per_client": 9, "batch_size": 3, **settings})
     evaluation = ClientEvaluation(settings, data or dataset(), population, natural, seed=0)
-    return evaluation.metrics(model, space, space.values.clone(), None, lambda values, kept: values, group or alone())
+    return evaluation.metrics(model, space, Clientele(space.values.clone(), None, lambda values, kept: values), group or alone())
 
 
 def test_accuracies_by_hand():
@@ -137,8 +137,6 @@ def test_a_client_is_tested_with_the_statistics_that_it_keeps(tmp_path):
     run.run(recorder)
     for row in run.kept._rows.values():
         row[len(row) // 2 :] = 1e12  # variances of which nothing comes through
-    spoiled = run.client_evaluation.metrics(
-        run.model, run.space, run.server.values, run.kept, run.method.personal, run.group
-    )
+    spoiled = run.client_evaluation.metrics(run.model, run.space, run.clientele, run.group)
     assert spoiled["eval/client_accuracy_mean"] < recorder.rounds[-1]["eval/client_accuracy_mean"]
     assert run.test()[1] == recorder.rounds[-1]["eval/accuracy"]

@@ -8,7 +8,7 @@ from tiny import tiny
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import foreign_names, to_tree
-from fedmef_dist.session.export import config_of
+from fedmef_dist.session.saved import config_of
 
 FOREIGN = {
     "method": {"name": "nasty:M"},

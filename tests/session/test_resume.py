@@ -9,7 +9,7 @@ from tiny import Recorder, Run, alone, restore, started, tiny
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.runs.checkpoint import Checkpoint
 from fedmef_dist.runs.snapshot import take
-from fedmef_dist.session.export import _fill
+from fedmef_dist.session.saved import fill
 
 
 @pytest.fixture
@@ -52,11 +52,11 @@ def test_active_weights_alone_are_saved_and_come_back_bit_by_bit(simulation, sav
 
 
 def test_the_model_alone_stands_in_for_the_one_that_was_saved(simulation, saved):
-    _fill(simulation.model, saved)
+    fill(simulation.model, saved)
     restore(simulation, saved)
     weights = {name: tensor.clone() for name, tensor in simulation.model.state_dict().items()}
     other = Run(tiny(seed=5), alone()).model
-    _fill(other, saved)
+    fill(other, saved)
     assert all(tensor.equal(weights[name]) for name, tensor in other.state_dict().items())
 
 
