@@ -1,6 +1,7 @@
 """The command line. Heavy imports wait until a command needs them."""
 
 import errno
+import json
 import os
 import platform
 import re
@@ -57,6 +58,10 @@ def run(
     resume: Annotated[
         Literal["auto", "never", "must"], typer.Option(help="whether to go on from a checkpoint that is there")
     ] = "auto",
+    fork: Annotated[
+        Path | None,
+        typer.Option(callback=_plain, metavar="RUN_DIR", help="go on from this run's newest checkpoint, elsewhere"),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but warnings and errors")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="also print what rank 0 writes into its log")
@@ -65,7 +70,8 @@ def run(
     """Run one simulation: alone, or as each rank under torchrun, mpirun or srun."""
     from fedmef_dist.session.session import run_command
 
-    run_command(config, overrides or [], run_dir, resume, quiet=quiet, verbose=verbose)
+    forked = [] if fork is None else [f"fork={json.dumps(str(fork))}"]
+    run_command(config, [*(overrides or []), *forked], run_dir, resume, quiet=quiet, verbose=verbose)
 
 
 @app.command()

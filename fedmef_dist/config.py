@@ -41,6 +41,12 @@ class Config(Settings):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and its directory")
     seed: int = Field(0, ge=0, description="seed of every random draw")
+    fork: str | None = Field(
+        None,
+        min_length=1,
+        description="directory of a run from whose newest checkpoint and metrics this one goes on, with other "
+        "settings; model, data, clients and method are those of that run",
+    )
     data: DataSettings = Field(default_factory=DataSettings)
     model: ModelSettings = Field(default_factory=ModelSettings)
     federation: FederationSettings = Field(default_factory=FederationSettings)

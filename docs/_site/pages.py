@@ -118,8 +118,19 @@ def _readme(section: str) -> str:
 _PYTHON = """# Python
 
 Start with `load_config` and `run`: [from a script or a notebook](../howto/from-python.md) shows them at work.
+`read_run` reads what a run has written: [look at a run](../tutorial/look-at-a-run.md).
 Everything else here is for authors of methods, models, data sets, trackers and callbacks;
 [Bringing your own](../extending.md) leads through it.
+
+## fedmef_dist.read_run
+
+::: fedmef_dist.report.runs.read_run
+    options:
+      heading_level: 3
+
+::: fedmef_dist.report.runs.Run
+    options:
+      heading_level: 3
 
 ## fedmef_dist.api
 

@@ -36,9 +36,7 @@ def _client_lines(found: Evaluated, clients: Sequence[ClientResult]) -> list[str
     tested = [one for one in clients if one.tested]
     if not tested:
         return [f"none of {len(clients):,} clients has data of its own to be tested on"]
-    mean, deviation, worst = (
-        found.spread[f"eval/client_accuracy_{name}"] for name in ("mean", "std", "worst_decile")
-    )
+    mean, deviation, worst = (found.spread[f"eval/client_accuracy_{name}"] for name in ("mean", "std", "worst_decile"))
     lowest = sorted(tested, key=lambda one: one.right / one.tested)[:_SHOWN]
     return [
         f"{len(tested):,} of {len(clients):,} clients on their own data: mean {mean:.4f}, standard deviation "

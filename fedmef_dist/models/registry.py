@@ -41,6 +41,12 @@ class ModelSettings(Settings):
         description="cnn, resnet8, resnet20, gpt, any torchvision classifier, or package.module:Name of your own",
     )
     options: Options = Field(default_factory=dict, description="keyword arguments for your own model")
+    start_from: str | None = Field(
+        None,
+        min_length=1,
+        description="weights to start from: a run directory, a .safetensors file, or torchvision[:WEIGHTS] where torch "
+        "has them on this machine; the mask is the method's own",
+    )
     stem: Literal["cifar", "imagenet"] = Field(
         "cifar", description="cifar: the stem of a torchvision model keeps the resolution of small images"
     )

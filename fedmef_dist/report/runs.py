@@ -1,5 +1,6 @@
 """Run directories as the report reads them, validated."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,8 +83,17 @@ class Run:
 
     @property
     def experiment(self) -> dict[str, Any]:
-        """The configuration without the seed and what has no influence on the result."""
-        return {key: value for key, value in self.config.items() if key not in _NOT_COMPARED}
+        """The configuration without the seed and what has no influence on the result.
+
+        Runs may begin with others of their own seeds: a seed that is named in such a path is left out.
+        """
+        tree = {key: value for key, value in self.config.items() if key not in _NOT_COMPARED}
+        if "fork" in tree:
+            tree["fork"] = _without_seed(tree["fork"])
+        model = tree.get("model")
+        if isinstance(model, dict) and "start_from" in model:
+            tree["model"] = {**model, "start_from": _without_seed(model["start_from"])}
+        return tree
 
     def value(self, key: str) -> float | None:
         """A value of the summary, else that of the first round that has it; None where none has."""
@@ -131,6 +141,10 @@ def read_run(run_dir: str | Path, *, unfinished: bool = False) -> Run:
     if not rounds_to_do == summary["rounds"] == len(lines):
         raise _unfinished(path, f"{len(lines)} of {rounds_to_do} rounds, {summary['rounds']} of them in {SUMMARY}")
     return Run(path, config, rounds, summary)
+
+
+def _without_seed(path: Any) -> Any:
+    return re.sub(r"(?<=seed)[-_=]?\d+", "", path) if isinstance(path, str) else path
 
 
 def _parsed(path: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:

@@ -35,8 +35,8 @@ def export(run_dir: Path, out: Path, round_number: int | None = None, *, allow_p
         allow_plugins: whether code that the directory's configuration names may be imported.
 
     Raises:
-        UserError: the directory holds no readable run, no such checkpoint, or names foreign code that is not allowed, or ``out`` cannot be
-            written.
+        UserError: the directory holds no readable run, no such checkpoint, or names foreign code that is not allowed,
+            or ``out`` cannot be written.
     """
     config = config_of(run_dir, allow_plugins=allow_plugins)
     checkpoint = checkpoint_of(run_dir, round_number)

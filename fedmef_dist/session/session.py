@@ -29,17 +29,18 @@ from fedmef_dist.data.checks import notices
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.text import TextDataset
 from fedmef_dist.methods.base import Method
-from fedmef_dist.runs.checkpoint import Checkpoint, CheckpointStore, broadcast
+from fedmef_dist.runs.checkpoint import Checkpoint, CheckpointStore
 from fedmef_dist.runs.directory import Resume, claim, round_to_resume, write_configuration
 from fedmef_dist.runs.owner import Owner, Progress
-from fedmef_dist.runs.snapshot import contents, restore, take
+from fedmef_dist.runs.snapshot import take
+from fedmef_dist.session.beginning import begin
 from fedmef_dist.session.loan import Loan, share_weights
 from fedmef_dist.session.memory import RunMemory
 from fedmef_dist.session.opening import opening_lines
 from fedmef_dist.simulation.loop import Simulation
-from fedmef_dist.tracking import METRICS, Tracker, open_trackers
+from fedmef_dist.tracking import Tracker, open_trackers
 from fedmef_dist.tracking.callbacks import Callbacks
-from fedmef_dist.tracking.lines import head_in, lines_until
+from fedmef_dist.tracking.lines import head_in
 from fedmef_dist.tracking.logs import rank_log, shown_events
 from fedmef_dist.tracking.timeline import Timeline
 from fedmef_dist.tracking.tracker import Trackers
@@ -137,20 +138,16 @@ def simulate(
             tell(line)
     store = CheckpointStore(run_dir, config.checkpoint.keep)
     with _owning(simulation, run_dir, resume) as owner:
-        checkpoint = _agree_on_start(simulation, store, run_dir, resume)
-        if checkpoint is not None:
-            restore(checkpoint, simulation.parts)
-            simulation.round = checkpoint.state["round"]
-        else:
-            simulation.start()
+        beginning = begin(simulation, store, resume)
         if owner is not None:
             owner.begin(simulation.round)
             store.make_sure = owner.look
             store.forget_later(simulation.round)  # of a process that lived on when the run was requeued
             write_configuration(run_dir, to_tree(config))
+            beginning.keep(store)
         group.barrier()  # the logs of all ranks lie in the directory that rank 0 claims
         with rank_log(run_dir, group):
-            summary = _play(simulation, store, run_dir, checkpoint, owner)
+            summary = _play(simulation, store, run_dir, beginning.checkpoint, owner)
     return Summary(run_dir, summary)
 
 
@@ -224,16 +221,6 @@ def _stop_early(simulation: Simulation) -> None:
         rounds = config.federation.rounds
         tell(f"stopped by a signal after {done} of {rounds} rounds; the same command goes on from there")
     raise SystemExit(STOPPED_EARLY)
-
-
-def _agree_on_start(simulation: Simulation, store: CheckpointStore, run_dir: Path, resume: Resume) -> Checkpoint | None:
-    """Rank 0 looks at the directory and gives the others what it goes on from."""
-    checkpoint = None
-    if simulation.group.rank == 0 and round_to_resume(run_dir, to_tree(simulation.config), resume) is not None:
-        checkpoint = store.load_newest()
-        state = contents(checkpoint)
-        lines_until(run_dir / METRICS, state.round, state.tracker)  # refuses before anything is written
-    return broadcast(checkpoint, simulation.group)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from fedmef_dist.cluster.group import Group
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.partitions import PartitionSettings
 from fedmef_dist.data.population import FixedPopulation
-from fedmef_dist.evaluation.own_data import ClientEvaluation, Clientele, open_client_evaluation
+from fedmef_dist.evaluation.own_data import Clientele, ClientEvaluation, open_client_evaluation
 from fedmef_dist.evaluation.test_set import EvaluationSettings
 from fedmef_dist.sparsity import ParameterSpace
 
@@ -39,7 +39,9 @@ def found(group=None, population=PEOPLE, natural=False, data=None, **settings):
     space = ParameterSpace(model, [])
     settings = EvaluationSettings(**{"per_client": 9, "batch_size": 3, **settings})
     evaluation = ClientEvaluation(settings, data or dataset(), population, natural, seed=0)
-    return evaluation.metrics(model, space, Clientele(space.values.clone(), None, lambda values, kept: values), group or alone())
+    return evaluation.metrics(
+        model, space, Clientele(space.values.clone(), None, lambda values, kept: values), group or alone()
+    )
 
 
 def test_accuracies_by_hand():

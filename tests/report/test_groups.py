@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -43,3 +44,16 @@ def test_bytes_of_a_client_and_round_are_the_total_over_all_trainings(make_run):
     assert bytes_per_client_round(read_run(make_run("a", logged={2: {"clients/trained": 3}}))) == 2e6 / 18
     nobody = {number: {"clients/trained": 0} for number in range(1, 5)}
     assert bytes_per_client_round(read_run(make_run("b", logged=nobody))) is None
+
+
+def test_seeds_that_begin_with_runs_of_their_own_are_one_group(make_run):
+    run = read_run(make_run("a"))
+
+    def beginning(seed, fork, start_from):
+        return replace(run, config={**run.config, "seed": seed, "fork": fork, "model": {"start_from": start_from}})
+
+    runs = [beginning(seed, f"runs/seed={seed}_dense", f"runs/dense-seed{seed}") for seed in range(2)]
+    assert len(group_runs(runs)) == 1
+    assert runs[0].config["model"]["start_from"] == "runs/dense-seed0"
+    others = [beginning(0, None, f"runs/density-0.{number}") for number in range(2)]
+    assert len({one.label for one in group_runs(others)}) == 2
