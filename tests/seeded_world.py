@@ -33,6 +33,7 @@ from seeded_scheduler import Killed, Process, Scheduler, WrongError
 
 from fedmef_dist.base.errors import FilesLostError, UserError
 from fedmef_dist.cluster.transport import PeerLostError
+from fedmef_dist.runs.owner_record import SILENCE_SECONDS
 from fedmef_dist.runs.verify import verify
 
 BUSY = "another run is writing here"
@@ -61,7 +62,7 @@ class World(Scheduler):
         self.owned: dict[int, tuple[int, str]] = {}
         self.jobs: list[Job] = []
         self.number = self.restarts = 0
-        self.was_full = self.took_over = False
+        self.was_full = self.took_over = self.was_silent = False
         self.safe_round = 0
         self.newest: Any = None
         self.root = str(root)
@@ -95,7 +96,7 @@ class World(Scheduler):
         self.note(f"begins behind round {round_number}")
         self.caller.began = True
         owners = [str(process) for process in self.processes if process.alive and process.began]
-        if len(owners) > 1 and self.locks_are == "of the kernel":
+        if len(owners) > 1 and (self.locks_are == "of the kernel" or not self.was_silent):
             raise WrongError(f"two own the directory: {owners}")
         if round_number < self.safe_round and not self.took_over:
             raise WrongError(f"the checkpoint of round {self.safe_round} is lost: it begins behind {round_number}")
@@ -156,6 +157,7 @@ class World(Scheduler):
             job.ranks[0].ends_at = self.rng.randint(1, self.rng.choice([20, 120])), end
             return self.note(f"to come: {kind} {job.ranks[0].ends_at[0]}")
         seconds = self.rng.choice([5.0, 30.0, 100.0, 220.0])
+        self.was_silent |= kind == "stop" and seconds >= SILENCE_SECONDS
         {
             "kill": lambda: self.at(when, f"{rank} is killed", lambda: self.kill([rank])),
             "power": lambda: self.at(when, "a power cut", self.cut_power),
@@ -182,6 +184,7 @@ class World(Scheduler):
         self.number, self.restarts = (self.number, self.restarts + 1) if requeued else (self.number + 1, 0)
         job = Job(self, self.number, self.restarts)
         others = [other for other in self.jobs if other.alive]
+        self.was_silent |= bool(requeued and others)  # Slurm's word was that its former processes are dead
         for one in [job, *others] if others else []:
             one.overlapped = True
             # Without a lock that all hosts share, a start may take over from a process that still lives.
@@ -199,7 +202,9 @@ class World(Scheduler):
                 self.disturb(job)
             patience = self.rng.uniform(0, self.rng.choice([3, 15, 100, NEVER, NEVER]))
             self.run(lambda job=job: not job.alive, self.now + patience)
-            self.now += self.rng.choice([0.0, 0.0, 1.0, 70.0])
+            pause = self.rng.choice([0.0, 0.0, 1.0, 70.0])
+            self.now += pause
+            self.was_silent |= pause >= SILENCE_SECONDS
         self.run(lambda: not any(job.alive for job in self.jobs))
         self.forget_events()
         self.disk.full = False

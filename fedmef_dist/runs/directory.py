@@ -15,6 +15,7 @@ from fedmef_dist.base.trees import differing_keys, read_tree
 from fedmef_dist.runs.checkpoint_files import complete_rounds, is_whole, passed_over
 from fedmef_dist.runs.owner import LOCK, Owner
 from fedmef_dist.runs.owner_record import OWNER
+from fedmef_dist.runs.succession import is_of_a_succession
 
 CONFIG = "config.yaml"
 Resume = Literal["auto", "never", "must"]
@@ -112,7 +113,7 @@ def _keep_batch_script(run_dir: Path, environ: Mapping[str, str]) -> None:
 
 def is_of_a_start(name: str) -> bool:
     """Whether a start writes a file of this name before the directory has its configuration."""
-    return name in (OWNER, LOCK) or is_left_over(name)
+    return name in (OWNER, LOCK) or is_left_over(name) or is_of_a_succession(name)
 
 
 def _existing(run_dir: Path) -> dict[str, Any] | None:

@@ -3,7 +3,8 @@
 Two things keep others out. A lock of the kernel on ``owner.lock``, where the file system has such locks: it ends with
 its process, however that ends. And ``owner.json``, a record with a heartbeat, for hosts that do not share the lock. A
 record of a process of this host is checked against the process table; one of another host is watched, on this host's
-own clock, until its heartbeat moves or has stood still for a minute.
+own clock, until its heartbeat moves or has stood still for a minute. Who then follows is decided by
+:mod:`fedmef_dist.runs.succession`.
 """
 
 import errno
@@ -23,12 +24,12 @@ from fedmef_dist.base.lock_file import LockFile
 from fedmef_dist.base.notices import tell
 from fedmef_dist.runs import owner_record
 from fedmef_dist.runs.owner_record import OWNER, OwnerWatch, Record, Seen, here, look
+from fedmef_dist.runs.succession import Succession
 
 LOCK = "owner.lock"
 _LOOK_SECONDS = 0.2
 # How long a lock may outlive its owner: a file server gives up the locks of a lost host after a minute or two.
 _LEASE_SECONDS = 150.0
-_SETTLE_SECONDS = 1.0
 _JOIN_SECONDS = 5.0
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
@@ -48,7 +49,8 @@ class Owner:
     def __init__(self, run_dir: Path, rounds: int = 0) -> None:
         self._run_dir = run_dir
         self._lock = LockFile(run_dir / LOCK)
-        self._found = _wait_for(run_dir, self._lock)
+        self._succession = Succession(run_dir)
+        self._found = _wait_for(run_dir, self._lock, self._succession)
         self._lost = ""
         self._begun = self.finished = False
         self._directory = run_dir.stat()
@@ -58,10 +60,10 @@ class Owner:
             for path in run_dir.glob(".*.tmp"):
                 if is_left_over(path.name):
                     path.unlink(missing_ok=True)
+            if self._succession.is_overtaken():
+                raise _busy(run_dir, look(run_dir))
             self._write("running")
-            if not self._lock.held:  # of two starts at the same moment the one that wrote last stays
-                time.sleep(_SETTLE_SECONDS)
-                self._make_sure()
+            self._succession.clean()
         except BaseException:
             self._lock.release()
             raise
@@ -118,10 +120,12 @@ class Owner:
             return
         if self._begun:
             self._write("finished" if self.finished else "stopped", durable=True)
-        elif self._found.content is None:
+            return
+        if self._found.content is None:
             (self._run_dir / OWNER).unlink(missing_ok=True)
         else:
             write_bytes(self._run_dir / OWNER, self._found.content)
+        self._succession.give_back()
 
     def _beat(self) -> None:
         while not self._ended.wait(owner_record.HEARTBEAT_SECONDS) and not self._lost:
@@ -190,14 +194,17 @@ def describe(record: Record) -> str:
     return f"{record}, round {record.round}, {record.age:.0f} s ago"
 
 
-def _wait_for(run_dir: Path, lock: LockFile) -> Seen:
-    """Takes the lock once no other owner lives; returns the record that it left. Raises UserError while one does."""
+def _wait_for(run_dir: Path, lock: LockFile, succession: Succession) -> Seen:
+    """Takes the lock once no other owner lives, and follows it; returns the record that it left.
+
+    Raises UserError while another owner lives.
+    """
     watch, began, told = OwnerWatch(here()), time.monotonic(), False
     try:
         while True:
             held, seen, now = lock.take(), look(run_dir), time.monotonic()
             verdict = watch.judge(seen, now, lock.held)
-            if held and verdict in ("free", "dead"):
+            if held and verdict in ("free", "dead") and succession.take(seen, now):
                 return seen
             if verdict == "alive" or now - began > _LEASE_SECONDS:
                 raise _busy(run_dir, seen)

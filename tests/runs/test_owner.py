@@ -23,6 +23,7 @@ from fedmef_dist.runs import owner_record
 from fedmef_dist.runs.directory import claim
 from fedmef_dist.runs.owner import Owner, Progress
 from fedmef_dist.runs.owner_record import OwnerWatch, ProcessIdentity, Record, Seen, here, lives, look
+from fedmef_dist.runs.succession import Succession
 
 HOLD = """
 import pathlib, sys, time
@@ -69,7 +70,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(owner_record, "HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr(owner_record, "SILENCE_SECONDS", 0.3)
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(module, "_SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(module, "_LEASE_SECONDS", 1.0)
 
 
@@ -293,15 +293,64 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
         assert sorted(path.name for path in tmp_path.glob(".*.tmp")) == [".mine.tmp"]
 
 
-def test_of_two_starts_without_locks_the_one_that_wrote_last_stays(tmp_path, no_locks, quick, monkeypatch):
-    def sleep(seconds):
-        if seconds == 0.1:  # the time in which another start writes its own record
-            write(tmp_path, token="cd", host="n9", boot="b9")
+def test_a_start_that_has_an_old_record_in_its_cache_follows_nobody(tmp_path, no_locks, quick, monkeypatch):
+    monkeypatch.setattr(owner_record, "SILENCE_SECONDS", 60.0)
+    nothing = look(tmp_path)
+    with claim(tmp_path) as owner:
+        owner.begin(0)
+        monkeypatch.setattr(module, "look", lambda run_dir: nothing)  # as a host sees it that has asked a moment ago
+        with pytest.raises(UserError, match="another run is writing here"):
+            claim(tmp_path)
+        monkeypatch.undo()
+        owner.reach(1)
 
-    monkeypatch.setattr(module.time, "sleep", sleep)
-    with pytest.raises(UserError, match="another run is writing here: job 6 on n9"):
+
+def test_a_start_that_was_killed_before_its_record_is_waited_for_and_then_passed(tmp_path, quick):
+    follower = Succession(tmp_path)
+    assert follower.take(look(tmp_path), 0.0)  # and nothing more comes of it
+    start = time.monotonic()
+    with claim(tmp_path) as owner:
+        owner.begin(0)
+        assert time.monotonic() - start >= owner_record.SILENCE_SECONDS
+    assert follower.is_overtaken()
+
+
+def test_whoever_took_too_long_to_write_its_record_is_refused(tmp_path, quick, monkeypatch):
+    def take(succession, seen, now):
+        assert real(succession, seen, now)
+        (tmp_path / ".owner-after-nobody-1").touch()  # another start has given this one up
+        return True
+
+    real = Succession.take
+    monkeypatch.setattr(Succession, "take", take)
+    with pytest.raises(UserError, match="another run is writing here"):
         claim(tmp_path)
-    assert look(tmp_path).record.token == "cd"
+    assert not (tmp_path / "owner.json").exists()
+
+
+def test_a_refused_start_may_be_followed_at_once(tmp_path):
+    for _ in range(2):
+        with claim(tmp_path):
+            pass  # refused before it began
+    with claim(tmp_path) as owner:
+        owner.begin(0)
+    token = look(tmp_path).record.token
+    with claim(tmp_path):
+        pass
+    with claim(tmp_path) as owner:
+        owner.begin(0)
+    assert {path.name for path in tmp_path.glob(".owner-*")} == {
+        ".owner-after-nobody-0",
+        f".owner-after-{token}-0",
+    }
+
+
+def test_who_followed_whom_is_forgotten_after_an_hour(tmp_path):
+    (tmp_path / ".owner-after-ab-0").touch()
+    os.utime(tmp_path / ".owner-after-ab-0", (0, 0))
+    with claim(tmp_path) as owner:
+        owner.begin(0)
+    assert [path.name for path in tmp_path.glob(".owner-*")] == [".owner-after-nobody-0"]
 
 
 def test_who_finds_anothers_record_before_it_begins_is_refused(tmp_path):
