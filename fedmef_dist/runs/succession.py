@@ -1,8 +1,8 @@
 """Which of several starts follows an owner that has ended: the one that makes the file ``.owner-after-TOKEN-0`` first.
 
-Whether a file is new is decided where the directory lies, whatever hosts have cached of it and whether or not they share
-locks; so two starts of one moment cannot both think that the directory is theirs. ``TOKEN`` is that of the owner that
-is followed, which nobody is ever again.
+Whether a file is new is decided where the directory lies, whatever hosts have cached of it and whether or not they
+share locks; so two starts of one moment cannot both think that the directory is theirs. ``TOKEN`` is that of the owner
+that is followed, which nobody is ever again.
 """
 
 import os
