@@ -27,11 +27,14 @@ import fedmef_dist
 from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.clients.loss import cross_entropy
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
+from fedmef_dist.clients.passes import CudaRecorder, Passes
 from fedmef_dist.cluster.environment import detect
+from fedmef_dist.cluster.gpu import same_bits
 from fedmef_dist.cluster.group import RuntimeSettings, open_group
 from fedmef_dist.cluster.transport import TorchTransport
 from fedmef_dist.config import parse_config
-from fedmef_dist.layers.activation_pruning import SapSettings, keep, pruning_of, restore
+from fedmef_dist.layers.activation_pruning import SapSettings, keep, pruning_of, prunings, restore
+from fedmef_dist.layers.room import without_waiting
 from fedmef_dist.models import ModelSettings, build_model, prunable_weights
 from fedmef_dist.simulation.loop import Simulation
 from fedmef_dist.sparsity import ParameterSpace
@@ -106,7 +109,9 @@ def milliseconds(action: Callable[[], Any], repeats: int = 20, warm_up: int = 3)
     return round(1000 * statistics.median(seconds), 4)
 
 
-def contestant(model: str, norm: str, sap: SapSettings, batch: int, **settings: Any) -> tuple[Callable[[], None], Any]:
+def contestant(
+    model: str, norm: str, sap: SapSettings, batch: int, recorder: CudaRecorder | None = None, **settings: Any
+) -> tuple[Callable[[], None], ParameterSpace]:
     """A network on the device with weights from the seed, and one step of its training on a fixed batch."""
     network = build_model(ModelSettings(name=model, **settings), sap, norm=norm, classes=10, shape=(3, 32, 32), seed=0)
     network.to(DEVICE).train()
@@ -118,13 +123,19 @@ def contestant(model: str, norm: str, sap: SapSettings, batch: int, **settings: 
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randn(batch, 3, 32, 32, generator=generator).to(DEVICE, memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(DEVICE)
+    passes = Passes(network, space, lambda batch: cross_entropy(network(batch[0]), batch[1]), recorder)
+    rooms = [pruning.room for pruning in prunings(network)]
 
     def step() -> None:
-        space.gradient.zero_()
-        cross_entropy(network(images), labels).backward()
+        with without_waiting(rooms):
+            passes.run((images, labels))
         sgd.step(RATE)
 
     return step, space
+
+
+def digest_of(space: ParameterSpace) -> str:
+    return hashlib.sha256(space.values.cpu().numpy().tobytes()).hexdigest()
 
 
 def runtime_calls(step: Callable[[], None]) -> dict[str, int]:
@@ -194,23 +205,23 @@ def kept(report: Report) -> None:
 
 @part
 def graphs(report: Report) -> None:
-    """A whole step as one CUDA graph, captured as torch's documentation says."""
+    """A training step as a client makes it, computed and replayed as a CUDA graph: milliseconds, and the same bits."""
 
-    def one(model: str, name: str) -> dict[str, float]:
-        step, _ = contestant(model, *CASES[name], 64)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
+    def one(model: str, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        digests = set()
+        for way, recorder in (("eager", None), ("graph", CudaRecorder())):
+            step, space = contestant(model, *CASES[name], 64, recorder)
+            for _ in range(6):
                 step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        return {"eager ms": milliseconds(step), "graph ms": milliseconds(graph.replay)}
+            digests.add(digest_of(space))
+            found |= {f"{way} ms": milliseconds(step), f"{way} calls": sum(runtime_calls(step).values())}
+        return {**found, "same bits": len(digests) == 1}
 
-    for model, name in (("resnet18", "fedavg"), ("resnet18", "nsconv"), ("resnet18", "p=0.9 exact"), ("cnn", "fedavg")):
-        report.measure(f"graph {model} {name}", lambda model=model, name=name: one(model, name))
+    for model in ("resnet18", "resnet8", "cnn"):
+        for name in ("fedavg", "nsconv", "exact packing", "p=0.5 exact", "p=0.9 exact", "p=0.9 carried"):
+            if model != "cnn" or name == "fedavg":
+                report.measure(f"graph {model} {name}", lambda model=model, name=name: one(model, name))
 
 
 @part
@@ -224,13 +235,24 @@ def bits(report: Report) -> None:
             step, space = contestant("resnet18", *CASES[case], 64 if GPU else 4)
             for _ in range(5):
                 step()
-            found.add(hashlib.sha256(space.values.cpu().numpy().tobytes()).hexdigest())
+            found.add(digest_of(space))
         return len(found)
 
     for case in ("fedavg", "p=0.9 exact"):
         for deterministic in (False, True):
             name = f"different results of 3 equal trainings, {case}, cudnn.deterministic={deterministic}"
             report.measure(name, lambda case=case, deterministic=deterministic: results(deterministic, case))
+
+    def strict(case: str) -> str:
+        torch.use_deterministic_algorithms(True)
+        try:
+            contestant("resnet18", *CASES[case], 64 if GPU else 4)[0]()
+        finally:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        return "all deterministic"
+
+    for case in CASES:
+        report.measure(f"operations of a step, {case}", lambda case=case: strict(case))
 
     def against_cpu() -> str:
         differing, cases = 0, 0
@@ -427,9 +449,10 @@ def main() -> None:
     options = parser.parse_args()
     report = Report(options.out, options.seconds)
     report.measure("machine", lambda: "; ".join(machine()))
-    for name in options.parts:
-        if name != "graphs" or GPU:
-            report.measure(f"part {name}", lambda name=name: PARTS[name](report))
+    with same_bits(DEVICE):  # what a run sets, and what it costs
+        for name in options.parts:
+            if name != "graphs" or GPU:
+                report.measure(f"part {name}", lambda name=name: PARTS[name](report))
 
 
 if __name__ == "__main__":
