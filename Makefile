@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 SCRIPTS = $(wildcard launch/*.sh slurm/*.sh slurm/*.sbatch benchmarks/*.sh) .ci/run
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs
+.PHONY: help run test kernels check docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,10 @@ run: $(INSTALLED) ## set up, train FedMef on the bundled digits on 2 ranks, show
 
 test: $(INSTALLED) ## set up and run the whole test suite
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+
+kernels: $(INSTALLED) ## set up with Triton, run the GPU's kernels in its interpreter and compile them for a Hopper GPU
+	$(VENV)/bin/python -c 'import triton' 2>/dev/null || $(VENV)/bin/python -m pip install --disable-pip-version-check triton==3.6.0
+	$(VENV)/bin/python -m pytest tests/layers/kernels/test_gpu.py
 
 check: $(INSTALLED) ## set up, check style, formatting, types and shell scripts
 	$(VENV)/bin/ruff check .

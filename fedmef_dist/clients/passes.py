@@ -16,7 +16,7 @@ from fedmef_dist.sparsity import Mask, ParameterSpace
 
 _LOG = logging.getLogger(__name__)
 WARM_UPS = 3
-MOST_GRAPHS = 32
+MOST_GRAPHS = 64
 
 
 class Recorder(Protocol):
@@ -62,7 +62,8 @@ class Passes:
 
     With a recorder a pass is recorded when some batches of its shape have come under the same mask, and replayed from
     then on: the same kernels on the same shapes, so the same bits. Each shape has its own record, a smaller last batch
-    too. Models with layers that draw random numbers on the host are never recorded; nothing is, once that has failed.
+    too; there is room for 64, of which those of other masks leave first and none of the same mask. Models with layers
+    that draw random numbers are never recorded; nothing is, once that has failed.
 
     Args:
         model: its parameters live in ``space``.
@@ -78,6 +79,7 @@ class Passes:
         self._recorder = recorder
         self._recorded: dict[tuple[object, ...], _Recorded] = {}
         self._seen: Counter[tuple[object, ...]] = Counter()
+        self._mask = space.mask
 
     @property
     def records(self) -> bool:
@@ -111,19 +113,32 @@ class Passes:
             self.space.gradient.data_ptr(),
             *((tensor.shape, tensor.stride(), tensor.dtype) for tensor in batch),
         )
-        found = self._recorded.pop(key, None)
+        found = self._recorded.get(key)
         if found is None:
-            self._seen[key] += 1
-            if self._seen[key] <= WARM_UPS:
+            if not self._is_due(key):
                 return self._compute_anew(batch)
             found = self._record(batch, self._recorder)
             if found is None:
                 return self._compute_anew(batch)
-        self._remember(key, found)
+            # Its mask lives as long, so that no other can take its identity.
+            self._recorded[key] = found
         for place, tensor in zip(found.batch, batch, strict=True):
             place.copy_(tensor)
         found.replay()
         return found.loss
+
+    def _is_due(self, key: tuple[object, ...]) -> bool:
+        """Whether the pass has been seen often enough, and there is room for its record."""
+        if self._mask is not self.space.mask:
+            self._mask = self.space.mask
+            self._seen.clear()
+        self._seen[key] += 1
+        if self._seen[key] <= WARM_UPS:
+            return False
+        others = [other for other, recorded in self._recorded.items() if recorded.mask is not self.space.mask]
+        if len(self._recorded) == MOST_GRAPHS and others:
+            del self._recorded[others[0]]
+        return len(self._recorded) < MOST_GRAPHS
 
     def _draws(self) -> bool:
         return any(isinstance(module, RandomLayer) and module.draws for module in self.model.modules())
@@ -151,9 +166,3 @@ class Passes:
         held = [value for module in self.model.modules() for value in vars(module).values()]
         tensors = tuple(value for value in held if isinstance(value, Tensor))
         return _Recorded((inputs, labels), replay, loss, self.space.mask, (self.space.gradient, *tensors))
-
-    def _remember(self, key: tuple[object, ...], recorded: _Recorded) -> None:
-        """As the last one used; its mask lives as long, so that no other can take its identity."""
-        self._recorded[key] = recorded
-        if len(self._recorded) > MOST_GRAPHS:
-            del self._recorded[next(iter(self._recorded))]

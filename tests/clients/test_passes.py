@@ -93,19 +93,25 @@ def test_what_cannot_be_recorded_is_computed(caplog):
     ]
 
 
-def test_few_records_are_kept_and_the_last_used_ones_stay(monkeypatch):
+def test_what_there_is_no_room_for_is_computed_until_another_mask_comes(monkeypatch):
     monkeypatch.setattr(passes, "MOST_GRAPHS", 2)
     recorder = Remembers()
     client = network(recorder)
     run = Passes(client.model, client.space, client.loss, recorder)
-    for size in (2, 3, 2, 4):  # 3 leaves, 2 was used after it
-        for batch in batches_of(*[size] * (WARM_UPS + 1)):
-            run.run(batch)
-    assert recorder.records == 3
-    run.run(batches_of(2)[0])
-    assert recorder.records == 3
-    run.run(batches_of(3)[0])
-    assert recorder.records == 4
+
+    def see(*sizes):
+        for size in sizes:
+            for batch in batches_of(*[size] * (WARM_UPS + 1)):
+                run.run(batch)
+        return recorder.records
+
+    assert see(2, 3, 4, 2, 4) == 2
+    first = client.space.mask
+    client.space.set_mask(first.next(~first.active))
+    assert see(4) == 3
+    client.space.set_mask(first)  # the record of 2 has left, that of 3 is there
+    assert see(3) == 3
+    assert see(2) == 4
 
 
 CUDA_CASES = [
