@@ -39,10 +39,15 @@ class CudaRecorder:
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """See :class:`Recorder`."""
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, which encode messages, may go on with what a capture forbids.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = function()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # Other threads, which encode messages, may go on with what a capture forbids.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = function()
+        except BaseException:
+            torch.cuda.set_stream(stream)  # one that breaks off leaves its own
+            torch.cuda.synchronize()
+            raise
         return graph.replay, result
 
 
