@@ -54,9 +54,14 @@ class Contestant:
 
     def step(self, batch: Batch) -> None:
         """One step of local training, as a client makes it."""
-        self.space.gradient.zero_()
-        self.loss(batch).backward()
-        self.sgd.step(RATE)
+        if batch[0].is_cuda:
+            self.space.gradient.zero_()
+            self.loss(batch).backward()
+            self.sgd.step(RATE)
+        else:
+            with self.sgd.in_backward(RATE) as finish:
+                self.loss(batch).backward()
+                finish()
 
     def loss(self, batch: Batch) -> Tensor:
         images, labels = batch

@@ -1,7 +1,8 @@
 """Compiled loops over a tensor's memory on the CPU: one pass where separate operations would take several.
 
 All work on bit patterns, floats seen as integers of their size: without its sign a float's pattern is an integer in the
-order of magnitude, NaN above infinity. What decides about an element is computed, not branched on.
+order of magnitude, NaN above infinity. What decides about an element is computed or looked up, not branched on, and
+what belongs together is eight elements, one byte of a bitmap.
 """
 
 from functools import cache
@@ -9,6 +10,13 @@ from functools import cache
 import numpy as np
 
 from fedmef_dist.base.compiled import compiled, fill_cache
+
+_BLOCK = 128
+_FLAGS = np.arange(256)[:, None] >> np.arange(8) & 1
+# Of a byte's eight flags: how many are set before each, how many in all, and all bits set where the flag is.
+_RANKS = (_FLAGS.cumsum(1) - _FLAGS).astype(np.uint8)
+_COUNTS = _FLAGS.sum(1).astype(np.uint8)
+_MASKS = (-_FLAGS).astype(np.int8)
 
 
 @cache
@@ -40,7 +48,10 @@ def count_from(row: np.ndarray, threshold: int) -> int:
 
 @compiled
 def find_threshold(row: np.ndarray, count: int) -> tuple[int, int]:
-    """What separates the ``count`` elements of largest magnitude, found digit by digit in histograms of 16 bits.
+    """What separates the ``count`` elements of largest magnitude.
+
+    A sample says between which two magnitudes the threshold lies; passes that count, which fill the processor's
+    vectors, draw them together; the few elements that are left in between are sorted. No guess changes the result.
 
     Args:
         row: integer (n,), patterns.
@@ -50,27 +61,95 @@ def find_threshold(row: np.ndarray, count: int) -> tuple[int, int]:
         Pattern of the threshold, and an end: the elements of this magnitude count before that position, those above it
         everywhere.
     """
-    unsigned = (1 << (8 * row.itemsize - 1)) - 1
-    histogram = np.empty(1 << 16, np.int64)
-    prefix, wanted = 0, count
-    for shift in range(8 * row.itemsize - 16, -1, -16):
-        histogram[:] = 0
-        for i in range(row.size):
-            magnitude = (row[i] & unsigned) >> shift
-            if magnitude >> 16 == prefix:
-                histogram[magnitude & 0xFFFF] += 1
-        digit = 0xFFFF
-        while histogram[digit] < wanted:
-            wanted -= histogram[digit]
-            digit -= 1
-        prefix = prefix << 16 | digit
-    if wanted == histogram[prefix & 0xFFFF]:
-        return prefix, row.size
-    end = 0
+    largest = np.int64((1 << (8 * row.itemsize - 1)) - 1)
+    # At least `low` are `below` elements, and these are enough; at least `high` are `above`, and these are too few.
+    low, below, high, above = np.int64(0), row.size, largest, count_from(row, largest)
+    if above >= count:
+        return _from_ties(row, largest, count, above)
+    first, last = _guess(row, count)
+    passes = 0
+    while high - low > 1 and below - above > max(row.size >> 12, 128):
+        first = min(max(first, low + 1), high - 1)
+        last = min(max(last, first), high - 1)
+        from_first, from_last = _count_both(row, first, last)
+        if from_last >= count:
+            low, below = last, from_last
+        elif from_first >= count:
+            low, below, high, above = first, from_first, last, from_last
+        else:
+            high, above = first, from_first
+        passes += 1
+        if passes % 3:  # as if they lay evenly
+            middle = low + np.int64((high - low) * ((below - count) / (below - above)))
+            first, last = middle - 1 - (high - low) // 32, middle + 1 + (high - low) // 32
+        else:  # whatever lies there, the two draw together
+            first, last = low + (high - low) // 3, high - (high - low) // 3
+    if high - low == 1:
+        return _from_ties(row, low, count - above, below - above)
+    between = np.empty(below - above, row.dtype)
+    _gather(row, low, high, between)
+    between.sort()
+    threshold = between[between.size - (count - above)]
+    start, stop = np.searchsorted(between, threshold), np.searchsorted(between, threshold, side="right")
+    return _from_ties(row, np.int64(threshold), count - above - (between.size - stop), stop - start)
+
+
+@compiled
+def _guess(row: np.ndarray, count: int) -> tuple[int, int]:
+    """Two magnitudes between which a sample at equal distances says that the threshold is."""
+    unsigned = row.dtype.type((1 << (8 * row.itemsize - 1)) - 1)
+    size = min(max(row.size >> 7, 256), 4096)
+    sample = row[:: row.size // size | 1] & unsigned  # an odd step visits every channel of a channels_last tensor
+    sample.sort()
+    rank = sample.size - count * sample.size / row.size
+    width = 1 + 2 * np.sqrt(max(rank * (sample.size - rank), 0.0) / sample.size)
+    first, last = max(int(rank - width), 0), min(int(rank + width), sample.size - 1)
+    return np.int64(sample[first]), np.int64(sample[last]) + 1
+
+
+@compiled
+def _count_both(row: np.ndarray, low: int, high: int) -> tuple[int, int]:
+    """Numbers of elements of magnitude ``low`` and more, ``high`` and more."""
+    kind = row.dtype.type
+    unsigned, first, last = kind((1 << (8 * row.itemsize - 1)) - 1), kind(low), kind(high)
+    from_first = from_last = 0
+    for i in range(row.size):
+        magnitude = row[i] & unsigned
+        from_first += magnitude >= first
+        from_last += magnitude >= last
+    return from_first, from_last
+
+
+@compiled
+def _gather(row: np.ndarray, low: int, high: int, found: np.ndarray) -> None:
+    """Magnitudes from ``low`` and below ``high``, in order; few, so that most blocks have none."""
+    kind = row.dtype.type
+    unsigned, first, last = kind((1 << (8 * row.itemsize - 1)) - 1), kind(low), kind(high - 1)
+    count = 0
+    for start in range(0, row.size, _BLOCK):
+        block = row[start : start + _BLOCK]
+        inside = kind(0)
+        for i in range(block.size):
+            magnitude = block[i] & unsigned
+            inside |= kind(magnitude >= first) & kind(magnitude <= last)
+        if inside:
+            for i in range(block.size):
+                magnitude = block[i] & unsigned
+                if magnitude >= first and magnitude <= last:
+                    found[count] = magnitude
+                    count += 1
+
+
+@compiled
+def _from_ties(row: np.ndarray, threshold: int, wanted: int, ties: int) -> tuple[int, int]:
+    """The threshold, and before which position the first ``wanted`` of its ``ties`` lie."""
+    if wanted == ties:
+        return threshold, row.size
+    unsigned, end = np.int64((1 << (8 * row.itemsize - 1)) - 1), 0
     while wanted:
-        wanted -= (row[end] & unsigned) == prefix
+        wanted -= (row[end] & unsigned) == threshold
         end += 1
-    return prefix, end
+    return threshold, end
 
 
 @compiled
@@ -84,24 +163,58 @@ def pack_row(row: np.ndarray, threshold: int, end: int, bitmap: np.ndarray, valu
         bitmap: uint8 (ceil(n / 8),), zeros; gets a 1 where an element was chosen, little endian within a byte.
         values: like ``row``, as many elements as are chosen; gets them in order.
     """
-    unsigned = (1 << (8 * row.itemsize - 1)) - 1
-    byte = position = 0
+    middle = min(8 * (end // 8 + 1), row.size)
+    byte, position = _pack_bytes(row, threshold, 0, end // 8, 0, bitmap, values)
+    position = _pack_slowly(row, threshold, end, 8 * byte, middle, position, bitmap, values)
+    # Nothing is larger than the largest pattern, and one more would not fit its type.
+    if middle < row.size and threshold < (1 << (8 * row.itemsize - 1)) - 1:
+        byte, position = _pack_bytes(row, threshold + 1, middle // 8, row.size // 8, position, bitmap, values)
+        _pack_slowly(row, threshold, end, 8 * byte, row.size, position, bitmap, values)
+
+
+@compiled
+def _pack_bytes(
+    row: np.ndarray, threshold: int, byte: int, stop: int, position: int, bitmap: np.ndarray, values: np.ndarray
+) -> tuple[int, int]:
+    """Packs whole bytes' elements from ``byte`` on, to ``stop`` or to where ``values`` has less than a byte's room.
+
+    Returns the first byte and the first place in ``values`` that are left.
+    """
+    kind = row.dtype.type
+    unsigned, low = kind((1 << (8 * row.itemsize - 1)) - 1), kind(threshold)
     # Every element is written where the next chosen one belongs, so eight places have to be left.
-    while 8 * byte + 8 <= row.size and position + 8 <= values.size:
+    while byte < stop and position + 8 <= values.size:
         flags = 0
         for bit in range(8):
-            pattern = row[8 * byte + bit]
-            chosen = int((pattern & unsigned) >= threshold + int(8 * byte + bit >= end))
-            values[position] = pattern
-            flags |= chosen << bit
-            position += chosen
+            flags |= int((row[8 * byte + bit] & unsigned) >= low) << bit
+        for bit in range(8):
+            values[position + int(_RANKS[flags, bit])] = row[8 * byte + bit]
+        position += int(_COUNTS[flags])
         bitmap[byte] = flags
         byte += 1
-    for i in range(8 * byte, row.size):
-        if (row[i] & unsigned) >= threshold + int(i >= end):
+    return byte, position
+
+
+@compiled
+def _pack_slowly(
+    row: np.ndarray,
+    threshold: int,
+    end: int,
+    start: int,
+    stop: int,
+    position: int,
+    bitmap: np.ndarray,
+    values: np.ndarray,
+) -> int:
+    """Packs the elements from ``start`` to ``stop``; returns the first place in ``values`` that is left."""
+    unsigned = (1 << (8 * row.itemsize - 1)) - 1
+    for i in range(start, stop):
+        magnitude = row[i] & unsigned
+        if magnitude > threshold or (magnitude == threshold and i < end):
             values[position] = row[i]
             bitmap[i >> 3] |= 1 << (i & 7)
             position += 1
+    return position
 
 
 @compiled
@@ -113,13 +226,14 @@ def unpack_row(bitmap: np.ndarray, values: np.ndarray, row: np.ndarray) -> None:
         values: integer, the chosen elements.
         row: like ``values``, (n,); gets the elements, 0 where none was chosen.
     """
+    kind = row.dtype.type
     byte = position = 0
     while 8 * byte + 8 <= row.size and position + 8 <= values.size:
-        flags = int(bitmap[byte])
+        flags = bitmap[byte]
+        ranks, masks = _RANKS[flags], _MASKS[flags]
         for bit in range(8):
-            chosen = flags >> bit & 1
-            row[8 * byte + bit] = values[position] & -chosen
-            position += chosen
+            row[8 * byte + bit] = values[position + int(ranks[bit])] & kind(masks[bit])
+        position += int(_COUNTS[flags])
         byte += 1
     for i in range(8 * byte, row.size):
         row[i] = 0
@@ -148,7 +262,10 @@ def pack_between(row: np.ndarray, high: int, bitmap: np.ndarray) -> None:
 @compiled
 def select(bitmap: np.ndarray, row: np.ndarray, out: np.ndarray) -> None:
     """Copies the elements of ``row``, integer (n,), whose bit is set to ``out``; the others become 0 there."""
-    for byte in range(bitmap.size):
-        flags = int(bitmap[byte])
-        for bit in range(min(8, row.size - 8 * byte)):
-            out[8 * byte + bit] = row[8 * byte + bit] & -(flags >> bit & 1)
+    kind = row.dtype.type
+    for byte in range(row.size // 8):
+        masks = _MASKS[bitmap[byte]]
+        for bit in range(8):
+            out[8 * byte + bit] = row[8 * byte + bit] & kind(masks[bit])
+    for i in range(row.size // 8 * 8, row.size):
+        out[i] = row[i] & -kind(bitmap[i >> 3] >> (i & 7) & 1)

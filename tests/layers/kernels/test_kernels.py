@@ -68,6 +68,39 @@ def test_by_hand_on_a_device():
     assert back.tolist() == [[3, -1, 0, -4, 1, 0, 0, 2, 0], [0, 5, 0, 0, 0, 0, 0, 0, -7]]
 
 
+@given(
+    shape=st.sampled_from(["normal", "relu", "relu6", "wide", "few", "equal"]),
+    dtype=TYPES,
+    size=st.integers(1000, 20000),
+    seed=st.integers(0, 999),
+    data=st.data(),
+)
+def test_thresholds_of_many_elements_are_those_that_sorting_finds(shape, dtype, size, seed, data):
+    normal = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    values = {
+        "normal": normal,
+        "relu": normal.relu(),
+        "relu6": (8 * normal).clamp(0, 6),
+        "wide": normal**3 * (5 * normal.flip(0)).exp(),
+        "few": normal.round(),
+        "equal": torch.ones(size),
+    }[shape]
+    row = patterns(values.to(dtype))
+    magnitude = row & torch.iinfo(row.dtype).max
+    count = data.draw(st.integers(1, size))
+    order = magnitude.sort(descending=True, stable=True)  # equal ones in order of position
+    threshold, end = cpu.find_threshold(row, count)
+    assert threshold == order.values[count - 1]
+    kept = (magnitude > threshold) | ((magnitude == threshold) & (torch.arange(size) < end))
+    assert torch.equal(kept.nonzero().flatten(), order.indices[:count].sort().values)
+    flags, packed, back = bitmap(row), torch.empty(count, dtype=row.dtype), torch.empty_like(row)
+    cpu.pack(row, threshold, end, flags, packed)
+    assert torch.equal(packed, row[kept])
+    cpu.unpack(flags, packed, back)
+    assert torch.equal(back, row * kept)
+    assert torch.equal(cpu.select(flags, row), back)
+
+
 @pytest.mark.parametrize("kernels", IMPLEMENTATIONS)
 def test_gate_by_hand(kernels):
     x = torch.tensor([-1.0, 0.0, 5.0, 6.0, NAN, INF, -NAN, -INF, 3.0])
