@@ -41,7 +41,7 @@ from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.allocation import layer_counts, random_mask
 
 GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if GPU else "cpu")
+DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
 SEED, RATE = 0, 0.01
 OFF = SapSettings(enabled=False)
 
@@ -448,8 +448,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=150, help="no measurement begins after so long")
     options = parser.parse_args()
     report = Report(options.out, options.seconds)
-    report.measure("machine", lambda: "; ".join(machine()))
     with same_bits(DEVICE):  # what a run sets, and what it costs
+        report.measure("machine", lambda: "; ".join(machine()))
         for name in options.parts:
             if name != "graphs" or GPU:
                 report.measure(f"part {name}", lambda name=name: PARTS[name](report))

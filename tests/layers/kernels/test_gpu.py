@@ -123,7 +123,7 @@ def test_layers_through_the_kernels_are_those_of_the_cpu(channels_last, monkeypa
         model[2].weight.mul_(mask)
 
     def run(device):
-        inputs, layers = x.to(device).requires_grad_(), model.to(device)
+        inputs, layers = x.detach().to(device).requires_grad_(), model.to(device)
         layers[2].bind_mask(mask.to(device))
         layers.zero_grad()
         output = layers(inputs * 1)
