@@ -25,9 +25,28 @@ class ThreadGroup:
         tensor.copy_(self.all_gather(tensor).sum(0))
         self.calls[-1] = "all_reduce"
 
+    def is_short(self, count):
+        return False
+
     def broadcast(self, tensor, source=0):
         tensor.copy_(self.all_gather(tensor)[source])
         self.calls[-1] = "broadcast"
+
+
+class ThreadLevel:
+    """The exchanges of a level over ranks that are threads."""
+
+    def __init__(self, group):
+        self.group, self.size, self.rank = group, group.world_size, group.rank
+
+    def all_reduce(self, tensor):
+        self.group.all_reduce(tensor)
+
+    def all_to_all(self, output, tensor):
+        output.copy_(self.group.all_gather(tensor)[:, self.rank])
+
+    def all_gather(self, output, tensor):
+        output.copy_(self.group.all_gather(tensor))
 
 
 def on_ranks(world, work):

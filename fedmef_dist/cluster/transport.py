@@ -49,22 +49,22 @@ class TorchTransport:
 
     def all_reduce(self, tensor: Tensor) -> None:
         """Sum over all ranks."""
-        with _peers("all_reduce"):
+        with peers_lost("all_reduce"):
             dist.all_reduce(tensor)
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """Copy from the rank `source` to the others."""
-        with _peers("broadcast"):
+        with peers_lost("broadcast"):
             dist.broadcast(tensor, source)
 
     def all_gather(self, output: Tensor, tensor: Tensor) -> None:
         """Collect `tensor` of rank r in `output[r]`."""
-        with _peers("all_gather"):
+        with peers_lost("all_gather"):
             dist.all_gather(list(output), tensor)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        with _peers("barrier"):
+        with peers_lost("barrier"):
             dist.barrier()
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class NcclTransport:
         dist.destroy_process_group()
 
     def _wait(self, collective: str, start: Callable[[], Any]) -> None:
-        with _peers(collective):
+        with peers_lost(collective):
             work = start()
             began = time.monotonic()
             while not work.is_completed():
@@ -132,7 +132,8 @@ class NcclTransport:
 
 
 @contextmanager
-def _peers(collective: str) -> Iterator[None]:
+def peers_lost(collective: str) -> Iterator[None]:
+    """Turns what gloo and NCCL raise where a peer is gone into PeerLostError, which names the collective."""
     try:
         yield
     except RuntimeError as error:

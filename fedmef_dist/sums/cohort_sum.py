@@ -26,7 +26,8 @@ class CohortSum:
         self.cohort = cohort
         weight = int(cohort.weights.sum())
         size = space.packed_size(plan.returns_weights)
-        self.states = RoundSum(size, len(cohort.clients), weight, space.mask.digest, group)
+        sent = space.pack(plan.values, plan.returns_weights)
+        self.states = RoundSum(size, len(cohort.clients), weight, space.mask.digest, group, sent)
         self.collections = {
             wanted.name: PositionSum(
                 wanted.over.size,

@@ -115,7 +115,7 @@ class PositionSum:
             longest = int(self.group.all_gather(counts).max())
             self.exchange = choose_exchange(size, longest, len(self._total), world)
             if self.exchange == "dense":
-                self.group.all_reduce(self._total)
+                self._reduce(self._total)
             elif self.exchange == "union-bitmap":
                 self._exchange_union()
             else:
@@ -127,6 +127,12 @@ class PositionSum:
             self.fixed_point,
         )
 
+    def _reduce(self, numbers: Tensor) -> None:
+        if self.group.is_short(numbers.numel()):
+            self.group.all_reduce_short(numbers)
+        else:
+            self.group.all_reduce(numbers)
+
     def _exchange_union(self) -> None:
         bits = Mask(self._touched).to_bits().to(self.group.device)
         union = torch.zeros_like(self._touched)
@@ -134,7 +140,7 @@ class PositionSum:
             union |= Mask.from_bits(row, union.numel(), 0, union.device).active
         positions = union.nonzero().flatten()
         packed = self._total[:, positions]
-        self.group.all_reduce(packed)
+        self._reduce(packed)
         self._total.zero_()
         self._total[:, positions] = packed
 

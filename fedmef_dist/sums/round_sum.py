@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedmef_dist.cluster.group import Group
-from fedmef_dist.sums.exact_sum import FixedPoint, summable
+from fedmef_dist.sums.exact_sum import FixedPoint, is_summable, summable
 
 MICROSECOND = 1e-6
 _LOSS_BITS = 24
@@ -72,9 +72,12 @@ class RoundSum:
         total_weight: weight of the whole cohort; sets the fixed-point format.
         digest: SHA-256 of the mask.
         group: the ranks.
+        sent: float32 (size,), what every client started from, the same on every rank; None: nothing in common.
     """
 
-    def __init__(self, size: int, cohort: int, total_weight: int, digest: bytes, group: Group) -> None:
+    def __init__(
+        self, size: int, cohort: int, total_weight: int, digest: bytes, group: Group, sent: Tensor | None = None
+    ) -> None:
         self.group = group
         self.fixed_point = FixedPoint.for_weight(total_weight)
         self._counters = 2 * _DIGEST_WORDS
@@ -85,6 +88,7 @@ class RoundSum:
         self._header = np.zeros(self._values, dtype=np.int64)
         self._added: list[_Added] = []
         self._known: list[list[float]] = []
+        self._sent = sent
         self._words = [int.from_bytes(digest[3 * i : 3 * i + 3], "little") for i in range(_DIGEST_WORDS)]
 
     def add(
@@ -159,10 +163,14 @@ class RoundSum:
         self._count_clients()
         for place, word in enumerate(self._words):
             self._header[2 * place : 2 * place + 2] = word, word * word
+        own_weight = int(self._header[self._counters + _COUNTERS.index("weight")])
         self._buffer[: self._values] = torch.from_numpy(self._header).to(self._buffer.device)
-        self.group.all_reduce(self._buffer)
+        short = self.group.is_short(self._buffer.numel())
+        self.group.all_reduce(self._buffer[: self._values] if short else self._buffer)
         header = self._buffer[: self._values].cpu().numpy()
         self._check_digest(header)
+        if short:
+            self._reduce_short(own_weight, int(header[self._counters + _COUNTERS.index("weight")]))
         counters = (int(number) for number in header[self._counters : self._clients])
         weight, samples, trained, refused, loss, stopped, abandoned = counters
         return RoundResult(
@@ -177,6 +185,16 @@ class RoundSum:
             stopping=stopped + abandoned > 0,
             abandoned=abandoned > 0,
         )
+
+    def _reduce_short(self, own_weight: int, weight: int) -> None:
+        """Adds up what clients changed, which is small, in place of what they have; integers give the same sum."""
+        values, start = self._buffer[self._values :], None
+        if self._sent is not None and is_summable(self._sent):
+            start = self.fixed_point.encode(self._sent, 1)
+            values -= own_weight * start
+        self.group.all_reduce_short(values)
+        if start is not None:
+            values += weight * start
 
     def _check_digest(self, header: np.ndarray) -> None:
         # By Cauchy-Schwarz world * sum(d^2) equals (sum d)^2 only where all d agree, so every rank sees the difference.

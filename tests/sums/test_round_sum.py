@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from thread_group import on_ranks
+from thread_group import ThreadLevel, on_ranks
 
+from fedmef_dist.cluster.short_sum import all_reduce_short
 from fedmef_dist.sums.round_sum import RanksOutOfStepError, RoundSum
 
 DIGEST = bytes(range(32))
@@ -81,3 +82,42 @@ def test_every_rank_learns_whether_one_was_asked_to_stop_or_left_its_part_out(as
         return result.stopping, result.abandoned
 
     assert on_ranks(3, work) == [(stopping, abandoned)] * 3
+
+
+class ShortGroup:
+    """A group whose sums are short; ``widths`` are the bytes a value that they took."""
+
+    def __init__(self, group):
+        self._group, self._level, self.widths = group, ThreadLevel(group), []
+
+    def __getattr__(self, name):
+        return getattr(self._group, name)
+
+    def is_short(self, count):
+        return True
+
+    def all_reduce_short(self, tensor):
+        self.widths.append(all_reduce_short(tensor, self._level))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 16])
+@pytest.mark.parametrize("with_sent", [False, True])
+def test_short_sums_give_the_same_bits_in_fewer_bytes(world, with_sent):
+    """Clients move away from what they were sent by less than 0.004, as the values of a round do."""
+    sent = torch.randn(4096, generator=torch.Generator().manual_seed(99))
+    moved = [0.004 * (torch.rand(4096, generator=torch.Generator().manual_seed(slot)) - 0.5) for slot in range(16)]
+
+    def work(group, short):
+        group = ShortGroup(group) if short else group
+        total = RoundSum(4096, 16, 16 * 25, DIGEST, group, sent if with_sent else None)
+        for slot in range(group.rank, 16, group.world_size):
+            values = sent + moved[slot] if slot != 3 else torch.full((4096,), torch.nan)
+            total.add(slot, values, 10 + slot, loss=0.5, seconds=0.1, samples=7)
+        result = total.reduce()
+        return result, group.widths if short else [8]
+
+    whole = on_ranks(1, lambda group: work(group, False))[0][0]
+    for result, widths in on_ranks(world, lambda group: work(group, True)):
+        assert torch.equal(result.values, whole.values)
+        assert (result.trained, result.refused, result.weight) == (15, 1, whole.weight)
+        assert max(widths) < 5.1 or not with_sent  # blocks fill up to the number of ranks
