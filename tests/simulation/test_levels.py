@@ -1,15 +1,20 @@
 """Whole runs on ranks that are threads, whose sums go over real gloo in two levels and as short integers."""
 
+import threading
+
 import pytest
 import torch
 from gloo_threads import on_levels
-from tiny import alone, started, tiny
+from tiny import Run, alone, tiny
 
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.thread_ranks import ThreadRanks
 from fedmef_dist.cluster.two_level import LevelTransport
 from fedmef_dist.simulation.loop import Simulation
+
+# A model draws its first weights from torch's one generator.
+BUILDING = threading.Lock()
 
 
 class Levels(LevelTransport):
@@ -47,7 +52,9 @@ def test_the_digest_is_the_same_in_levels_and_with_short_sums(method):
     torch.set_num_threads(1)
 
     def digest(group):
-        simulation = started(config, group)
+        with BUILDING:
+            simulation = Run(config, group)
+        simulation.start()
         Simulation.run(simulation, lambda metrics: None, lambda: False)
         return simulation.server.digest()
 
