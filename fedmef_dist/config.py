@@ -76,9 +76,15 @@ class Config(Settings):
     @property
     def resolved_sap(self) -> SapSettings:
         """Activation pruning; ``auto`` is what the method prefers."""
-        preferred = method_of(self.method).preferences.activation_pruning
-        enabled = preferred if self.sap.enabled == "auto" else self.sap.enabled
-        return self.sap.model_copy(update={"enabled": enabled})
+        preferred = method_of(self.method).preferences
+        enabled = preferred.activation_pruning if self.sap.enabled == "auto" else self.sap.enabled
+        share = preferred.pruned_share if self.sap.share == "auto" else self.sap.share
+        return self.sap.model_copy(update={"enabled": enabled, "share": share})
+
+    @property
+    def weight_power(self) -> float:
+        """The power of its parameter as which a prunable weight acts."""
+        return method_of(self.method).weight_power(self.method)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -36,12 +36,14 @@ class ClientReport:
         loss: mean training loss over its samples and epochs; away from the CPU float64, 0-dim, not waited for.
         seconds: time it took; a number once the device has done all of it.
         uploads: what else it sends, by the name of the collection.
+        varied_bytes: encoded bytes of those collections whose length differs from client to client.
     """
 
     values: Tensor
     loss: float | Tensor
     seconds: SupportsFloat
     uploads: dict[str, Upload]
+    varied_bytes: int = 0
 
 
 class Client:

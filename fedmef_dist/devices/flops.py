@@ -78,7 +78,8 @@ class FlopsLedger:
         self._prunable = [found.get(name, LayerFlops()) for name in names]
         self._rest = sum((flops for name, flops in found.items() if name not in names), LayerFlops())
         self._normalised = [isinstance(model.get_submodule(name), NSConv2d | NSLinear) for name in names]
-        pruned = [flops for name, flops in found.items() if getattr(model.get_submodule(name), "pruning", DENSE).ratio]
+        pruning = {name: getattr(model.get_submodule(name), "pruning", DENSE) for name in found}
+        pruned = [found[name] for name, how in pruning.items() if how.ratio or how.follows_weights]
         self._selection = sum(flops.input_elements * log2(flops.input_elements) for flops in pruned)
 
     @property

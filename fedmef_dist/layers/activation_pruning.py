@@ -8,7 +8,7 @@ of input and bias need only the weight and stay exact.
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +22,16 @@ from torch.autograd.function import once_differentiable
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.layers import bits
 from fedmef_dist.layers.largest import Selection, Selector, pack_largest, pack_nonzero, unpack_largest
-from fedmef_dist.layers.operations import Affine, Layout, Operation, backward, in_autocast_type, padded_convolution
+from fedmef_dist.layers.operations import (
+    Affine,
+    Convolution,
+    Layout,
+    Operation,
+    Powered,
+    backward,
+    in_autocast_type,
+    padded_convolution,
+)
 from fedmef_dist.layers.room import Room
 
 
@@ -34,6 +43,11 @@ class SapSettings(Settings):
     )
     prune_ratio: float = Field(
         0.5, ge=0, lt=1, description="share of an activation that is not kept, p; 0: all of it, zeros packed away"
+    )
+    share: Literal["auto", "fixed", "weights"] = Field(
+        "auto",
+        description="fixed: prune_ratio; weights: in each layer the share of its weights that is inactive (SparsyFed); "
+        "auto: what the method prefers (weights for sparsyfed, fixed for the others)",
     )
     scope: Literal["tensor", "sample"] = Field("tensor", description="choose over the mini-batch or in each sample")
     selection: Selection = Field(
@@ -57,6 +71,7 @@ class Pruning:
         storage: type of 16 bits for what is kept; None: its own.
         selection: how the threshold is found.
         packs: with ratio 0 zeros are not kept where that takes less memory: without loss, but for the sign of a zero.
+        follows_weights: the ratio is set to the share of the layer's weights that is inactive, with every mask.
         selector: finds it; with the selection ``carried`` it remembers the layer's last one.
         room: for what is packed without loss on a device.
     """
@@ -66,6 +81,7 @@ class Pruning:
     storage: torch.dtype | None = None
     selection: Selection = "exact"
     packs: bool = False
+    follows_weights: bool = False
     selector: Selector = field(init=False, compare=False, repr=False)
     room: Room = field(init=False, compare=False, repr=False, default_factory=Room)
 
@@ -82,6 +98,16 @@ class Pruning:
         """Whether the input comes back as it was, whatever its form in between."""
         return not self.ratio and self.storage is None
 
+    def under(self, mask: Tensor | None) -> "Pruning":
+        """The same for a layer with this mask (bool, like its weight; None: all are active)."""
+        if not self.follows_weights:
+            return self
+        return self.with_weights(1.0 if mask is None else int(mask.count_nonzero()) / mask.numel())
+
+    def with_weights(self, share: float) -> "Pruning":
+        """The same for a layer of which this share of the weights is active."""
+        return replace(self, ratio=1 - share) if self.follows_weights else self
+
 
 DENSE = Pruning()
 LOSSLESS = Pruning(packs=True)
@@ -90,6 +116,8 @@ LOSSLESS = Pruning(packs=True)
 def pruning_of(settings: SapSettings) -> Pruning:
     """What the settings ask of one layer."""
     storage, ratio = _STORAGE[settings.storage], settings.prune_ratio
+    if settings.share == "weights":
+        return Pruning(0.0, settings.scope == "sample", storage, settings.selection, follows_weights=True)
     return Pruning(ratio, settings.scope == "sample", storage, settings.selection, packs=not ratio)
 
 
@@ -298,7 +326,37 @@ class _Pruned(Function):
         return grad_x, *found, None, None
 
 
-class PrunedConv2d(nn.Conv2d):
+class _PrunedLayer(nn.Module):
+    """What the two layers share.
+
+    Attributes:
+        pruning: what is kept of the input.
+        alpha: the weight acts as this power of the parameter (:mod:`powered`); 1: the parameter acts itself.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    pruning: Pruning
+    alpha: float = 1.0
+
+    def bind_mask(self, mask: Tensor | None) -> None:
+        """Lets a pruning that follows the weights follow ``mask``, bool, like the weight; None: all are active."""
+        self.pruning = self.pruning.under(mask)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the layer is torch's own in this pass."""
+        return self.alpha == 1 and (self.pruning.is_dense or not torch.is_grad_enabled())
+
+    def run(self, operation: Convolution | Affine, x: Tensor) -> Tensor:
+        """The operation with the acting weight, its input kept pruned."""
+        acting = operation if self.alpha == 1 else Powered(operation, self.alpha)
+        if not torch.is_grad_enabled():
+            return acting.forward(x, self.weight, self.bias)
+        return _Pruned.apply(x, self.weight, self.bias, acting, self.pruning)
+
+
+class PrunedConv2d(_PrunedLayer, nn.Conv2d):
     """A convolution that prunes what it keeps of its input; with ratio 0 its gradients are the stock one's to the bit.
 
     Args:
@@ -313,13 +371,10 @@ class PrunedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolves (B, C, H, W)."""
-        if self.pruning.is_dense or not torch.is_grad_enabled():
-            return super().forward(input)
-        operation, x = padded_convolution(self, input)
-        return _Pruned.apply(x, self.weight, self.bias, operation, self.pruning)
+        return nn.Conv2d.forward(self, input) if self.is_plain else self.run(*padded_convolution(self, input))
 
 
-class PrunedLinear(nn.Linear):
+class PrunedLinear(_PrunedLayer, nn.Linear):  # type: ignore[misc]
     """A linear layer that prunes what it keeps of its input; with ratio 0 its gradients are the stock one's to the bit.
 
     Args:
@@ -334,6 +389,4 @@ class PrunedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (..., in) to (..., out)."""
-        if self.pruning.is_dense or not torch.is_grad_enabled():
-            return super().forward(input)
-        return _Pruned.apply(input, self.weight, self.bias, Affine(), self.pruning)
+        return nn.Linear.forward(self, input) if self.is_plain else self.run(Affine(), input)

@@ -23,6 +23,7 @@ from fedmef_dist.layers.activation_pruning import DENSE, KeptInput, Pruning, kee
 from fedmef_dist.layers.batchnorm import is_repeating
 from fedmef_dist.layers.kernels import has_triton
 from fedmef_dist.layers.operations import LARGE, Affine, Operation, backward, in_autocast_type, padded_convolution
+from fedmef_dist.layers.powered import act
 
 GAMMA_RELU = sqrt(2 / (1 - 1 / pi))
 EPSILON = 1e-4
@@ -326,13 +327,18 @@ def _gradients_of_parameters(operation: Operation, grad: Tensor, x: Tensor, raw:
 
 
 class _NormalisedLayer(nn.Module):
-    """What the two layers share: the gain, the constants, and the mask that the parameter space binds."""
+    """What the two layers share: the gain, the constants, and the mask that the parameter space binds.
+
+    Attributes:
+        alpha: what is normalised is this power of the parameter (:mod:`powered`); 1: the parameter itself.
+    """
 
     weight: Tensor
     bias: Tensor
     gain: nn.Parameter
     normaliser: Normaliser
     pruning: Pruning
+    alpha: float = 1.0
     mask: Tensor | None
     count: Tensor | None
 
@@ -355,15 +361,17 @@ class _NormalisedLayer(nn.Module):
         """
         self.mask = mask
         self.count = None if mask is None else active_counts(self.weight, mask)
+        self.pruning = self.pruning.under(mask)
 
     def run(self, operation: Operation, x: Tensor) -> Tensor:
         """The operation with the normalised weight."""
+        theta = act(self.weight, self.alpha)
         if not torch.is_grad_enabled():
-            weight = normalise(self.weight, self.gain, self.mask, self.normaliser, self.count)
+            weight = normalise(theta, self.gain, self.mask, self.normaliser, self.count)
             return operation.forward(x, weight, self.bias)
         function = _NormalisedOnce if is_repeating() else _Normalised
         return function.apply(
-            x, self.weight, self.gain, self.bias, self.mask, self.count, operation, self.normaliser, self.pruning
+            x, theta, self.gain, self.bias, self.mask, self.count, operation, self.normaliser, self.pruning
         )
 
 

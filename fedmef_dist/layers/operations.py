@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fedmef_dist.layers import bits
 from fedmef_dist.layers.kernels import on_host
+from fedmef_dist.layers.powered import powered, slope
 
 _T = TypeVar("_T")
 _ParameterGradients = tuple[Tensor | None, Tensor | None]
@@ -102,7 +103,35 @@ class Affine(NamedTuple):
         return self, grad, x
 
 
-Operation = Convolution | Affine
+class Powered(NamedTuple):
+    """An operation whose weight acts as a power of the parameter, which the backward pass computes again."""
+
+    operation: Convolution | Affine
+    alpha: float
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The operation with the acting weight."""
+        return self.operation.forward(x, powered(weight, self.alpha), bias)
+
+    def of_input(self, grad: Tensor, like: Tensor, weight: Tensor) -> Tensor:
+        """Gradient of the input."""
+        return self.operation.of_input(grad, like, powered(weight, self.alpha))
+
+    def of_parameters(self, grad: Tensor, x: Tensor, like: Tensor, needed: Sequence[bool]) -> _ParameterGradients:
+        """Gradients of parameter and bias, as far as they are needed; ``like`` is the parameter."""
+        of_weight, of_bias = self.operation.of_parameters(grad, x, like, needed)
+        return None if of_weight is None else of_weight.mul_(slope(like, self.alpha)), of_bias
+
+    def parts(self, x: Tensor, weight: Tensor) -> int:
+        """Always 1."""
+        return 1
+
+    def part(self, grad: Tensor, x: Tensor, part: slice, parts: int) -> tuple["Powered", Tensor, Tensor]:
+        """All of it."""
+        return self, grad, x
+
+
+Operation = Convolution | Affine | Powered
 
 
 class Layout(NamedTuple):

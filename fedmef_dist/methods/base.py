@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor
 
@@ -25,10 +25,12 @@ class Preferences:
     Attributes:
         norm: the model's normalisation; None: the one that the network was made with.
         activation_pruning: whether activations are pruned.
+        pruned_share: how much of them: ``sap.prune_ratio``, or as much as of the layer's weights.
     """
 
     norm: str | None = None
     activation_pruning: bool = False
+    pruned_share: Literal["fixed", "weights"] = "fixed"
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ class Method(ABC, Generic[SettingsT]):
     def __init__(self, settings: SettingsT, space: ParameterSpace, context: MethodContext) -> None:
         self.settings, self.space, self.context = settings, space, context
 
+    @classmethod
+    def weight_power(cls, settings: SettingsT) -> float:
+        """A prunable weight acts as sign(theta) |theta|^alpha; 1: as the parameter that it is."""
+        return 1.0
+
     @abstractmethod
     def initial_mask(self, preparation: Preparation) -> Tensor:
         """Which weights are active in the first round, bool (n_prunable,).
@@ -105,6 +112,13 @@ class Method(ABC, Generic[SettingsT]):
     def kept(self) -> Sequence[KeptTensor]:
         """What every client keeps of the method's own from round to round: 4 bytes a number and client."""
         return ()
+
+    def foreseen_mask(self, round: int) -> Tensor | None:
+        """For plan, which trains nobody: a mask (bool (n_prunable,)) like that which the round leaves.
+
+        None: it has as many active weights in each layer as before, whatever the round does with them.
+        """
+        return None
 
     def personal(self, values: Tensor, kept: Mapping[str, Tensor]) -> Tensor:
         """The state (float32 (total,)) that a client uses itself, given the global one and what it keeps."""

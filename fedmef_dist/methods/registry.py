@@ -31,6 +31,7 @@ from fedmef_dist.methods.fedsgc import FedSgc, FedSgcSettings
 from fedmef_dist.methods.fedtiny import FedTiny, FedTinySettings
 from fedmef_dist.methods.prunefl import PruneFl, PruneFlSettings
 from fedmef_dist.methods.scaffold import Scaffold, ScaffoldSettings
+from fedmef_dist.methods.sparsyfed import SparsyFed, SparsyFedSettings
 from fedmef_dist.methods.static import Static, StaticSettings
 from fedmef_dist.sparsity import ParameterSpace
 
@@ -38,7 +39,9 @@ _KEY = "method.name"
 # The short name in section ``method`` -> the class.
 METHODS: dict[str, type[Method[Any]]] = {
     method.Settings.model_fields["name"].default: method
-    for method in (*(Ditto, FedAvg, FedDst, FedDyn, FedMef, FedRts, FedSgc, FedTiny, PruneFl, Scaffold, Static),)
+    for method in (
+        *(Ditto, FedAvg, FedDst, FedDyn, FedMef, FedRts, FedSgc, FedTiny, PruneFl, Scaffold, SparsyFed, Static),
+    )
 }
 # Papers whose idea is no method here, but a key that goes with every method.
 _ELSEWHERE = {
@@ -136,6 +139,7 @@ MethodSettings = Annotated[
         | FedTinySettings
         | PruneFlSettings
         | ScaffoldSettings
+        | SparsyFedSettings
         | StaticSettings
     ],
     Field(discriminator="name"),

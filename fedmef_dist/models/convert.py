@@ -24,6 +24,7 @@ from fedmef_dist.layers.lean import (
     LeanSiLU,
 )
 from fedmef_dist.layers.nsconv import Normaliser, NSConv2d, NSLinear, gamma_of
+from fedmef_dist.layers.powered import root
 from fedmef_dist.layers.random import Dropout, StochasticDepth
 from fedmef_dist.models.gpt import BranchNorm
 
@@ -71,7 +72,7 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(owner, attribute, module)
 
 
-def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = True) -> nn.Module:
+def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = True, alpha: float = 1.0) -> nn.Module:
     """Replaces layers in place; weights are carried over.
 
     With norm nsconv normalised convolutions stand for convolution and batch normalisation. Linear layers are normalised
@@ -88,6 +89,7 @@ def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = Tru
         norm: nsconv (normalised weights instead of batch normalisation), batch, group (8 groups, or the largest common
             divisor with the channels), layer (one group) or none.
         centre: nsconv subtracts every filter's mean.
+        alpha: prunable weights act as this power of their parameters, at first as the stock ones do.
 
     Returns:
         The model.
@@ -104,7 +106,8 @@ def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = Tru
     for name, module in list(model.named_modules()):
         pruning = Pruning() if module in recomputed else _pruning(sap, name == first, name == output)
         if isinstance(module, _Weighted):
-            new = _convert_weighted(module, pruning, norm, normalisers.get(name), name == output)
+            power = 1.0 if name == output else alpha
+            new = _convert_weighted(module, pruning, norm, normalisers.get(name), name == output, power)
         else:
             new = _convert_other(module, pruning, sap, norm)
         if new is not module:
@@ -164,15 +167,16 @@ def _pruning(sap: SapSettings, is_first: bool, is_output: bool) -> Pruning:
 
 
 def _convert_weighted(
-    module: _Weighted, pruning: Pruning, norm: str, normaliser: Normaliser | None, is_output: bool
+    module: _Weighted, pruning: Pruning, norm: str, normaliser: Normaliser | None, is_output: bool, alpha: float
 ) -> nn.Module:
     new: _Weighted
+    stays = pruning.is_dense and not pruning.follows_weights and alpha == 1
     if isinstance(module, nn.Conv2d):
         # Without a normalisation behind it a convolution needs a bias of its own.
         bias = module.bias is not None or (norm == "none" and not is_output)
         if normaliser is not None:
             new = NSConv2d(**_arguments(module), normaliser=normaliser, pruning=pruning)
-        elif not pruning.is_dense:
+        elif not stays:
             new = PrunedConv2d(**_arguments(module), bias=bias, pruning=pruning)
         elif bias and module.bias is None:
             new = nn.Conv2d(**_arguments(module))
@@ -181,11 +185,11 @@ def _convert_weighted(
     elif normaliser is not None:
         new = NSLinear(module.in_features, module.out_features, normaliser=normaliser, pruning=pruning)
     # Attention's output projection is a subclass that its owner never calls.
-    elif not pruning.is_dense and type(module) is nn.Linear:
+    elif not stays and type(module) is nn.Linear:
         new = PrunedLinear(module.in_features, module.out_features, module.bias is not None, pruning=pruning)
     else:
         return module
-    _carry_over(module, new)
+    _carry_over(module, new, alpha)
     return new
 
 
@@ -195,9 +199,11 @@ def _arguments(module: nn.Conv2d) -> dict[str, Any]:
     return {name: getattr(module, name) for name in names}
 
 
-def _carry_over(old: _Weighted, new: _Weighted) -> None:
+def _carry_over(old: _Weighted, new: _Weighted, alpha: float) -> None:
     with torch.no_grad():
-        new.weight.copy_(old.weight)
+        if alpha != 1:
+            new.alpha = alpha  # type: ignore[assignment]
+        new.weight.copy_(old.weight if alpha == 1 else root(old.weight, alpha))
         if new.bias is not None:
             new.bias.zero_() if old.bias is None else new.bias.copy_(old.bias)
 

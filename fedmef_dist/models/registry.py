@@ -96,6 +96,7 @@ def build_model(
     classes: int,
     shape: tuple[int, ...],
     seed: int,
+    alpha: float = 1.0,
 ) -> nn.Module:
     """The network that a run trains: :func:`stock_model`, converted, its blocks recomputed where the settings ask it.
 
@@ -106,6 +107,7 @@ def build_model(
         classes: outputs.
         shape: of a sample: (channels, height, width) of images, (tokens,) of text.
         seed: the run's seed.
+        alpha: prunable weights act as this power of their parameters.
 
     Raises:
         UserError: the name is not known, or the model cannot be had with this width or for such samples.
@@ -113,7 +115,7 @@ def build_model(
     model = stock_model(settings, classes=classes, shape=shape, seed=seed)
     # Layers that take another's place draw weights, which those of the stock model overwrite.
     with torch.random.fork_rng(devices=[]):
-        model = convert(model, sap, norm, centre=settings.nsconv.centre)
+        model = convert(model, sap, norm, centre=settings.nsconv.centre, alpha=alpha)
     return recompute_blocks(model, packs=bool(sap.enabled)) if settings.recompute == "blocks" else model
 
 

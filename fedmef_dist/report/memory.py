@@ -40,7 +40,9 @@ def label(setting: Setting) -> str:
     parts = [setting.method]
     if setting.plan is not None:
         return f"{setting.method}, planned"
-    if setting.sap.enabled:
+    if setting.prunes_like_weights:
+        parts.append("p by layer")
+    elif setting.sap.enabled:
         parts.append(f"p = {setting.prune_ratio:g}" if setting.prune_ratio else "exact")
     elif setting.norm == "nsconv":
         parts.append("unpacked")

@@ -56,7 +56,7 @@ def export(run_dir: Path, out: Path, round_number: int | None = None, *, allow_p
 def _models(config: Config, dataset: Dataset | TextDataset) -> tuple[nn.Module, nn.Module]:
     """The run's model and the stock network that it was converted from."""
     size: dict[str, Any] = {"classes": dataset.classes, "shape": dataset.shape, "seed": config.seed}
-    model = build_model(config.model, config.resolved_sap, norm=config.norm, **size)
+    model = build_model(config.model, config.resolved_sap, norm=config.norm, alpha=config.weight_power, **size)
     return model, stock_model(config.model, **size)
 
 

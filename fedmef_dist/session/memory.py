@@ -8,7 +8,7 @@ import numpy as np
 from fedmef_dist.base.randomness import torch_generator
 from fedmef_dist.data.batches import Batch, client_batches
 from fedmef_dist.data.shapes import Shape
-from fedmef_dist.devices.device_memory import device_memory
+from fedmef_dist.devices.device_memory import Activations, device_memory
 from fedmef_dist.devices.training_step import TrainingStep
 from fedmef_dist.layers.activation_pruning import DENSE
 from fedmef_dist.layers.random import set_generator
@@ -31,18 +31,24 @@ class RunMemory:
         shape = Shape(simulation.dataset.shape, simulation.dataset.classes)
         batch = _full_batch(simulation)
         setting = own_setting(self._config, simulation.memory_plan)
-        self._activations, _ = modelled_step(self._config, setting, shape, len(batch[0]))
+        self._counts = self._space.layer_counts()
+        self._follows = setting.prunes_like_weights
+
+        def activations() -> Activations:
+            return modelled_step(self._config, setting, shape, len(batch[0]), self._counts)[0]
+
+        self._model_activations, self._activations = activations, activations()
         autocast = self._config.runtime.precision == "bf16"
         work = simulation.method.plan(1, simulation.server.values).work
         self._step = TrainingStep(
             simulation.model, self._space, self._config.optimizer, batch, autocast, keeps_gradient=work.reads_gradient
         )
-        self._own = self._from_the_servers_state(self._step.measure)
-        self._prunes = any(getattr(module, "pruning", DENSE).ratio for module in simulation.model.modules())
+        self._own, self._stale = self._from_the_servers_state(self._step.measure), False
+        prunings = [getattr(module, "pruning", DENSE) for module in simulation.model.modules()]
+        self._prunes = any(pruning.ratio or pruning.follows_weights for pruning in prunings)
         dense = training_step(self._config, dense_fedavg(self._config), shape, batch)
         self._dense = dense.measure()
         self._dense_state = dense.space.total
-        self._counts = self._space.layer_counts()
         self._news = self.metrics()
 
     def metrics(self) -> Metrics:
@@ -74,16 +80,22 @@ class RunMemory:
     def news(self) -> Metrics:
         """What was not told before: at first all metrics, later the modelled ones where the layers' counts changed.
 
-        In rounds with an evaluation also what pruning drops.
+        In rounds with an evaluation also what pruning drops; and where it follows the weights, and these have changed,
+        what was measured is measured again.
         """
+        every, last = self._config.evaluation.every, self._config.federation.rounds
+        is_due = self._simulation.round == last or self._simulation.round % every == 0
         counts = self._space.layer_counts()
         if counts != self._counts:
             self._counts = counts
+            if self._follows:
+                self._activations, self._stale = self._model_activations(), True
             self._news |= self._modelled()
+        if is_due and self._stale:
+            self._own, self._stale = self._from_the_servers_state(self._step.measure), False
+            self._news |= self.metrics()
         news, self._news = self._news, {}
-        every = self._config.evaluation.every
-        last = self._simulation.round == self._config.federation.rounds
-        return news | (self.dropped() if last or self._simulation.round % every == 0 else {})
+        return news | (self.dropped() if is_due else {})
 
     def _modelled(self) -> Metrics:
         memory = device_memory(self._space, self._space.layer_counts(), self._config.optimizer, self._activations)

@@ -38,8 +38,12 @@ class Accounting:
         totals.flops += self.flops.round(dense, samples=0, steps=0, gradient_samples=costs.gradient_samples).total
         totals.flops += sum(samples * self.flops.forward(counts) for counts, samples in costs.forwards)
 
-    def round(self, cohort: Cohort, plan: RoundPlan, mask: Mask, totals: Totals) -> Metrics:
+    def round(
+        self, cohort: Cohort, plan: RoundPlan, mask: Mask, totals: Totals, varied_bytes: int | None = None
+    ) -> Metrics:
         """One round's costs, added to the totals; ``mask`` is what the clients were sent.
+
+        ``varied_bytes`` is what they sent for collections that vary; None: as much as is expected.
 
         Whoever was asked has received the model; of those whose update does not count nothing else is counted.
         """
@@ -65,6 +69,7 @@ class Accounting:
             plan.collections,
             plan.returns_weights,
             plan.mask_update,
+            varied_bytes,
         )
         totals.wire_bytes += wire.up + wire.down
         totals.models_sent += len(cohort.asked) + len(cohort.clients)

@@ -18,6 +18,7 @@ from fedmef_dist.devices.training_step import TrainingStep
 from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.layers.dropped import Dropped
 from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
+from fedmef_dist.methods.sparsyfed import SparsyFed, SparsyFedSettings
 from fedmef_dist.models import build_model, prunable_weights
 from fedmef_dist.models.plan import MemoryPlan, apply_plan
 from fedmef_dist.sparsity import ParameterSpace
@@ -37,6 +38,7 @@ class Setting:
         density: share of the weights.
         recompute: whether blocks are computed again.
         plan: the planner's choice, for a model that :func:`planned` describes.
+        alpha: prunable weights act as this power of their parameters.
     """
 
     method: str
@@ -45,36 +47,53 @@ class Setting:
     density: float
     recompute: Literal["none", "blocks"] = "none"
     plan: MemoryPlan | None = None
+    alpha: float = 1.0
 
     @property
     def prune_ratio(self) -> float:
-        """Share of an activation that is not kept; 0 without activation pruning."""
-        return self.sap.prune_ratio if self.sap.enabled else 0.0
+        """Share of an activation that is not kept, the mean where it differs by layer; 0 without activation pruning."""
+        if not self.sap.enabled:
+            return 0.0
+        return 1 - self.density if self.prunes_like_weights else self.sap.prune_ratio
+
+    @property
+    def prunes_like_weights(self) -> bool:
+        """Whether each layer's input is pruned as much as its weights are."""
+        return bool(self.sap.enabled) and self.sap.share == "weights"
 
 
 def own_setting(config: Config, plan: MemoryPlan | None = None) -> Setting:
     """The configuration's, with the plan that was made for its budget, if it has one."""
-    own = Setting(config.method.name, config.norm, config.resolved_sap, _density(config), config.model.recompute)
+    own = Setting(
+        config.method.name,
+        config.norm,
+        config.resolved_sap,
+        _density(config),
+        config.model.recompute,
+        alpha=config.weight_power,
+    )
     return own if plan is None else planned(own, plan)
 
 
 def planned(setting: Setting, plan: MemoryPlan | None = None) -> Setting:
     """The setting in the form to which plans apply: all packed without loss, all blocks recomputed, then the plan."""
-    sap = setting.sap.model_copy(update={"enabled": True, "prune_ratio": 0.0, "storage": "fp32"})
+    sap = setting.sap.model_copy(update={"enabled": True, "prune_ratio": 0.0, "share": "fixed", "storage": "fp32"})
     return replace(setting, sap=sap, recompute="blocks", plan=plan)
 
 
 def dense_fedavg(config: Config) -> Setting:
     """What everything is compared with: all weights, stock normalisation, no activation pruning."""
-    return Setting("fedavg", config.model.stock_norm, config.sap.model_copy(update={"enabled": False}), 1.0)
+    return Setting(
+        "fedavg", config.model.stock_norm, config.sap.model_copy(update={"enabled": False, "share": "fixed"}), 1.0
+    )
 
 
 def compared_settings(config: Config) -> list[Setting]:
     """The arena; the configuration's own setting comes last if it is none of the others.
 
     Dense FedAvg, the same with its blocks recomputed, sparse weights with dense activations (every method without
-    activation pruning has the same ordinary step; ``fedtiny`` stands for all of them), FedMef's layers with nothing
-    packed, packed without loss, that with recomputed blocks, and FedMef at several ratios.
+    activation pruning has the same ordinary step; ``fedtiny`` stands for all of them), SparsyFed, FedMef's layers with
+    nothing packed, packed without loss, that with recomputed blocks, and FedMef at several ratios.
     """
     sparse = config.method if hasattr(config.method, "density") else FedMefSettings()
     density = sparse.density
@@ -85,11 +104,16 @@ def compared_settings(config: Config) -> list[Setting]:
         {"enabled": True, "prune_ratio": 0.0, "storage": "fp32"},
         *({"enabled": True, "prune_ratio": ratio} for ratio in PRUNE_RATIOS),
     ]
-    off, exact, *pruned = (Setting(name, norm, config.sap.model_copy(update=update), density) for update in updates)
+    off, exact, *pruned = (
+        Setting(name, norm, config.sap.model_copy(update=update | {"share": "fixed"}), density) for update in updates
+    )
+    alpha = config.weight_power if config.weight_power != 1 else SparsyFedSettings().alpha
+    rival = config.sap.model_copy(update={"enabled": True, "share": SparsyFed.preferences.pruned_share})
     settings = [
         dense,
         replace(dense, recompute="blocks"),
         replace(dense, method="fedtiny", density=density),
+        replace(dense, method="sparsyfed", density=density, sap=rival, alpha=alpha),
         off,
         exact,
         replace(exact, recompute="blocks"),
@@ -103,6 +127,14 @@ def _density(config: Config) -> float:
     return getattr(config.method, "density", 1.0)
 
 
+def prune_like_weights(model: nn.Module, space: ParameterSpace, counts: Sequence[int]) -> None:
+    """Sets what layers whose pruning follows their weights keep, for so many active weights in each prunable layer."""
+    for layer, count in zip(space.layers, counts, strict=True):
+        owner: Any = model.get_submodule(layer.name.rpartition(".")[0])
+        if hasattr(owner, "pruning"):
+            owner.pruning = owner.pruning.with_weights(count / layer.size)
+
+
 def build_network(config: Config, setting: Setting, shape: Shape) -> nn.Module:
     """The network that a setting trains. Raises UserError where it is not to be had."""
     model = build_model(
@@ -112,6 +144,7 @@ def build_network(config: Config, setting: Setting, shape: Shape) -> nn.Module:
         classes=shape.classes,
         shape=shape.sample,
         seed=config.seed,
+        alpha=setting.alpha,
     )
     if setting.plan is not None:
         apply_plan(model, setting.plan)
@@ -126,7 +159,11 @@ def _counts(config: Config, setting: Setting, space: ParameterSpace) -> list[int
 
 
 def modelled_step(
-    config: Config, setting: Setting, shape: Shape, batch_size: int | None = None
+    config: Config,
+    setting: Setting,
+    shape: Shape,
+    batch_size: int | None = None,
+    counts: Sequence[int] | None = None,
 ) -> tuple[Activations, DeviceMemory]:
     """A step on a simulated device, from the layers and shapes alone: nothing is measured or computed.
 
@@ -135,6 +172,7 @@ def modelled_step(
         setting: what is trained.
         shape: of the samples.
         batch_size: another one than the configuration's.
+        counts: active weights of each layer; None: those of the setting's density.
 
     Raises:
         UserError: model or density are not to be had.
@@ -143,9 +181,11 @@ def modelled_step(
     model = build_network(config, setting, shape).to("meta", kind)
     dtype = torch.int64 if shape.is_text else kind
     size = (batch_size or config.federation.batch_size, *shape.sample)
-    kept = model_activations(model, torch.empty(size, dtype=dtype, device="meta"))
     space = ParameterSpace(model, prunable_weights(model))
-    return kept, device_memory(space, _counts(config, setting, space), config.optimizer, kept)
+    counts = counts or _counts(config, setting, space)
+    prune_like_weights(model, space, counts)
+    kept = model_activations(model, torch.empty(size, dtype=dtype, device="meta"))
+    return kept, device_memory(space, counts, config.optimizer, kept)
 
 
 def training_step(
@@ -254,10 +294,10 @@ def _faithfulness(
     config: Config, shape: Shape, batch: Batch, settings: Sequence[Setting], steps: Sequence[TrainingStep]
 ) -> list[float | None]:
     """The cosine of each setting's gradient; see :class:`Footprint`. All start from the same weights."""
-    plain: dict[tuple[str, float], torch.Tensor] = {}
+    plain: dict[tuple[str, float, float], torch.Tensor] = {}
     found = []
     for setting, step in zip(settings, steps, strict=True):
-        key = setting.norm, setting.density
+        key = setting.norm, setting.density, setting.alpha
         if key not in plain:
             off = setting.sap.model_copy(update={"enabled": False})
             reference = replace(setting, sap=off, recompute="none", plan=None)

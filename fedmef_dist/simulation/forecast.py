@@ -123,8 +123,9 @@ def _plan_round(simulation: Simulation, number: int, place: Callable[[Cohort], P
     cohort = draw_cohort(simulation.population, config.federation, config.seed, number)
     plan = simulation.method.plan(number, simulation.server.values)
     costs = simulation.accounting.round(cohort, plan, space.mask, simulation.totals)
-    if plan.adjusts:
-        space.set_mask(space.mask.next(space.mask.active))
+    foreseen = simulation.method.foreseen_mask(number)
+    if plan.adjusts or foreseen is not None:
+        space.set_mask(space.mask.next(space.mask.active if foreseen is None else foreseen))
     placement = place(cohort)
     loads = placement.loads(cohort.samples)
     return PlannedRound(

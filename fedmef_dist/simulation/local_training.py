@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -202,7 +203,13 @@ class LocalTraining:
         uploads = {
             wanted.name: self.messages.collect(report.uploads[wanted.name], wanted) for wanted in plan.collections
         }
-        return ClientReport(values, report.loss, report.seconds, uploads)
+        ledger = self.messages.ledger
+        varied = sum(
+            ledger.collection_bytes(wanted, report.uploads[wanted.name].counts(wanted.over))
+            for wanted in plan.collections
+            if wanted.varies
+        )
+        return replace(report, values=values, uploads=uploads, varied_bytes=varied)
 
 
 def _parted(batches: Iterator[Batch], count: int) -> tuple[Iterator[Batch], Iterator[Batch]]:

@@ -237,7 +237,7 @@ class Simulation:
         with phases.measure("adjust"):
             metrics |= self.update_server(plan, total, result)
             metrics |= self.describe_mask(mask)
-            metrics |= self.accounting.round(cohort, plan, mask, self.totals)
+            metrics |= self.accounting.round(cohort, plan, mask, self.totals, result.varied_bytes)
         with phases.measure("eval"):
             metrics |= self.evaluate_if_due()
         metrics |= self.describe(cohort, result, phases)

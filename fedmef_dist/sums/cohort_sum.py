@@ -46,6 +46,7 @@ class CohortSum:
         for upload in report.uploads.values():
             if upload.values is not None:
                 sane = sane & summable(upload.values)
+        self.states.note_sent(report.varied_bytes)
         accepted = self.states.add(slot, report.values, weight, report.loss, report.seconds, samples, sane)
         on_host = accepted.device.type == "cpu"
         if not on_host or accepted:

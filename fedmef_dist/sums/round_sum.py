@@ -13,7 +13,7 @@ from fedmef_dist.sums.exact_sum import FixedPoint, is_summable, summable
 MICROSECOND = 1e-6
 _LOSS_BITS = 24
 _DIGEST_WORDS = 2
-_COUNTERS = ("weight", "samples", "trained", "refused", "loss", "stopping", "abandoned")
+_COUNTERS = ("weight", "samples", "trained", "refused", "loss", "stopping", "abandoned", "varied_bytes")
 
 
 class RanksOutOfStepError(RuntimeError):
@@ -35,6 +35,7 @@ class RoundResult:
         rank_seconds: float64 (world,), seconds each rank was busy training.
         stopping: whether a rank was asked to stop; so it was where it abandoned the round.
         abandoned: whether a rank left its part of the round out, so that the round does not count.
+        varied_bytes: what all clients sent for collections whose length differs from client to client.
     """
 
     values: Tensor | None
@@ -47,6 +48,7 @@ class RoundResult:
     rank_seconds: np.ndarray
     stopping: bool
     abandoned: bool
+    varied_bytes: int
 
 
 class _Added(NamedTuple):
@@ -145,6 +147,10 @@ class RoundSum:
             self._header[self._clients + one.slot] = microseconds
             self._header[self._ranks + self.group.rank] += microseconds
 
+    def note_sent(self, varied_bytes: int) -> None:
+        """Counts what a client sent for collections whose length differs from client to client."""
+        self._count(varied_bytes=varied_bytes)
+
     def abandon(self) -> None:
         """Declares the round void, for all ranks."""
         self._count(abandoned=1)
@@ -172,7 +178,7 @@ class RoundSum:
         if short:
             self._reduce_short(own_weight, int(header[self._counters + _COUNTERS.index("weight")]))
         counters = (int(number) for number in header[self._counters : self._clients])
-        weight, samples, trained, refused, loss, stopped, abandoned = counters
+        weight, samples, trained, refused, loss, stopped, abandoned, varied_bytes = counters
         return RoundResult(
             values=self.fixed_point.average(self._buffer[self._values :], weight) if trained else None,
             weight=weight,
@@ -184,6 +190,7 @@ class RoundSum:
             rank_seconds=header[self._ranks : self._values] * MICROSECOND,
             stopping=stopped + abandoned > 0,
             abandoned=abandoned > 0,
+            varied_bytes=varied_bytes,
         )
 
     def _reduce_short(self, own_weight: int, weight: int) -> None:

@@ -76,6 +76,7 @@ class WireLedger:
         collections: Sequence[Collection] = (),
         returns_weights: bool = True,
         mask_update: Encoding | None = None,
+        varied: int | None = None,
     ) -> WireBytes:
         """Bytes of one round; remembers which mask the clients now know.
 
@@ -87,6 +88,7 @@ class WireLedger:
             collections: what else came up.
             returns_weights: whether the prunable weights came up at the positions of the mask.
             mask_update: how the model went down with its mask to those who knew an earlier one.
+            varied: what all clients together sent for collections that vary; None: as many as is expected.
         """
         new, earlier = len(asked), 0
         if self.settings.stateful_clients:
@@ -100,7 +102,10 @@ class WireLedger:
             assert mask_update is not None
             down += earlier * (self.rest_bytes + self.weights_with_mask_bytes(mask, FP32, mask_update))
         down += len(asked) * sum(self.broadcast_bytes(sent) for sent in broadcasts)
-        return WireBytes(up=uploads * self.uplink_bytes(mask, collections, returns_weights), down=down)
+        if varied is not None:
+            collections = [wanted for wanted in collections if not wanted.varies]
+        up = uploads * self.uplink_bytes(mask, collections, returns_weights) + (varied or 0)
+        return WireBytes(up, down)
 
     def state_bytes(self, mask: Mask, knows_mask: bool = True) -> int:
         """A model on its way down, with its mask for a client that does not know it; everybody knows the full one."""
@@ -133,11 +138,14 @@ class WireLedger:
         weights = self.weights_bytes(mask, knows_mask=True, number=self.settings.uplink) if returns_weights else 0
         return self.rest_bytes + weights + sum(self.collection_bytes(wanted) for wanted in collections)
 
-    def collection_bytes(self, wanted: Collection) -> int:
-        """What one client sends for a collection; 0 where nothing travels for it."""
+    def collection_bytes(self, wanted: Collection, counts: Sequence[int] | None = None) -> int:
+        """What one client sends for a collection; 0 where nothing travels for it.
+
+        ``counts`` is how many positions of each block it names; None: as many as the collection says.
+        """
         if not wanted.travels:
             return 0
-        blocks = zip(wanted.over.blocks, wanted.counts, strict=True)
+        blocks = zip(wanted.over.blocks, counts or wanted.counts, strict=True)
         return sum(wanted.encoding.length(block, count, self.number(block)) for block, count in blocks)
 
     def number(self, block: Block) -> Number:

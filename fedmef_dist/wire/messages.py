@@ -126,7 +126,8 @@ class Messages:
         if not wanted.travels:
             return upload
         received, length = self._send(upload, wanted.over, wanted.encoding, self.ledger.number)
-        self._check(length, self.ledger.collection_bytes(wanted), f"a client's {wanted.name}")
+        counts = upload.counts(wanted.over) if wanted.varies else None
+        self._check(length, self.ledger.collection_bytes(wanted, counts), f"a client's {wanted.name}")
         return received
 
     def _send_with_mask(self, values: Tensor, mask: Mask, number: Number, encoding: Encoding) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from fedmef_dist.sparsity import ParameterSpace
@@ -39,6 +40,14 @@ class Upload:
     positions: Tensor | None
     values: Tensor | None = None
 
+    def counts(self, over: Range) -> list[int]:
+        """How many positions of each block of its range it names."""
+        if self.positions is None:
+            return [block.size for block in over.blocks]
+        stops = torch.tensor([block.stop for block in over.blocks], device=self.positions.device)
+        upto = torch.searchsorted(self.positions, stops).tolist()
+        return [after - before for before, after in zip([0, *upto], upto, strict=False)]
+
     def clone(self) -> "Upload":
         """A copy with tensors of its own."""
         return Upload(*(None if found is None else found.clone() for found in (self.positions, self.values)))
@@ -54,6 +63,8 @@ class Collection:
         counts: how many positions a client names in each block.
         encoding: how a client's contribution travels; without values only positions count.
         has_votes: whether the weights of those who named a position are summed.
+        varies: whether clients differ in how many positions they name: each message then counts as long as it is, and
+            ``counts`` is what is expected of one where nobody trains.
         travels: False where the server reads it off what it gets anyway, so that no byte more is sent.
 
     Raises:
@@ -66,6 +77,7 @@ class Collection:
     encoding: Encoding = field(default_factory=Sparse)
     has_votes: bool = False
     travels: bool = True
+    varies: bool = False
 
     def __post_init__(self) -> None:
         if self.has_votes and self.travels and not self.encoding.is_exact:
@@ -85,13 +97,14 @@ def at_positions(
     *,
     has_votes: bool = False,
     travels: bool = True,
+    varies: bool = False,
 ) -> Collection:
     """A collection of some prunable positions, ``counts`` of each layer; with values unless the encoding has none.
 
     Without an encoding it is the shortest: :class:`Sparse`, or with votes :class:`WithMask`.
     """
     encoding = encoding or (WithMask() if has_votes else Sparse())
-    return Collection(name, prunable(space), counts, encoding, has_votes, travels)
+    return Collection(name, prunable(space), counts, encoding, has_votes, travels, varies)
 
 
 def whole(name: str, over: Range) -> Collection:

@@ -16,7 +16,7 @@ def file(tmp_path):
 
 def test_the_command_prints_objects_and_draws_bars(file, tmp_path, capsys):
     memory_command(file, ["federation.batch_size=2"], True, tmp_path / "bars.png", 1)
-    assert [found["batch_size"] for found in json.loads(capsys.readouterr().out)] == [2] * 10
+    assert [found["batch_size"] for found in json.loads(capsys.readouterr().out)] == [2] * 11
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
 
 

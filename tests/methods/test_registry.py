@@ -99,7 +99,7 @@ def test_a_subclass_under_another_name_has_the_preferences_of_its_class(load):
     assert (dense.norm, dense.resolved_sap.enabled) == ("group", False)
     assert load(f"method: {{name: '{NAME}'}}", "model.norm=batch", "sap.enabled=false").norm == "batch"
     preferring = [name for name, method in METHODS.items() if method.preferences != Preferences()]
-    assert preferring == ["fedmef"]
+    assert preferring == ["fedmef", "sparsyfed"]
 
 
 def test_create_method_makes_the_guest():

@@ -42,6 +42,7 @@ NAMES = [
     "fedavg",
     "fedavg, recomputed",
     "fedtiny",
+    "sparsyfed, p by layer",
     "fedmef, unpacked",
     "fedmef, exact",
     "fedmef, exact, recomputed",
@@ -56,9 +57,9 @@ def by_name(footprints):
 def test_the_settings_are_dense_sparse_exact_and_pruned():
     settings = compared_settings(tiny())
     assert list(map(label, settings)) == NAMES
-    assert [setting.density for setting in settings] == [1.0, 1.0, *[0.5] * 8]
-    assert [setting.norm for setting in settings] == ["batch"] * 3 + ["nsconv"] * 7
-    assert own_setting(tiny()) == settings[7]
+    assert [setting.density for setting in settings] == [1.0, 1.0, *[0.5] * 9]
+    assert [setting.norm for setting in settings] == ["batch"] * 4 + ["nsconv"] * 7
+    assert own_setting(tiny()) == settings[8]
     assert own_setting(tiny(method={"name": "fedavg"})) == compared_settings(tiny(method={"name": "fedavg"}))[0]
 
 
@@ -74,7 +75,7 @@ def test_the_less_is_kept_the_less_is_held(footprints):
     held = {name: footprint.measured.activation_bytes for name, footprint in found.items()}
     assert held["fedavg"] == held["fedtiny"]
     assert held["fedavg, recomputed"] < 0.5 * held["fedavg"]
-    order = ["fedavg", "fedmef, unpacked", *NAMES[6:]]
+    order = ["fedavg", "fedmef, unpacked", *NAMES[7:]]
     assert [held[name] for name in order] == sorted((held[name] for name in order), reverse=True)
     assert held["fedmef, exact, recomputed"] < held["fedmef, exact"] < held["fedmef, unpacked"]
     assert held["fedmef, p = 0.9"] < 0.12 * held["fedavg"]
@@ -91,13 +92,13 @@ def test_the_baseline_carries_no_mask(footprints):
 
 def test_what_is_exact_says_so_and_drops_nothing(footprints):
     for name, footprint in by_name(footprints).items():
-        if "p =" in name:
+        if "p " in name:
             assert (footprint.cosine is None) == (footprint.dropped.nonzeros == 0)
             assert footprint.cosine is None or 0.5 < footprint.cosine < 1
         else:
             assert footprint.cosine is None
             assert footprint.dropped == (0, 0)
-    dropped = [footprint.dropped.mass for footprint in footprints[6:]]
+    dropped = [footprint.dropped.mass for footprint in footprints[7:]]
     assert dropped == sorted(dropped)
     assert 0 < dropped[-1] < 1
 
@@ -140,7 +141,7 @@ def test_the_objects_are_those_of_the_contract(config, footprints):
     assert sum(module["bytes"] for module in found[2]["modules"]) == found[2]["activation_bytes"]
     assert sum(found[2]["modelled"].values()) == found[2]["modelled_bytes"]
     assert found[2]["batch_size"] == 16
-    assert [one["gradient"] for one in found[:6]] == ["exact"] * 6
+    assert [one["gradient"] for one in [*found[:3], *found[4:7]]] == ["exact"] * 6
     assert [one["recompute"] for one in found[:2]] == ["none", "blocks"]
     ratios = [found[0][f"{key}_over_baseline"] for key in ("held", "peak", "step")]
     assert ratios == [1, 1, 1]
@@ -150,14 +151,14 @@ def test_the_tables_by_hand(config, footprints):
     modules, methods = report(footprints, own_setting(config)).split("\nMethods:\n")
     rows = [line for line in modules.splitlines() if line.startswith("| ")]
     # Header, rule, every module, and all together.
-    assert len(rows) == 2 + len(footprints[7].modules()) + 1
+    assert len(rows) == 2 + len(footprints[8].modules()) + 1
     # What the first convolution keeps: 16 images of 8 x 8 pixels.
     assert [cell.strip() for cell in rows[2].split("|")[1:-1]] == ["conv1", "NSConv2d", "4.10 kB", "4.10 kB", "+0.0 %"]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in methods.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows[2:]] == NAMES
     assert [rows[2][place] for place in (1, 3, 7)] == ["exact", "1x", "1x"]
-    ratio = footprints[9].measured.peak_bytes / footprints[0].measured.peak_bytes
-    assert rows[11][7] == f"{ratio:.3g}x"
+    ratio = footprints[10].measured.peak_bytes / footprints[0].measured.peak_bytes
+    assert rows[12][7] == f"{ratio:.3g}x"
 
 
 @pytest.mark.cuda
