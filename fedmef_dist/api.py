@@ -38,8 +38,10 @@ from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
 from fedmef_dist.methods.fedrts import FedRts, FedRtsSettings
 from fedmef_dist.methods.fedsgc import FedSgc, FedSgcSettings
 from fedmef_dist.methods.fedtiny import FedTiny, FedTinySettings
+from fedmef_dist.methods.flash import Flash, FlashSettings
 from fedmef_dist.methods.preparation import Preparation
 from fedmef_dist.methods.prunefl import PruneFl, PruneFlSettings
+from fedmef_dist.methods.sparsyfed import SparsyFed, SparsyFedSettings
 from fedmef_dist.methods.static import Static, StaticSettings
 from fedmef_dist.methods.swapping import (
     RandomStart,
@@ -84,6 +86,8 @@ __all__ = [
     "FedSgcSettings",
     "FedTiny",
     "FedTinySettings",
+    "Flash",
+    "FlashSettings",
     "GrowthOrder",
     "KeptTensor",
     "LocalClient",
@@ -108,6 +112,8 @@ __all__ = [
     "Slice",
     "Sparse",
     "SparseSettings",
+    "SparsyFed",
+    "SparsyFedSettings",
     "Split",
     "Static",
     "StaticSettings",

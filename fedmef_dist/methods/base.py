@@ -43,6 +43,7 @@ class MethodContext:
         rounds: of the run.
         seed: of the run.
         clients: of the population.
+        local_epochs, batch_size: of a client's training in a round.
         layer_flops: FLOPs of one sample's forward pass through each prunable layer, all its weights active.
         other_flops: FLOPs of one sample's forward pass through all else.
         total_weight: what all clients of the population would weigh in an average; an expected number where clients
@@ -54,6 +55,8 @@ class MethodContext:
     rounds: int = 1
     seed: int = 0
     clients: int = 1
+    local_epochs: int = 1
+    batch_size: int = 1
     layer_flops: Sequence[float] = ()
     other_flops: float = 0.0
     total_weight: int = 1

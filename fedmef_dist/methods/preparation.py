@@ -23,6 +23,21 @@ _WHERE = "the choice of the first mask"
 Batches = Iterator[Batch]
 
 
+@dataclass(frozen=True)
+class Training:
+    """Ordinary training before the first round.
+
+    Attributes:
+        counts: active weights of each layer.
+        samples: that went through the network and came back, over all epochs and clients.
+        steps: of all clients.
+    """
+
+    counts: list[int]
+    samples: int
+    steps: int
+
+
 @dataclass
 class PreparationCosts:
     """What preparing costs the simulated devices, over all clients.
@@ -31,12 +46,14 @@ class PreparationCosts:
         up, down: encoded bytes.
         forwards: (active weights of each layer, samples that went through the network with so many).
         gradient_samples: samples that went through the dense network and came back, with the gradient of every weight.
+        trainings: training with sparse weights.
     """
 
     up: int = 0
     down: int = 0
     forwards: list[tuple[list[int], int]] = field(default_factory=list)
     gradient_samples: int = 0
+    trainings: list[Training] = field(default_factory=list)
 
 
 class Preparation:
@@ -89,6 +106,10 @@ class Preparation:
     def client_batches(self, client: int, epochs: int = 1) -> Batches:
         """Batches of one client's data, in a new order in each epoch."""
         return self._batches(client, epochs)
+
+    def samples_of(self, client: int) -> int:
+        """How many samples a client of the cohort has."""
+        return int(self.cohort.samples[self.cohort.clients == client][0])
 
     @property
     def is_first_rank(self) -> bool:

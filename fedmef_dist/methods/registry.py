@@ -29,6 +29,7 @@ from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
 from fedmef_dist.methods.fedrts import FedRts, FedRtsSettings
 from fedmef_dist.methods.fedsgc import FedSgc, FedSgcSettings
 from fedmef_dist.methods.fedtiny import FedTiny, FedTinySettings
+from fedmef_dist.methods.flash import Flash, FlashSettings
 from fedmef_dist.methods.prunefl import PruneFl, PruneFlSettings
 from fedmef_dist.methods.scaffold import Scaffold, ScaffoldSettings
 from fedmef_dist.methods.sparsyfed import SparsyFed, SparsyFedSettings
@@ -40,7 +41,7 @@ _KEY = "method.name"
 METHODS: dict[str, type[Method[Any]]] = {
     method.Settings.model_fields["name"].default: method
     for method in (
-        *(Ditto, FedAvg, FedDst, FedDyn, FedMef, FedRts, FedSgc, FedTiny, PruneFl, Scaffold, SparsyFed, Static),
+        *(Ditto, FedAvg, FedDst, FedDyn, FedMef, FedRts, FedSgc, FedTiny, Flash, PruneFl, Scaffold, SparsyFed, Static),
     )
 }
 # Papers whose idea is no method here, but a key that goes with every method.
@@ -137,6 +138,7 @@ MethodSettings = Annotated[
         | FedRtsSettings
         | FedSgcSettings
         | FedTinySettings
+        | FlashSettings
         | PruneFlSettings
         | ScaffoldSettings
         | SparsyFedSettings

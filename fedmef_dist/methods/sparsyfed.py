@@ -69,12 +69,10 @@ class SparsyFed(Dense[SparsyFedSettings]):
         """Clients prune in every round. How many weights of each layer one sends is its own; expected are as many as
         the layer has of those that are active.
         """
-        active = self.space.layer_counts()
-        counts = share_out(active, self.total, [1] * len(active), active)
+        active, total = self.space.layer_counts(), min(self.total, self.space.mask.count)
+        counts = share_out([max(count, 1) for count in active], total, [0] * len(active), active)
         weights = at_positions(_WEIGHTS, self.space, counts, varies=True)
-        return RoundPlan(
-            round, values, PrunedUpload(self.space, self.total), collections=(weights,), returns_weights=False
-        )
+        return RoundPlan(round, values, PrunedUpload(self.space, total), collections=(weights,), returns_weights=False)
 
     def aggregate(self, plan: RoundPlan, received: Received) -> tuple[Tensor, Tensor | None]:
         """The average, in which an absent weight is 0, and where it is not 0."""

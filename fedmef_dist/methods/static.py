@@ -4,7 +4,9 @@
 layers together, as their papers do, and take only the total from the allocation:
 
 ``snip``: Lee, Ajanthan, Torr: "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR 2019, arXiv
-1810.02340, equation 6: what a weight's removal would change of the loss, |g * theta|.
+1810.02340, equation 6: what a weight's removal would change of the loss, |g * theta|. Asked of clients, their gradients
+are averaged, or their |g * theta|: Ohib, Thapaliya, Dziugaite, Liu, Calhoun, Plis: "SSFL: Discovering Sparse Unified
+Subnetworks at Initialization for Efficient Federated Learning", 2024, arXiv 2405.09037.
 ``synflow``: Tanaka, Kunin, Yamins, Ganguli: "Pruning neural networks without any data by iteratively conserving
 synaptic flow", NeurIPS 2020, arXiv 2006.05467, algorithm 1.
 """
@@ -47,10 +49,16 @@ class StaticSettings(RandomStartSettings):
         "server", description="snip: from one batch on the server, or from all samples of one cohort of clients"
     )
 
+    average: Literal["gradient", "saliency"] = Field(
+        "gradient", description="scores: clients: average g, or |g * theta| of each client (SSFL)"
+    )
+
     @model_validator(mode="after")
     def _keys_fit_the_criterion(self) -> "StaticSettings":
         if self.scores == "clients" and self.criterion != "snip":
             raise ValueError(f"scores: clients is for criterion snip; {self.criterion} looks at no data")
+        if self.average == "saliency" and self.scores != "clients":
+            raise ValueError("average: saliency is for scores: clients; the server's batch gives a single gradient")
         if self.first_mask == "even" and self.criterion != "random":
             raise ValueError(f"first_mask: even is for criterion random; {self.criterion} chooses by its scores")
         return self
@@ -89,29 +97,38 @@ class Static(Method[StaticSettings]):
 
     def _sensitivity(self, preparation: Preparation) -> Tensor:
         """|g * theta|, float32 (n_prunable,)."""
-        if self.settings.scores == "clients":
-            gradient = self._clients_gradient(preparation)
-        else:
-            gradient = self._gradient(preparation, [next(preparation.server_batches())])
-        if not bool(gradient.isfinite().all()):
+        of_clients = self.settings.scores == "clients"
+        found = self._of_clients(preparation) if of_clients else self._of_server(preparation)
+        if not bool(found.isfinite().all()):
             raise UserError(
                 "the start model gives gradients that are not finite",
                 where="method.criterion snip",
                 mend="choose another model.norm, or check the data",
             )
+        return found if self.settings.average == "saliency" else self._saliency(preparation, found)
+
+    def _saliency(self, preparation: Preparation, gradient: Tensor) -> Tensor:
         return (gradient * preparation.values[: self.space.n_prunable]).abs()
 
-    def _clients_gradient(self, preparation: Preparation) -> Tensor:
-        """The clients' mean gradient, which is that of the objective of their round."""
-        cohort, wanted = preparation.cohort, whole("gradient", prunable(self.space))
+    def _of_server(self, preparation: Preparation) -> Tensor:
+        """The gradient of one batch, or its saliency where clients' saliencies would be averaged."""
+        gradient = self._gradient(preparation, [next(preparation.server_batches())])
+        return self._saliency(preparation, gradient) if self.settings.average == "saliency" else gradient
+
+    def _of_clients(self, preparation: Preparation) -> Tensor:
+        """The clients' mean gradient, which is that of their round's objective, or the mean of their saliencies."""
+        cohort, wanted = preparation.cohort, whole(self.settings.average, prunable(self.space))
         preparation.send_model(self.space.mask, len(cohort.asked))
         preparation.costs.gradient_samples += int(cohort.samples.sum())
         if preparation.rehearses:
             preparation.count_collection(wanted)
-            return self._gradient(preparation, [next(preparation.server_batches())])
-        return preparation.average(
-            wanted, lambda client: self._gradient(preparation, preparation.client_batches(client))
-        )
+            return self._of_server(preparation)
+
+        def measure(client: int) -> Tensor:
+            gradient = self._gradient(preparation, preparation.client_batches(client))
+            return self._saliency(preparation, gradient) if self.settings.average == "saliency" else gradient
+
+        return preparation.average(wanted, measure)
 
     def _gradient(self, preparation: Preparation, batches: Iterable[Batch]) -> Tensor:
         """The gradient of the mean loss over all samples of the batches, float32 (n_prunable,)."""

@@ -37,6 +37,8 @@ class Accounting:
         dense = [layer.size for layer in self.space.layers]
         totals.flops += self.flops.round(dense, samples=0, steps=0, gradient_samples=costs.gradient_samples).total
         totals.flops += sum(samples * self.flops.forward(counts) for counts, samples in costs.forwards)
+        for training in costs.trainings:
+            totals.flops += self.flops.round(training.counts, samples=training.samples, steps=training.steps).total
 
     def round(
         self, cohort: Cohort, plan: RoundPlan, mask: Mask, totals: Totals, varied_bytes: int | None = None

@@ -121,6 +121,8 @@ class Simulation:
             rounds=config.federation.rounds,
             seed=config.seed,
             clients=config.federation.clients,
+            local_epochs=config.federation.local_epochs,
+            batch_size=config.federation.batch_size,
             layer_flops=flops.layer_forward,
             other_flops=flops.other_forward,
             total_weight=total_weight(self.population, config.federation),

@@ -13,10 +13,11 @@ from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sums.exact_sum import FixedPoint
 from fedmef_dist.sums.position_sum import Sums
 
-NEVER = ("ditto", "fedavg", "feddyn", "scaffold", "static")
+NEVER = ("ditto", "fedavg", "feddyn", "scaffold", "sparsyfed", "static")
 EVERY_ROUND = {"adjust_every": 2, "adjust_until": 9}
 KEYS = {
     "fedtiny": {"candidates": 1},
+    "flash": {"variant": "jmwst", "initial_epochs": 0},
     "prunefl": {"initial": "none", "layer_time": "uniform"},
 }
 

@@ -54,8 +54,8 @@ def test_gradients_come_up_in_the_type_of_the_uplink(number, up, error):
     model, space, method = by_hand(criterion="snip", scores="clients")
     preparation = preparation_for(model, space, [SAMPLE, OTHERS], {"uplink_values": number})
     found, exact = (
-        method._clients_gradient(preparation),
-        method._clients_gradient(preparation_for(model, space, [SAMPLE, OTHERS])),
+        method._of_clients(preparation),
+        method._of_clients(preparation_for(model, space, [SAMPLE, OTHERS])),
     )
     largest = max(method._gradient(preparation, [batch]).abs().max() for batch in (SAMPLE, OTHERS))
     assert 0 < (found - exact).abs().max() <= error * largest
@@ -137,6 +137,22 @@ def test_a_first_cohort_without_clients_is_refused():
         method.initial_mask(preparation_for(model, space, []))
 
 
+def test_clients_that_disagree_have_saliency_but_no_mean_gradient():
+    """Client 0: (1, 4) of label 0; client 1: the same of label 1, whose gradient is the opposite.
+
+    The mean gradient is 0; the mean of |g * theta| is that of either: 0.6, 1.4, 0, 2.
+    """
+    other = SAMPLE[0], torch.tensor([1])
+    for average, expected in (("gradient", [0.0] * 4), ("saliency", [0.6, 1.4, 0.0, 2.0])):
+        model, space, method = by_hand(criterion="snip", scores="clients", average=average)
+        preparation = preparation_for(model, space, [SAMPLE, other])
+        torch.testing.assert_close(method._sensitivity(preparation), torch.tensor(expected))
+        assert (preparation.costs.up, preparation.costs.down) == (2 * 4 * 4, 2 * 4 * 8)
+    assert positions(method.initial_mask(preparation_for(model, space, [SAMPLE, other]))) == [1, 3]
+
+
 def test_only_snip_asks_clients():
+    with pytest.raises(ValidationError, match="scores: clients"):
+        StaticSettings(criterion="snip", average="saliency")
     with pytest.raises(ValidationError, match="looks at no data"):
         StaticSettings(criterion="synflow", scores="clients")

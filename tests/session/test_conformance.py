@@ -46,6 +46,10 @@ def test_balanced_fedmef_keeps_them():
     assert broken("fedmef", *(f"method.{rule}" for rule in rules.split())) == {}
 
 
+def test_flash_with_masks_that_move_keeps_them():
+    assert broken("flash", "method.variant=jmwst", "method.initial_epochs=1") == {}
+
+
 class Careless(FedMef):
     """Draws from a generator that everybody shares."""
 

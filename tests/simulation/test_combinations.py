@@ -9,7 +9,7 @@ from fedmef_dist.methods.registry import METHODS
 
 ADJUSTING = {"density": 0.5, "adjust_every": 2, "adjust_until": 6}
 DENSE = ("fedavg", "scaffold", "feddyn", "ditto")
-KEYS = {**{name: {} for name in DENSE}, **dict.fromkeys(("static", "sparsyfed"), {"density": 0.5})}
+KEYS = {**{name: {} for name in DENSE}, **{name: {"density": 0.5} for name in ("static", "sparsyfed")}}
 
 
 @pytest.mark.parametrize("method", METHODS)
