@@ -92,7 +92,7 @@ def _status(path: Path, first: Seen | UserError) -> RunStatus:
     known = _with_owner(RunStatus(path, "stopped", done, rounds, None, accuracy, digest), first, lines)
     if known.name != "stopped":
         return known
-    if summary is not None and summary["rounds"] >= rounds:
+    if summary is not None and (summary["rounds"] >= rounds or _ended_by_callback(summary, done)):
         return _finished(known, summary, done)
     if not lines and not saved and known.owner is None:
         return replace(known, name="new", detail="it has not started", mend=_command(path))
@@ -104,7 +104,13 @@ def _finished(known: RunStatus, summary: dict[str, Any], done: int) -> RunStatus
     if done != summary["rounds"]:
         what = f"{SUMMARY} is of {summary['rounds']} rounds, {METRICS} ends with round {done}"
         return replace(known, name="damaged", detail=what, mend="leave this run out, or run it again elsewhere")
-    return replace(known, name="finished", digest=_hex(summary.get("model/digest")), detail="")
+    detail = f"a callback ended it: {summary['stopped']}" if isinstance(summary.get("stopped"), str) else ""
+    return replace(known, name="finished", digest=_hex(summary.get("model/digest")), detail=detail)
+
+
+def _ended_by_callback(summary: dict[str, Any], done: int) -> bool:
+    """Whether the run has ended before its last round, as a callback decided, and has not gone on since."""
+    return isinstance(summary.get("stopped"), str) and done == summary["rounds"]
 
 
 def _with_owner(known: RunStatus, first: Seen, lines: Sequence[dict[str, Any]]) -> RunStatus:

@@ -12,7 +12,7 @@ from run_dirs import TREE, configured, finished, model_digest, run_rounds
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.runs import state as module
-from fedmef_dist.runs.directory import claim
+from fedmef_dist.runs.directory import claim, write_configuration
 from fedmef_dist.runs.owner_record import Record, here
 from fedmef_dist.runs.state import statuses
 
@@ -47,6 +47,17 @@ def test_a_finished_run(tmp_path):
     assert (found.name, found.round, found.rounds, found.accuracy) == ("finished", 6, 6, 0.6)
     assert found.digest == model_digest(6)
     assert found.mend == ""
+
+
+def test_a_run_that_a_callback_ended_has_finished(tmp_path):
+    run_dir = finished(tmp_path)
+    write_configuration(run_dir, {**TREE, "federation": {"rounds": 40}})
+    assert status(run_dir).name == "stopped"
+    summary = json.loads((run_dir / "summary.json").read_text())
+    (run_dir / "summary.json").write_text(json.dumps({**summary, "stopped": "no better for 5 tests"}))
+    found = status(run_dir)
+    assert (found.name, found.round, found.mend) == ("finished", 6, "")
+    assert found.detail == "a callback ended it: no better for 5 tests"
 
 
 def test_a_run_that_goes_on(tmp_path):
