@@ -17,11 +17,11 @@ from numba import njit
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """The function as machine code, compiled at its first call or loaded from the cache."""
+    """The function as machine code, compiled at its first call or loaded from the cache; it lets other threads run."""
     try:
-        return njit(cache=True)(function)
+        return njit(cache=True, nogil=True)(function)
     except RuntimeError:  # neither __pycache__ nor the user's cache can be written: compiled in every process
-        return njit(function)
+        return njit(nogil=True)(function)
 
 
 def fill_cache(function: Any, kind: str, call: Callable[[], None]) -> None:

@@ -1,10 +1,41 @@
-"""Kernels for tensors on the CPU: one compiled pass each."""
+"""Kernels for tensors on the CPU: one compiled pass each, by all threads that torch has, to the same bits."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import accumulate
+from math import ceil
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedmef_dist.layers.kernels import loops
+
+_T = TypeVar("_T")
+_WORTH_A_THREAD = 1 << 17  # elements
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "packing")
+
+
+def _by_threads(work: Callable[[slice], _T], pieces: list[slice]) -> list[_T]:
+    """``work`` on every piece, each by a thread."""
+    return [work(pieces[0])] if len(pieces) == 1 else list(_pool(len(pieces)).map(work, pieces))
+
+
+def _pieces(elements: int) -> list[slice]:
+    """About equal ones, one a thread, which begin at a byte of the bitmap; one in all where there are few elements."""
+    threads = min(torch.get_num_threads(), elements // _WORTH_A_THREAD) or 1
+    size = 8 * ceil(elements / (8 * threads))
+    return [slice(start, min(start + size, elements)) for start in range(0, elements, size)] or [slice(0, 0)]
+
+
+def _bytes(piece: slice) -> slice:
+    return slice(piece.start // 8, ceil(piece.stop / 8))
 
 
 def _array(row: Tensor) -> np.ndarray:
@@ -15,7 +46,8 @@ def _array(row: Tensor) -> np.ndarray:
 
 def count_from(row: Tensor, threshold: int) -> int:
     """Number of elements of ``row``, patterns (n,), of magnitude ``threshold`` and more."""
-    return int(loops.count_from(_array(row), threshold))
+    array = _array(row)
+    return sum(_by_threads(lambda piece: int(loops.count_from(array[piece], threshold)), _pieces(array.size)))
 
 
 def find_threshold(row: Tensor, count: int) -> tuple[int, int]:
@@ -43,23 +75,55 @@ def pack(row: Tensor, threshold: int, end: int, bitmap: Tensor, values: Tensor) 
         bitmap: uint8 (ceil(n / 8),), zeros; gets the bits.
         values: like ``row``, one element for each that is taken; gets them in order.
     """
-    loops.pack_row(_array(row), threshold, end, bitmap.numpy(), values.numpy())
+    array, flags, packed = _array(row), bitmap.numpy(), values.numpy()
+    pieces = _pieces(array.size)
+
+    def taken(piece: slice) -> int:
+        middle = min(max(end, piece.start), piece.stop)
+        before, behind = array[piece.start : middle], array[middle : piece.stop]
+        above = threshold < torch.iinfo(row.dtype).max and loops.count_from(behind, threshold + 1)
+        return int(loops.count_from(before, threshold)) + int(above)
+
+    def work(piece: slice) -> None:
+        own_end = min(max(end - piece.start, 0), piece.stop - piece.start)
+        loops.pack_row(array[piece], threshold, own_end, flags[_bytes(piece)], packed[places[piece.start]])
+
+    places = _places(pieces, [packed.size] if len(pieces) == 1 else _by_threads(taken, pieces))
+    _by_threads(work, pieces)
+
+
+def _places(pieces: list[slice], counts: list[int]) -> dict[int, slice]:
+    """Where the values of each piece lie, by where it begins."""
+    stops = list(accumulate(counts))
+    return {piece.start: slice(stop - count, stop) for piece, count, stop in zip(pieces, counts, stops, strict=True)}
 
 
 def unpack(bitmap: Tensor, values: Tensor, row: Tensor) -> None:
     """The inverse of :func:`pack`: fills ``row`` (n,), with 0 where nothing was taken."""
-    loops.unpack_row(bitmap.numpy(), _array(values), row.numpy())
+    array, flags, packed = row.numpy(), bitmap.numpy(), _array(values)
+    pieces = _pieces(array.size)
+
+    def work(piece: slice) -> None:
+        loops.unpack_row(flags[_bytes(piece)], packed[places[piece.start]], array[piece])
+
+    counts = [packed.size]
+    if len(pieces) > 1:
+        counts = _by_threads(lambda piece: int(loops.count_bits(flags[_bytes(piece)])), pieces)
+    places = _places(pieces, counts)
+    _by_threads(work, pieces)
 
 
 def pack_between(row: Tensor, high: int) -> Tensor:
     """Bitmap, uint8 (ceil(n / 8),), of the elements of ``row``, patterns (n,), above 0 and below ``high``."""
     bitmap = torch.empty((row.numel() + 7) // 8, dtype=torch.uint8)
-    loops.pack_between(_array(row), high, bitmap.numpy())
+    array, flags = _array(row), bitmap.numpy()
+    _by_threads(lambda piece: loops.pack_between(array[piece], high, flags[_bytes(piece)]), _pieces(array.size))
     return bitmap
 
 
 def select(bitmap: Tensor, row: Tensor) -> Tensor:
     """The elements of ``row``, patterns (n,), whose bit is set, 0 in the place of the others."""
     out = torch.empty_like(row)
-    loops.select(bitmap.numpy(), _array(row), out.numpy())
+    array, flags, selected = _array(row), bitmap.numpy(), out.numpy()
+    _by_threads(lambda piece: loops.select(flags[_bytes(piece)], array[piece], selected[piece]), _pieces(array.size))
     return out

@@ -33,6 +33,7 @@ def _call_all(kind: np.dtype) -> None:
     unpack_row(bitmap, row, row.copy())
     pack_between(row, 2, bitmap)
     select(bitmap, row, row.copy())
+    count_bits(bitmap)
 
 
 @compiled
@@ -240,6 +241,15 @@ def unpack_row(bitmap: np.ndarray, values: np.ndarray, row: np.ndarray) -> None:
         if bitmap[i >> 3] >> (i & 7) & 1:
             row[i] = values[position]
             position += 1
+
+
+@compiled
+def count_bits(bitmap: np.ndarray) -> int:
+    """How many bits of ``bitmap``, uint8 (n,), are set."""
+    count = 0
+    for byte in bitmap:
+        count += int(_COUNTS[byte])
+    return count
 
 
 @compiled

@@ -135,6 +135,28 @@ def test_a_device_finds_and_packs_what_a_cpu_does(values, dtype, data):
     assert torch.equal(cpu.select(gates[0], row), portable.select(gates[0], row))
 
 
+def everything(row, count):
+    """What all kernels make of a row."""
+    threshold, end = cpu.find_threshold(row, count)
+    flags, packed, back = bitmap(row), torch.empty(count, dtype=row.dtype), torch.empty_like(row)
+    cpu.pack(row, threshold, end, flags, packed)
+    cpu.unpack(flags, packed, back)
+    gate = cpu.pack_between(row, pattern(6.0, torch.float32))
+    return [torch.tensor(cpu.count_from(row, threshold)), flags, packed, back, gate, cpu.select(gate, row)]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.9, 1.0])
+def test_the_number_of_threads_changes_no_bit(share, monkeypatch):
+    row = patterns(torch.randn(1003, generator=torch.Generator().manual_seed(0)).round())  # ties in all pieces
+    count = max(round(share * 1003), 1)
+    alone = everything(row, count)
+    monkeypatch.setattr(cpu, "_WORTH_A_THREAD", 100)
+    for threads in (2, 3, 8):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert len(cpu._pieces(1003)) == threads
+        assert all(torch.equal(*pair) for pair in zip(everything(row, count), alone, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["int16", "int32", "int64"])
 def test_the_preparation_compiles_every_loop(kind):
     loops.prepare(np.dtype(kind))
