@@ -41,6 +41,18 @@ def _summed(key: str) -> Callable[[Run], float | None]:
     return lambda run: run.total(key)
 
 
+def _mean(key: str) -> Callable[[Run], float | None]:
+    def mean(run: Run) -> float | None:
+        values = [float(line[key]) for line in run.metrics if line.get(key) is not None]
+        return sum(values) / len(values) if values else None
+
+    return mean
+
+
+def _newest(key: str) -> Callable[[Run], float | None]:
+    return lambda run: next((float(line[key]) for line in reversed(run.metrics) if line.get(key) is not None), None)
+
+
 # Column of compare.csv and what it holds; bytes, FLOPs, seconds and shares as they stand in the run's files.
 QUANTITIES: Mapping[str, Callable[[Run], float | None]] = {
     "density": _stated("sparsity/density"),
@@ -60,4 +72,8 @@ QUANTITIES: Mapping[str, Callable[[Run], float | None]] = {
     "peak_bytes": _stated("memory/peak_bytes"),
     "dense_peak_bytes": _stated("reference/peak_bytes"),
     "seconds": _stated("time/total"),
+    "overlap": _mean("sparsity/overlap"),
+    "grown_survived": _mean("sparsity/grown_survived"),
+    "growth_concentration": _mean("sparsity/growth_concentration"),
+    "thin_filters": _newest("sparsity/thin_filters"),
 }

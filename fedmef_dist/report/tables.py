@@ -20,6 +20,7 @@ def tables(groups: Sequence[RunGroup], target: AccuracyTarget | None) -> list[Ta
         memory_table(groups),
         *target_tables(groups, target),
         *adjustment_tables(groups),
+        *mask_tables(groups),
     ]
 
 
@@ -141,6 +142,35 @@ def adjustment_tables(groups: Sequence[RunGroup]) -> list[Table]:
             ],
             "Test accuracy: the mean ± the sample standard deviation over all adjustments of all seeds. The change is "
             "after growing less after extrusion, taken adjustment by adjustment, in percentage points.",
+        )
+    ]
+
+
+def mask_tables(groups: Sequence[RunGroup]) -> list[Table]:
+    """What adjustments do to the masks, where any have been made."""
+    if all(group.spread(QUANTITIES["overlap"]).mean is None for group in groups):
+        return []
+    return [
+        Table(
+            "How masks move",
+            (
+                *("Run", "Jaccard overlap with the previous mask (%)", "Grown weights that stay (%)"),
+                *("Growth in one filter (%)", "Thin filters"),
+            ),
+            [
+                (
+                    group.label,
+                    *(_percent(group.spread(QUANTITIES[key])) for key in ("overlap", "grown_survived")),
+                    _percent(group.spread(QUANTITIES["growth_concentration"])),
+                    scaled_spread(thin.mean, thin.deviation, ""),
+                )
+                for group in groups
+                for thin in [group.spread(QUANTITIES["thin_filters"])]
+            ],
+            "Of a run's adjustments the mean; over several seeds ± the sample standard deviation. Grown weights that "
+            "stay: the share of what one adjustment grows that the next one keeps. Growth in one filter: the largest "
+            "share of a layer's growth that goes into a single filter, the layers weighted by what they grow. Thin "
+            "filters: those with fewer than two active weights at the end, which no normalisation of filters can use.",
         )
     ]
 

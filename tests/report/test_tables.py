@@ -82,6 +82,23 @@ def test_accuracy_around_adjustments_has_a_table_where_runs_have_it(make_run):
     assert rows_of(groups, "Accuracy around") == [("a", "2", *cells)]
 
 
+def test_how_masks_move_has_a_table_where_one_has_moved(make_run, groups):
+    assert all(table.title != "How masks move" for table in tables(groups, None))
+
+    def adjusted(overlap, survived, concentration, thin):
+        values = {"overlap": overlap, "growth_concentration": concentration, "thin_filters": thin}
+        grown = {} if survived is None else {"grown_survived": survived}
+        return {f"sparsity/{key}": value for key, value in (values | grown).items()}
+
+    still = make_run("b", "static", logged={1: {"sparsity/thin_filters": 9}})
+    moving = make_run("a", logged={2: adjusted(0.5, None, 0.4, 3), 4: adjusted(0.7, 0.25, 0.2, 12)})
+    moved = group_runs([read_run(path) for path in (moving, still)])
+    assert rows_of(moved, "How masks move") == [
+        ("a", "60.00", "25.00", "30.00", "12"),
+        ("b", "-", "-", "-", "9"),
+    ]
+
+
 def test_only_text_has_a_perplexity(make_run, groups):
     assert "Perplexity, final" not in tables(groups, None)[0].header
     text = group_runs([read_run(make_run("text", **{"eval/perplexity_last": 5.25}))])
