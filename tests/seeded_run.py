@@ -29,7 +29,7 @@ from fedmef_dist.cluster.transport import PeerLostError
 from fedmef_dist.runs import checkpoint, directory, owner, owner_record
 from fedmef_dist.runs.checkpoint import CheckpointStore
 from fedmef_dist.runs.owner_record import ProcessIdentity
-from fedmef_dist.session import session
+from fedmef_dist.session import beginning, session
 from fedmef_dist.simulation.loop import Simulation
 from fedmef_dist.sums.round_sum import RoundResult, RoundSum
 from fedmef_dist.tracking import METRICS, jsonl, tracker
@@ -310,6 +310,7 @@ def replacements(world: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     for module in (checkpoint, directory, jsonl, tracker, session):
         yield module, {"tell": world.note}
     yield session, session_parts(world)
+    yield beginning, {"to_tree": lambda _: TREE, "take_weights": lambda _: None}
 
 
 def session_parts(world: Any) -> dict[str, Any]:
@@ -348,6 +349,7 @@ def configuration(world: Any) -> Any:
         checkpoint=SimpleNamespace(every=draw([1, 2, 3]), keep=draw([1, 2]), grace=draw([1.0, 20.0])),
         tracking=SimpleNamespace(timeline=False),
         callbacks=[],
+        fork=None,
         federation=SimpleNamespace(rounds=ROUNDS),
     )
 
