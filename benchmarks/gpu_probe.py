@@ -350,6 +350,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         "model": {"name": "resnet18"},
         "method": {"name": "fedmef", "density": 0.1},
         "sap": {"prune_ratio": 0.9},
+        "optimizer": {"lr": 0.001},
         "federation": {"clients": 100, "clients_per_round": 4, "local_epochs": 1, "batch_size": 64},
     },
 }

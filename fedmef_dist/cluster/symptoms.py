@@ -87,8 +87,8 @@ def _shared_devices(ranks: Sequence[RankFacts]) -> Iterator[Symptom]:
     for (host, device), own in used.items():
         if len(own) > 1:
             yield Symptom(
-                f"{len(own)} ranks on {host} share {device} or do not see each other's GPUs",
-                "ask for as many GPUs as tasks on a node with --gpus-per-node; --gpus-per-task hides the others' GPUs",
+                f"{len(own)} ranks on {host} share {device}",
+                "ask for as many GPUs as tasks on a node (--gpus-per-node, --gpus-per-task); on sharing see docs/gpu.md",
             )
 
 

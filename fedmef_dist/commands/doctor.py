@@ -18,6 +18,7 @@ from rich.text import Text
 from fedmef_dist.base.text import printable
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.failure import ends_together
+from fedmef_dist.cluster.gpu import identity
 from fedmef_dist.cluster.group import Group, RuntimeSettings, open_group
 from fedmef_dist.cluster.rendezvous import interface_of, resolve
 from fedmef_dist.cluster.symptoms import RankFacts, Symptom, own_cores, processor_name, symptoms
@@ -68,7 +69,9 @@ def _try_all_reduce(group: Group) -> tuple[float, bool]:
 def _own_row(group: Group) -> str:
     place, host = group.environment, socket.gethostname()
     interface = os.environ.get("GLOO_SOCKET_IFNAME") or interface_of(resolve(host) or "127.0.0.1") or "unknown"
-    device = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else "cpu"
+    # By its identity a GPU is told from another that a rank sees under the same number.
+    cuda = group.device.type == "cuda"
+    device = f"{torch.cuda.get_device_name(group.device)} {identity(group.device)[:8]}" if cuda else "cpu"
     facts = RankFacts(
         rank=str(place.rank),
         host=host,

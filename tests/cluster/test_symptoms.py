@@ -57,8 +57,9 @@ def test_loopback_matters_between_hosts_only():
 
 
 def test_a_gpu_for_two_ranks():
-    gpu = rank(device="cuda:0 (H100)")
-    assert found(gpu, gpu) == ["2 ranks on n1 share cuda:0 (H100) or do not see each other's GPUs"]
+    gpu = rank(device="cuda:0 (H100 1f3a)")
+    assert found(gpu, gpu) == ["2 ranks on n1 share cuda:0 (H100 1f3a)"]
+    assert found(gpu, rank(device="cuda:0 (H100 77c0)")) == []  # one GPU is shown to each, and they call it the first
     assert found(gpu, gpu._replace(host="n2")) == []
 
 
