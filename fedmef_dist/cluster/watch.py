@@ -21,6 +21,8 @@ from fedmef_dist.cluster.progress import STUCK_SECONDS, CohortProgress, Mark, Pr
 
 _LOOK_SECONDS = 0.25
 _PUBLISH_SECONDS = 0.1
+# From so many ranks on each looks more seldom; less often than that nobody does, or it would seem to have hung.
+_FEW_RANKS, _SLOWEST_LOOK = 64, 2.0
 _ANSWER_SECONDS = 3.0
 # A rank that loads or saves much may hold Python's lock for a while; launchers kill 30 s after they ask to stop.
 _SILENCE_SECONDS = 15.0
@@ -61,6 +63,7 @@ class Watch:
         self._published = ""
         self._called_at: float | None = None
         self._looked_at = self._beat_at = -float("inf")
+        self._pace, self._beats = pace(environment.world_size), False
         self._looks, self._neighbour = 0, (environment.rank + 1) % environment.world_size
         self._beat: str | None = ""
         self._mark: Mark | None = None
@@ -103,14 +106,14 @@ class Watch:
     def roll_call(self) -> str:
         """Asks every rank for a sign of life; says who gives none, else who has not come to where the others wait.
 
-        Takes up to three seconds. Raises dist.DistError where the store is gone.
+        Takes up to three seconds, of many ranks five. Raises dist.DistError where the store is gone.
         """
         store, ranks = self._store, range(self._environment.world_size)
         if store is None:
             return "no other rank can be asked"
         store.set(_CALL, "1")
         self._answer(store)
-        deadline = time.monotonic() + _ANSWER_SECONDS
+        deadline = time.monotonic() + _ANSWER_SECONDS + (self._pace - 1) * _LOOK_SECONDS
         while time.monotonic() < deadline and not store.check([_here(rank) for rank in ranks]):
             time.sleep(0.05)
         silent = [rank for rank in ranks if not store.check([_here(rank)])]
@@ -140,15 +143,15 @@ class Watch:
                 self._beat_if_due(store)
                 self._look_if_due(store)
                 self._looks += 1
-                self._closing.wait(_PUBLISH_SECONDS)
-                self._moved.wait(_LOOK_SECONDS - _PUBLISH_SECONDS)
+                self._closing.wait(self._pace * _PUBLISH_SECONDS)
+                self._moved.wait(self._pace * (_LOOK_SECONDS - _PUBLISH_SECONDS))
             store.set(_beat(self._environment.rank), _OVER)
         except dist.DistError as error:
             # At the end of a run rank 0 may just be the first to leave; nobody reads this any more then.
             self.lost = f"the ranks' store is gone: {str(error).splitlines()[0]}"
 
     def _look_if_due(self, store: dist.Store) -> None:
-        if time.monotonic() - self._looked_at < _LOOK_SECONDS:
+        if time.monotonic() - self._looked_at < self._pace * _LOOK_SECONDS:
             return
         self._looked_at = time.monotonic()
         keys = [_DEADLINE, _CALL, _place(0), *([_CLIENTS] if self._environment.rank == 0 else [])]
@@ -185,7 +188,8 @@ class Watch:
         self._beat_at = time.monotonic()
         store.set(_beat(self._environment.rank), f"{self._beat_at!r} {self.progress.text(self.waiting)}")
         key = _beat(self._neighbour)
-        beat = _text(store.get(key)) if store.check([key]) else ""
+        self._beats = self._beats or store.check([key])
+        beat = _text(store.get(key)) if self._beats else ""
         self._beat = None if beat == _OVER else beat
         self._mark = read_mark(beat.partition(" ")[2])
 
@@ -251,6 +255,14 @@ class Watch:
         self._called_at = float("inf")
         if not store.check([_here(rank) for rank in range(self._environment.world_size)]):
             self.lost = f"a rank gave no sign of life for {_SILENCE_SECONDS:g} s"
+
+
+def pace(ranks: int) -> float:
+    """How many times longer than few ranks each of many leaves the store alone.
+
+    The store's requests grow with the ranks only up to 64 of them, then stay, until each looks once in two seconds.
+    """
+    return min(max(ranks / _FEW_RANKS, 1.0), _SLOWEST_LOOK / _LOOK_SECONDS)
 
 
 def _beat(rank: int) -> str:

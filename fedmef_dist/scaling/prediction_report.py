@@ -6,11 +6,14 @@ from fedmef_dist.report.rendering import markdown_code
 from fedmef_dist.report.units import scaled
 from fedmef_dist.scaling.cluster_file import Cluster
 from fedmef_dist.scaling.cost_model import PARTS
-from fedmef_dist.scaling.fitting import Fit
-from fedmef_dist.scaling.prediction import Prediction, Predictions, Predictor
+from fedmef_dist.scaling.fitting import Fit, fit
+from fedmef_dist.scaling.measurement import Results, round_seconds
+from fedmef_dist.scaling.prediction import Prediction, Predictions, Predictor, modelled_seconds
+from fedmef_dist.scaling.probe import Probe
 from fedmef_dist.scaling.simulation import Simulated
 from fedmef_dist.scaling.text import table
 
+_FEW = 4
 _PARTS = {
     "training": "what ranks with equal work would train",
     "slowest client": "what the largest client takes beyond that: no rank ends before it",
@@ -37,6 +40,22 @@ def model_section(fit: Fit) -> str:
         + ".\n\nTheir coefficients. The error is that of the part on a measurement that is left out of the fit, median "
         "over all.\n\n" + table(("Coefficient", "Value", "Fitted on", "Error left out"), rows)
     )
+
+
+def held_out_section(results: Results, probes: Sequence[Probe], draw: float) -> str:
+    """Measured points of more ranks than four, predicted from those with at most four; empty without such points."""
+    few = [run for runs in results.values() for run in runs if run.point.ranks <= _FEW]
+    many = {point: runs for point, runs in results.items() if point.ranks > _FEW}
+    if not few or not many:
+        return ""
+    model = fit(few, [probe for probe in probes if probe.ranks <= _FEW], draw).model
+    rows = []
+    for point, runs in sorted(many.items(), key=lambda item: (item[0].ranks, item[0].cohort)):
+        measured, predicted = round_seconds(runs).median, modelled_seconds(model, runs)
+        error = f"{100 * (predicted / measured - 1):+.1f}"
+        rows.append([str(point.ranks), f"{point.cohort:,}", f"{measured:.3f}", f"{predicted:.3f}", error])
+    header = ("Ranks", "Cohort", "Measured (s)", "Predicted (s)", "Error (%)")
+    return f"What a fit to at most {_FEW} ranks says of more:\n\n{table(header, rows)}"
 
 
 def prediction_section(predictor: Predictor, predictions: Predictions, rounds: int) -> str:

@@ -26,7 +26,12 @@ from fedmef_dist.scaling.plots import save_plots
 from fedmef_dist.scaling.points import Point, Study, parse_numbers, plan_study
 from fedmef_dist.scaling.prediction import Predictor, all_runs
 from fedmef_dist.scaling.prediction_plots import save_prediction_plots
-from fedmef_dist.scaling.prediction_report import model_section, prediction_section, simulation_section
+from fedmef_dist.scaling.prediction_report import (
+    held_out_section,
+    model_section,
+    prediction_section,
+    simulation_section,
+)
 from fedmef_dist.scaling.probe import Probe
 from fedmef_dist.scaling.report import comma_separated, markdown
 from fedmef_dist.scaling.runs import LaunchSite, find_place, measure, measure_network
@@ -50,10 +55,12 @@ class Outlook:
     cluster: Path | None = None
     simulates: bool = False
 
-    def predictor(self, config: Config, results: Results, probes: Sequence[Probe]) -> tuple[Predictor, Fit]:
+    def predictor(
+        self, config: Config, results: Results, probes: Sequence[Probe], draw: float
+    ) -> tuple[Predictor, Fit]:
         """Fits the model and applies it to the cluster."""
         runs = all_runs(results)
-        found = fit(runs, probes, drawing_seconds())
+        found = fit(runs, probes, draw)
         cluster = None if self.cluster is None else load_cluster(self.cluster)
         return Predictor(found.model, cluster, runs, config.seed), found
 
@@ -105,11 +112,14 @@ def scale(
     with listening(ends_process=True) as interruption:
         probes = measure_network(place, path, overrides, numbers, directory / "network")
         results = _measure_all(place, path, overrides, study, rounds, repeats, directory, interruption)
-        predictor, found = outlook.predictor(config, results, probes)
+        draw = drawing_seconds()
+        predictor, found = outlook.predictor(config, results, probes, draw)
         simulated = _simulate(predictor, study, predicted, directory) if outlook.simulates else []
     sections = [
         markdown(study, results, found.model, _head(path, overrides, place)),
-        f"## Cost model\n\n{model_section(found)}",
+        "\n\n".join(
+            filter(None, [f"## Cost model\n\n{model_section(found)}", held_out_section(results, probes, draw)])
+        ),
         "## Prediction\n\n" + prediction_section(predictor, predictor.all(study, predicted), config.federation.rounds),
         *([f"## Simulation\n\n{simulation_section(simulated)}"] if outlook.simulates else []),
     ]

@@ -34,7 +34,7 @@ _BYTE = 6  # MPI_BYTE in a trace
 # NCCL's trees move a message in chunks, one close behind the other. SimGrid shares a link out among all that are on the
 # way, so chunks would arrive together; an MPI algorithm of the same depth takes their place, in the formula as well.
 _IN_PLACE_OF_TREES: Backend = "mpi"
-_ROUNDS = 3
+_ROUNDS, _MANY_RANKS = 3, 1000  # on more ranks than these one round, whose messages are many enough
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,14 @@ def simulate(predictor: Predictor, ranks: int, cohort: int, directory: Path) -> 
     for rank, lines in enumerate(_traces(model, network, samples, work)):
         (directory / f"{rank}").write_text("".join(f"{rank} {line}\n" for line in lines), encoding="ascii")
     write_text(directory / "traces", "".join(f"{directory / str(rank)}\n" for rank in range(ranks)))
-    seconds = _replay(program, directory, ranks, algorithm) / _ROUNDS
+    seconds = _replay(program, directory, ranks, algorithm) / _rounds(ranks)
     formula = sum(model.parts(samples, network, work).values())
     shutil.rmtree(directory)
     return Simulated(ranks, cohort, algorithm, seconds, formula)
+
+
+def _rounds(ranks: int) -> int:
+    return _ROUNDS if ranks <= _MANY_RANKS else 1
 
 
 def platform(network: Network) -> str:
@@ -135,7 +139,7 @@ def _traces(model: CostModel, network: Network, samples: np.ndarray, work: Work)
     ranks, crowd = network.ranks, 1 + model.crowding * (network.local - 1)
     costs = model.costs(samples, network.local)
     placement = assign(costs, ranks)
-    draws = numpy_generator(0, "simulated jitter", ranks).standard_normal((_ROUNDS, len(costs)))
+    draws = numpy_generator(0, "simulated jitter", ranks).standard_normal((_rounds(ranks), len(costs)))
     loads = [placement.loads(np.maximum(costs * (1 + model.jitter * draw), 0)) for draw in draws]
     before = model.draw * len(costs)
     server, behind = crowd * model.server, crowd * (model.evaluate / ranks)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fedmef_dist.base.notices import tell
 from fedmef_dist.base.randomness import torch_generator
 from fedmef_dist.clients.client import Client, ClientReport, OutOfRoomError
 from fedmef_dist.clients.cohort import Cohort
@@ -27,12 +28,16 @@ from fedmef_dist.layers.random import set_generator
 from fedmef_dist.methods.base import Method
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sums.cohort_sum import CohortSum
-from fedmef_dist.sums.placement import Placement, TrainingTimes, assign
+from fedmef_dist.sums.placement import Imbalance, Placement, TrainingTimes, assign
 from fedmef_dist.sums.round_sum import RoundResult
 from fedmef_dist.tracking.timeline import Timeline
+from fedmef_dist.tracking.tracker import Metrics
 from fedmef_dist.wire.messages import Messages
 
 _LOG = logging.getLogger(__name__)
+
+# How many times the mean the largest client takes, how many seconds, and in how many rounds in a row, to be said.
+_DOMINATED, _WORTH_SAYING, _DOMINATED_ROUNDS = 1.5, 1.0, 3
 
 
 class LocalTraining:
@@ -72,6 +77,7 @@ class LocalTraining:
         self.grace, self.timeline = grace, timeline
         self.times = TrainingTimes()
         self._placement: Placement | None = None
+        self._dominated = 0  # rounds in a row
         self._proved_version = -1
 
     @property
@@ -108,6 +114,19 @@ class LocalTraining:
         if self.kept is not None:
             self.kept.settle()
         self.times.observe(cohort.samples, result.client_seconds, self._placement)
+
+    def imbalance(self, round: int, result: RoundResult) -> Metrics:
+        """How unevenly the ranks were busy, and how evenly at best; says once where large clients dominate."""
+        found = Imbalance.of(result.rank_seconds, result.client_seconds)
+        longest = result.client_seconds.max(initial=0.0)
+        self._dominated = self._dominated + 1 if found.bound > _DOMINATED and longest > _WORTH_SAYING else 0
+        if self._dominated == _DOMINATED_ROUNDS and self.group.rank == 0:
+            tell(
+                f"round {round}: the largest client alone takes {found.bound:.1f} times what a rank trains on average, "
+                "so that the other ranks wait for it; fewer ranks do as well, or more clients a round, smaller largest "
+                "clients (data.partition) or a deadline (federation.deadline)"
+            )
+        return {"time/imbalance": found.slowest, "time/imbalance_bound": found.bound}
 
     def forget(self) -> None:
         """The round does not count."""

@@ -316,7 +316,7 @@ class Simulation:
         return {
             **self.timeline.phases(self.round, phases),
             "time/round": phases.seconds,
-            "time/imbalance": float(result.rank_seconds.max() / max(result.rank_seconds.mean(), 1e-9)),
+            **self.local.imbalance(self.round, result),
             "clients/trained": result.trained,
             "clients/refused": result.refused,
             "clients/dropped": cohort.dropped,

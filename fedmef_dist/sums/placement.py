@@ -76,6 +76,26 @@ def _place(costs: np.ndarray, order: np.ndarray, slowness: np.ndarray) -> np.nda
     return ranks
 
 
+@dataclass(frozen=True)
+class Imbalance:
+    """How unevenly a round's training was shared out.
+
+    Attributes:
+        slowest: seconds of the busiest rank over the mean.
+        bound: what no placement can be below: the largest client's seconds over the mean, 1 at least.
+    """
+
+    slowest: float
+    bound: float
+
+    @classmethod
+    def of(cls, rank_seconds: np.ndarray, client_seconds: np.ndarray) -> "Imbalance":
+        """From the seconds of each rank and of each client."""
+        mean = max(float(rank_seconds.mean()), 1e-9)
+        largest = float(client_seconds.max(initial=0.0))
+        return cls(float(rank_seconds.max()) / mean, max(largest / mean, 1.0))
+
+
 @dataclass
 class TrainingTimes:
     """Seconds a client takes as a line over its samples, fitted to all rounds seen, and how slow each rank is.

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from fedmef_dist.cluster import guard
 from fedmef_dist.cluster import watch as module
 from fedmef_dist.cluster.environment import Environment
-from fedmef_dist.cluster.watch import Watch
+from fedmef_dist.cluster.watch import Watch, pace
 
 
 def environment(rank, size=3, launcher="srun"):
@@ -219,3 +219,19 @@ def test_rank_0_sees_the_clients_of_all_ranks(watches):
     first._store.set("watch/clients", "a stranger's")
     until(lambda: first.cohort.seen is None)
     assert first.cohort.done == 1
+
+
+def test_many_ranks_look_more_seldom_and_none_seems_to_have_hung():
+    assert [pace(ranks) for ranks in (1, 64, 128, 256, 4096)] == [1, 1, 2, 4, 8]
+    looks = [ranks / (pace(ranks) * module._LOOK_SECONDS) for ranks in (64, 512, 4096)]
+    assert looks == [256, 256, 2048]  # a second, of all together
+    assert pace(10**6) * module._LOOK_SECONDS < guard.HUNG_SECONDS / 4
+
+
+def test_a_watch_of_many_ranks_looks_at_its_pace(watches, monkeypatch):
+    monkeypatch.setattr(watches[0], "_pace", 8.0)
+    start(watches[0], watches[1])
+    time.sleep(0.6)
+    assert 0 < watches[0]._looks < watches[1]._looks / 2
+    watches[1].own_deadline = lambda: 500.25
+    until(lambda: watches[0].deadline == 500.25)

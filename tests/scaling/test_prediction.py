@@ -10,7 +10,12 @@ from fedmef_dist.scaling.fitting import fit
 from fedmef_dist.scaling.points import Point, Study
 from fedmef_dist.scaling.prediction import Predictor, modelled_seconds
 from fedmef_dist.scaling.prediction_plots import save_prediction_plots
-from fedmef_dist.scaling.prediction_report import model_section, prediction_section, simulation_section
+from fedmef_dist.scaling.prediction_report import (
+    held_out_section,
+    model_section,
+    prediction_section,
+    simulation_section,
+)
 from fedmef_dist.scaling.simulation import Simulated
 
 LINK = LinkSettings(latency="1us", bandwidth="1GB/s")
@@ -90,3 +95,12 @@ def test_more_ranks_than_a_cluster_has_are_refused(tmp_path):
     assert Outlook("").numbers([1, 2]) == [4, 8, 16, 32, 64]
     with pytest.raises(UserError, match="the cluster has 8 ranks, not 64\nwhere: --predict"):
         Outlook("4,64", file).numbers([1, 2])
+
+
+def test_more_ranks_are_predicted_from_few():
+    few = [measurement(ranks, 8.0 / ranks, cohort=(10.0,) * 8) for ranks in (1, 4)]
+    results = {run.point: [run] for run in few}
+    assert held_out_section(results, [], 0.0) == ""
+    many = measurement(8, 1.25, cohort=(10.0,) * 8)  # 8 clients of a second each, and a quarter of one lost
+    text = held_out_section(results | {many.point: [many]}, [], 0.0)
+    assert "| 8 | 8 | 1.250 | 1.000 | -20.0 |" in text

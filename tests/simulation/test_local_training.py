@@ -1,5 +1,8 @@
 """What a client trains on behind its own round, and what the simulated device pays for it."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from tiny import alone, started, tiny
@@ -138,3 +141,22 @@ def test_a_forecast_pays_for_it_too(monkeypatch):
     counts = [layer.size for layer in run.space.layers]
     expected = run.accounting.flops.round(counts, samples=3 * samples, steps=3 * batches).total
     assert run.accounting.round(cohort, plan, run.space.mask, run.totals)["flops/train"] == expected
+
+
+def test_large_clients_that_dominate_for_three_rounds_are_said_once(capsys):
+    local = started(tiny(), alone()).local
+
+    def play(round, seconds):
+        result = SimpleNamespace(rank_seconds=np.array([seconds, 1.0, 1.0]), client_seconds=np.array([seconds, 1, 1]))
+        return local.imbalance(round, result)
+
+    assert play(1, 4.0) == {"time/imbalance": 2.0, "time/imbalance_bound": 2.0}
+    play(2, 4.0)
+    play(3, 1.0)  # not in a row
+    for round in (4, 5):
+        play(round, 4.0)
+    assert capsys.readouterr().err == ""
+    for round in (6, 7):
+        play(round, 4.0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("round 6: the largest client alone takes 2.0 times what a rank trains on average")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmef_dist.sums.placement import Placement, TrainingTimes, _place, assign
+from fedmef_dist.sums.placement import Imbalance, Placement, TrainingTimes, _place, assign
 from fedmef_dist.sums.placement_loop import place
 
 
@@ -98,3 +98,11 @@ def test_a_rank_without_clients_keeps_the_speed_that_is_known():
     assert before[1] / before[0] == pytest.approx(2.0)
     model.observe(np.array([10]), np.array([1.0]), Placement(2, np.array([0]), np.arange(1)))
     assert model.slowness[1] > model.slowness[0]
+
+
+def test_the_imbalance_and_its_bound_by_hand():
+    # 12 s of work on two ranks: at best 6 each, or 8 where one client takes 8.
+    assert Imbalance.of(np.array([9.0, 3.0]), np.array([5.0, 4.0, 3.0])) == Imbalance(1.5, 1.0)
+    found = Imbalance.of(np.array([8.0, 4.0]), np.array([8.0, 2.0, 2.0]))
+    assert (found.slowest, found.bound) == pytest.approx((8 / 6, 8 / 6))
+    assert Imbalance.of(np.zeros(2), np.array([])) == Imbalance(0.0, 1.0)
