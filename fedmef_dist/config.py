@@ -245,7 +245,7 @@ def _hint(unknown: str, tree: dict[str, Any]) -> str:
         return f"leave it out; method {tree['method']['name']} does not have it"
     known += _keys_of_guest(tree)
     last = unknown.rpartition(".")[2]
-    elsewhere = [key for key in known if key.rpartition(".")[2] == last]
+    elsewhere = sorted((key for key in known if key.rpartition(".")[2] == last), key=lambda key: key.count("."))
     near = elsewhere or difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else "`fedmef-dist schema` lists all keys"
 

@@ -14,6 +14,7 @@ from fedmef_dist.clients.loss import cross_entropy
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
 from fedmef_dist.clients.passes import Passes, Recorder
 from fedmef_dist.clients.plan import LocalClient, RoundPlan
+from fedmef_dist.clients.tiers import HELD, held_upload
 from fedmef_dist.cluster.gpu import Stopwatch
 from fedmef_dist.data.batches import Batch
 from fedmef_dist.layers.activation_pruning import forget_thresholds, prunings
@@ -143,7 +144,11 @@ class Client:
         loss = self._descend(sgd, islice(batches, steps), steps, rate, plan)
         state.leave(space)
         packed = space.pack(space.values, plan.returns_weights).clone()
-        uploads = work.uploads(self._gradient(islice(batches, work.gradient_batches), plan))
+        held = {} if plan.round_mask is None else {HELD: held_upload(space)}
+        gradient = self._gradient(islice(batches, work.gradient_batches), plan)
+        if plan.round_mask is not None and plan.round_mask is not space.mask:
+            space.set_mask(plan.round_mask)  # what grows is inactive in the server's model, not only here
+        uploads = work.uploads(gradient) | held
         # What is sent may be a part of the space, which is used on.
         return packed, loss, {name: upload.clone() for name, upload in uploads.items()}
 

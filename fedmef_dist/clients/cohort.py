@@ -14,6 +14,15 @@ from fedmef_dist.data.population import Population
 ClientState = Literal["none", "momentum", "statistics", "both"]
 
 
+class TierSettings(Settings):
+    """Devices with less room than others."""
+
+    share: float = Field(gt=0, le=1, description="share of the clients")
+    density: float = Field(
+        gt=0, le=1, description="active share of ALL parameters that they train, where the model has more"
+    )
+
+
 class FederationSettings(Settings):
     """How many clients there are, how they behave, how many train in a round, and for how long."""
 
@@ -53,6 +62,17 @@ class FederationSettings(Settings):
     client_state: ClientState = Field(
         default="none", description="what stays with a client from round to round; only for few clients"
     )
+    tiers: list[TierSettings] = Field(
+        default_factory=list,
+        description="clients that train a part of the model, as {share: 0.5, density: 0.05}; the others train it all",
+    )
+
+    @model_validator(mode="after")
+    def _tiers_fit_the_population(self) -> "FederationSettings":
+        total = sum(tier.share for tier in self.tiers)
+        if total > 1 + 1e-9:
+            raise ValueError(f"the shares of tiers add up to {total:g}, more than 1; lower some")
+        return self
 
     @model_validator(mode="after")
     def _cohort_fits_the_population(self) -> "FederationSettings":

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedmef_dist.data.batches import Batch
+from fedmef_dist.sparsity import Mask
 from fedmef_dist.wire.encodings import Encoding
 from fedmef_dist.wire.traffic import Broadcast, Collection, Upload
 
@@ -103,6 +104,8 @@ class RoundPlan:
         marked: int64, the active positions that are to be pruned, where that is known beforehand.
         mask_update: how the model travels with its mask to a client that knows an earlier mask of the run; None: as to
             one that knows none.
+        round_mask: where tiers train parts of it, the round's mask, among whose inactive weights clients choose;
+            None: the mask that a client trains with.
     """
 
     round: int
@@ -115,3 +118,4 @@ class RoundPlan:
     swap_counts: list[int] = field(default_factory=list)
     marked: Tensor | None = None
     mask_update: Encoding | None = None
+    round_mask: Mask | None = None

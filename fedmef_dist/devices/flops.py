@@ -1,6 +1,6 @@
 """Floating-point operations of a round's training, modelled from the layers and the mask."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import log2, prod
 
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ class RoundFlops:
     selection: float
     recomputation: float
     gradients: float
+
+    def __add__(self, other: "RoundFlops") -> "RoundFlops":
+        return RoundFlops(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
     @property
     def overhead(self) -> float:

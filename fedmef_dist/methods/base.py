@@ -101,6 +101,10 @@ class Method(ABC, Generic[SettingsT]):
         """A prunable weight acts as sign(theta) |theta|^alpha; 1: as the parameter that it is."""
         return 1.0
 
+    def refuses_tiers(self) -> str | None:
+        """Why clients cannot train a part of the mask (``federation.tiers``); None: they can."""
+        return None
+
     @abstractmethod
     def initial_mask(self, preparation: Preparation) -> Tensor:
         """Which weights are active in the first round, bool (n_prunable,).

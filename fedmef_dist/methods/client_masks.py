@@ -112,6 +112,10 @@ class ClientMasks(RandomStart[ClientMaskSettingsT]):
         super().__init__(settings, space, context)
         self.schedule = self.adjustments()
 
+    def refuses_tiers(self) -> str | None:
+        """Clients swap as many weights as the round's mask has them do."""
+        return "its clients change masks of their own, all by the same counts"
+
     @abstractmethod
     def adjustments(self) -> AdjustmentSchedule:
         """When clients change their masks, and how much of them."""

@@ -28,6 +28,10 @@ DenseSettingsT = TypeVar("DenseSettingsT", bound=Settings)
 class Dense(Method[DenseSettingsT]):
     """A method that prunes nothing: every weight is active in every round."""
 
+    def refuses_tiers(self) -> str | None:
+        """All weights are trained."""
+        return "it prunes nothing"
+
     def initial_mask(self, preparation: Preparation) -> Tensor:
         """All weights."""
         return Mask.full(self.space.n_prunable, self.space.values.device).active

@@ -102,6 +102,10 @@ class FedRts(RandomStart[FedRtsSettings]):
         self.schedule = settings.schedule()
         self.posterior = torch.ones(2, space.n_prunable, device=space.values.device)
 
+    def refuses_tiers(self) -> str | None:
+        """Every client votes on all weights of the mask."""
+        return "each client votes on every weight of the mask"
+
     def plan(self, round: int, values: Tensor) -> RoundPlan:
         """Votes in every round until the schedule's share is 0: then no mask will be drawn any more."""
         share, adjusts = self.schedule.share(round), self.schedule.adjusts(round)

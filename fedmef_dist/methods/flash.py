@@ -135,6 +135,10 @@ class Flash(Method[FlashSettings]):
         self.first_counts = layer_counts(space, settings.density, settings.allocation)
         self.total = sum(self.first_counts)
 
+    def refuses_tiers(self) -> str | None:
+        """Not where the mask stays."""
+        return "clients change masks of their own (variant: jmwst)" if self.settings.variant == "jmwst" else None
+
     def initial_mask(self, preparation: Preparation) -> Tensor:
         """Stage 1. The weights are those of the start: what its clients trained is forgotten.
 

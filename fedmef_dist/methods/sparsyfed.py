@@ -60,6 +60,10 @@ class SparsyFed(Dense[SparsyFedSettings]):
         super().__init__(settings, space, context)
         self.total = sum(layer_counts(space, settings.density, "uniform"))
 
+    def refuses_tiers(self) -> str | None:
+        """Clients prune themselves."""
+        return "its clients prune to one density themselves, over all layers together"
+
     @classmethod
     def weight_power(cls, settings: SparsyFedSettings) -> float:
         """Alpha."""

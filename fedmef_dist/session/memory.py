@@ -99,7 +99,19 @@ class RunMemory:
 
     def _modelled(self) -> Metrics:
         memory = device_memory(self._space, self._space.layer_counts(), self._config.optimizer, self._activations)
-        return {"memory/device_bytes": memory.total}
+        return {"memory/device_bytes": memory.total, **self._modelled_tiers()}
+
+    def _modelled_tiers(self) -> Metrics:
+        """A step of each tier on the simulated device."""
+        counts = {
+            number: self._space.layer_counts(tier.mask) for number, tier in enumerate(self._simulation.parts_of_tiers())
+        }
+        return {
+            f"tier{number}/device_bytes": device_memory(
+                self._space, own, self._config.optimizer, self._activations
+            ).total
+            for number, own in counts.items()
+        }
 
     def dense(self, models_sent: int) -> dict[str, int]:
         """What dense FedAvg would have cost: memory measured on the same batch, wire bytes of as many messages."""

@@ -6,14 +6,15 @@ import numpy as np
 
 from fedmef_dist.clients.cohort import Cohort
 from fedmef_dist.clients.plan import RoundPlan
+from fedmef_dist.clients.tiers import Tiers
 from fedmef_dist.config import Config
 from fedmef_dist.data.batches import steps_per_epoch
-from fedmef_dist.devices.flops import FlopsLedger
+from fedmef_dist.devices.flops import FlopsLedger, RoundFlops
 from fedmef_dist.methods.preparation import PreparationCosts
 from fedmef_dist.simulation.totals import Totals
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.tracking.tracker import Metrics
-from fedmef_dist.wire.ledger import VALUE_BYTES, WireLedger
+from fedmef_dist.wire.ledger import VALUE_BYTES, WireBytes, WireLedger
 
 
 class Accounting:
@@ -24,9 +25,13 @@ class Accounting:
         model: with its parameters in ``space``.
         space: the parameter space.
         example: a batch of one sample.
+
+    Attributes:
+        tiers: of the run; none until they are set.
     """
 
     def __init__(self, config: Config, model: Any, space: ParameterSpace, example: Any) -> None:
+        self.tiers = Tiers((), space, config.seed, None)
         self.federation, self.space = config.federation, space
         self.wire = WireLedger(space, config.federation.clients, config.wire)
         self.flops = FlopsLedger(model, space, example)
@@ -45,10 +50,44 @@ class Accounting:
     ) -> Metrics:
         """One round's costs, added to the totals; ``mask`` is what the clients were sent.
 
-        ``varied_bytes`` is what they sent for collections that vary; None: as much as is expected.
-
-        Whoever was asked has received the model; of those whose update does not count nothing else is counted.
+        ``varied_bytes`` is what they sent for collections that vary; None: as much as is expected. Whoever was asked
+        has received the model; of those whose update does not count nothing else is counted. With tiers each has its
+        costs for itself, too.
         """
+        metrics: Metrics = {}
+        if not len(self.tiers):
+            wire, flops = self._costs(cohort, plan, mask, varied_bytes)
+        else:
+            parts = [(self.tiers.part(cohort, tier), found) for tier, found in enumerate(self.tiers.round(plan, mask))]
+            costs = [self._costs(part, plan, tier.mask, varied_bytes, tier.is_part) for part, tier in parts]
+            wire = WireBytes(sum(cost.up for cost, _ in costs), sum(cost.down for cost, _ in costs))
+            flops = sum((found for _, found in costs[1:]), costs[0][1])
+            for number, ((part, tier), (sent, computed)) in enumerate(zip(parts, costs, strict=True)):
+                metrics |= {
+                    f"tier{number}/clients": len(part.clients),
+                    f"tier{number}/density": (tier.mask.count + self.space.n_dense) / self.space.n_parameters,
+                    f"tier{number}/up_bytes": sent.up,
+                    f"tier{number}/down_bytes": sent.down,
+                    f"tier{number}/flops": computed.total,
+                }
+        totals.wire_bytes += wire.up + wire.down
+        totals.models_sent += len(cohort.asked) + len(cohort.clients)
+        totals.flops += flops.total
+        return {
+            "wire/up_bytes": wire.up,
+            "wire/down_bytes": wire.down,
+            "wire/total_bytes": totals.wire_bytes,
+            "flops/train": flops.total,
+            "flops/overhead": flops.overhead,
+            "flops/total": totals.flops,
+            **({"memory/method_bytes": VALUE_BYTES * plan.work.held} if plan.work.held else {}),
+            **metrics,
+        }
+
+    def _costs(
+        self, cohort: Cohort, plan: RoundPlan, mask: Mask, varied_bytes: int | None, is_part: bool = False
+    ) -> tuple[WireBytes, RoundFlops]:
+        """What clients send, receive and compute that all train the same mask."""
         federation, work = self.federation, plan.work
         samples = cohort.samples
         batches = steps_per_epoch(samples, federation.batch_size)
@@ -72,16 +111,6 @@ class Accounting:
             plan.returns_weights,
             plan.mask_update,
             varied_bytes,
+            is_part,
         )
-        totals.wire_bytes += wire.up + wire.down
-        totals.models_sent += len(cohort.asked) + len(cohort.clients)
-        totals.flops += flops.total
-        return {
-            "wire/up_bytes": wire.up,
-            "wire/down_bytes": wire.down,
-            "wire/total_bytes": totals.wire_bytes,
-            "flops/train": flops.total,
-            "flops/overhead": flops.overhead,
-            "flops/total": totals.flops,
-            **({"memory/method_bytes": VALUE_BYTES * work.held} if work.held else {}),
-        }
+        return wire, flops

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -17,6 +18,7 @@ from fedmef_dist.clients.client import Client, ClientReport, OutOfRoomError
 from fedmef_dist.clients.cohort import Cohort
 from fedmef_dist.clients.kept_state import Keepsake, KeptStates, check_clients, kept_tensors
 from fedmef_dist.clients.plan import LocalClient, RoundPlan
+from fedmef_dist.clients.tiers import TierRound, Tiers
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.interruption import GraceTime, RoundAbandonedError
 from fedmef_dist.config import Config
@@ -57,6 +59,7 @@ class LocalTraining:
         kept: the states that stay with clients.
         grace: this rank's time once somebody has asked to stop.
         timeline: of this rank.
+        tiers: of the clients.
     """
 
     def __init__(
@@ -71,10 +74,11 @@ class LocalTraining:
         kept: KeptStates | None,
         grace: GraceTime,
         timeline: Timeline,
+        tiers: Tiers,
     ) -> None:
         self.config, self.group, self.dataset, self.population = config, group, dataset, population
         self.client, self.messages, self.kept = client, messages, kept
-        self.grace, self.timeline = grace, timeline
+        self.grace, self.timeline, self.tiers = grace, timeline, tiers
         self.times = TrainingTimes()
         self._placement: Placement | None = None
         self._dominated = 0  # rounds in a row
@@ -92,15 +96,23 @@ class LocalTraining:
 
     def train(self, cohort: Cohort, plan: RoundPlan, rate: float) -> CohortSum:
         """Trains this rank's share of the cohort with the round's learning rate, longest job first."""
-        total = CohortSum(self.space, cohort, plan, self.group)
+        tiers = self.tiers.round(plan, self.space.mask) if len(self.tiers) else []
+        total = CohortSum(self.space, cohort, tiers[-1].plan if tiers else plan, self.group)
         slots = self.place(cohort)
         _LOG.info("round %d: trains clients %s", plan.round, cohort.clients[slots].tolist())
         start = time.perf_counter()
         self.group.watch.cohort.begin(plan.round, len(cohort.clients))
         received = self._send(plan)
+        of = self.tiers.of(cohort.clients)
+        for part in tiers:
+            if part.is_part:
+                self.messages.send_model(part.plan.values, part.mask)
         try:
             self.grace.begin(int(cohort.samples[slots].sum()))
-            states = {slot: self._train_slot(total, slot, plan, received, rate) for slot in slots}
+            states = {}
+            for slot in slots:
+                with self._under(tiers[of[slot]] if tiers else None) as tier:
+                    states[slot] = self._train_slot(total, slot, plan if tier is None else tier.plan, received, rate)
             self.messages.settle()
             self._conclude(plan.round, total, states)
         except RoundAbandonedError:
@@ -139,6 +151,18 @@ class LocalTraining:
             return self.kept.mine(cohort.clients)
         self._placement = self.times.place(cohort.samples, self.group.world_size)
         return self._placement.slots(self.group.rank)
+
+    @contextmanager
+    def _under(self, tier: TierRound | None) -> Iterator[TierRound | None]:
+        """The space has a tier's mask while one of its clients trains."""
+        mask = self.space.mask
+        if tier is not None and tier.is_part:
+            self.space.set_mask(tier.mask)
+        try:
+            yield tier
+        finally:
+            if self.space.mask is not mask:
+                self.space.set_mask(mask)
 
     def _send(self, plan: RoundPlan) -> dict[str, Any]:
         """What every client decodes of the round's broadcasts; the model is proved to decode once for each mask."""

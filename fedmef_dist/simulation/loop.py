@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.cohort import Cohort, draw_cohort, total_weight
 from fedmef_dist.clients.passes import CudaRecorder
 from fedmef_dist.clients.plan import RoundPlan
+from fedmef_dist.clients.tiers import HELD, TierRound, Tiers
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.interruption import GraceTime, Interruption
 from fedmef_dist.config import Config
@@ -35,6 +37,7 @@ from fedmef_dist.simulation.totals import Totals
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.health import MaskHealth, thin_filters
 from fedmef_dist.sums.cohort_sum import CohortSum
+from fedmef_dist.sums.position_sum import Sums
 from fedmef_dist.sums.round_sum import RoundResult
 from fedmef_dist.tracking.callbacks import Callbacks
 from fedmef_dist.tracking.timeline import Phases, Timeline
@@ -87,6 +90,9 @@ class Simulation:
         self.accounting = Accounting(config, self.model, self.space, self.dataset.example())
         self.method = create_method(config.method, self.space, self._method_context())
         self.server = Server(self.space, self.method, ServerOptimizer(config.server_optimizer, self.space), group)
+        self.tiers = self.accounting.tiers = Tiers(
+            config.federation.tiers, self.space, config.seed, self.method.refuses_tiers()
+        )
         self.messages = Messages(self.accounting.wire)
         self.local = LocalTraining(
             config,
@@ -100,6 +106,7 @@ class Simulation:
             kept=open_kept_states(config, self.method, self.space, self.population, group),
             grace=self.grace,
             timeline=self.timeline,
+            tiers=self.tiers,
         )
         self.client_evaluation = open_client_evaluation(
             config.evaluation, self.dataset, self.population, config.data.partition, config.seed
@@ -254,7 +261,7 @@ class Simulation:
             return metrics
         metrics["train/loss"] = result.loss
         sums = total.collect(result.weight)
-        self.server.update(plan, result.values, sums, result.trained)
+        self.server.update(plan, self._mean(plan, result.values, sums), sums, result.trained)
         metrics |= {f"cluster/{name}_exchange": exchange for name, exchange in total.exchanges.items()}
         metrics |= self.method.metrics(plan, self.server.values)
         metrics |= self.observe_adjustment(plan, "after_extrusion")
@@ -262,6 +269,15 @@ class Simulation:
             for step in self.server.adjust(plan, sums):
                 metrics |= self.observe_adjustment(plan, step)
         return metrics
+
+    def _mean(self, plan: RoundPlan, packed: Tensor, sums: dict[str, Sums]) -> Tensor:
+        """The clients' packed mean; with tiers of those that hold a weight."""
+        if not len(self.tiers):
+            return packed
+        held = sums.pop(HELD)
+        assert held.votes is not None
+        average = self.space.unpack(packed, with_weights=False)
+        return self.space.pack(self.tiers.merge(plan, average, held.mean_of_voters(), held.votes))
 
     def observe_adjustment(self, plan: RoundPlan, step: str) -> Metrics:
         """Accuracy at one step of an adjustment, where the configuration asks for it."""
@@ -292,7 +308,7 @@ class Simulation:
             return {}
         loss, accuracy = self.test()
         self.totals.best_accuracy = max(self.totals.best_accuracy, accuracy)
-        metrics: Metrics = {**quality(self.dataset, loss, accuracy)}
+        metrics: Metrics = {**quality(self.dataset, loss, accuracy), **self.test_tiers()}
         if self.client_evaluation is not None:
             metrics |= self.client_evaluation.metrics(self.model, self.space, self.clientele, self.group)
         return metrics
@@ -306,6 +322,24 @@ class Simulation:
         """Mean loss and accuracy of the global model."""
         self.space.load(self.server.values)
         return evaluate(self.model, self.dataset, self.config.evaluation.batch_size, self.group)
+
+    def test_tiers(self) -> Metrics:
+        """Accuracy of what each tier would be sent next: the global model, or its part of it."""
+        metrics: Metrics = {}
+        mask = self.space.mask
+        for number, tier in enumerate(self.parts_of_tiers()):
+            self.space.load(tier.plan.values)
+            self.space.set_mask(tier.mask)
+            evaluated = evaluate(self.model, self.dataset, self.config.evaluation.batch_size, self.group)
+            metrics[f"tier{number}/accuracy"] = evaluated[1]
+        if self.space.mask is not mask:
+            self.space.set_mask(mask)
+        return metrics
+
+    def parts_of_tiers(self) -> list[TierRound]:
+        """What each tier would be sent next; nothing without tiers."""
+        plan = RoundPlan(self.round, self.server.values)
+        return self.tiers.round(plan, self.space.mask) if len(self.tiers) else []
 
     def describe(self, cohort: Cohort, result: RoundResult, phases: Phases) -> Metrics:
         """Who took part in the round, and where its time went."""

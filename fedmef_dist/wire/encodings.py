@@ -164,6 +164,31 @@ class Signs(Encoding):
         return positions, signs[positions].astype(np.float32)
 
 
+class AtKnownPositions(Encoding):
+    """Values at positions that both sides know.
+
+    Args:
+        space: the parameter space; the range is that of its prunable positions.
+        active: bool (n_prunable,), the positions.
+    """
+
+    def __init__(self, space: ParameterSpace, active: Tensor) -> None:
+        known = active.cpu().numpy()
+        self._known = {layer.start: known[layer.start : layer.stop] for layer in space.layers}
+
+    def length(self, block: Block, count: int, number: Number) -> int:
+        """Bytes of the values."""
+        return values_bytes(count, number)
+
+    def encode(self, block: Block, active: np.ndarray, values: np.ndarray, number: Number) -> bytes:
+        """The values."""
+        return encode_values(values[active], number)
+
+    def decode(self, message: bytes, block: Block, number: Number) -> Decoded:
+        """The positions, and the values."""
+        return _matching(np.flatnonzero(self._known[block.start]), decode_values(message, number))
+
+
 class InFilters(Encoding):
     """Positions and values, where both sides know how many of each filter there are: what is known does not travel.
 

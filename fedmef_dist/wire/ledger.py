@@ -77,6 +77,7 @@ class WireLedger:
         returns_weights: bool = True,
         mask_update: Encoding | None = None,
         varied: int | None = None,
+        is_part: bool = False,
     ) -> WireBytes:
         """Bytes of one round; remembers which mask the clients now know.
 
@@ -88,15 +89,17 @@ class WireLedger:
             collections: what else came up.
             returns_weights: whether the prunable weights came up at the positions of the mask.
             mask_update: how the model went down with its mask to those who knew an earlier one.
+            is_part: whether the mask is a tier's part of the round's, which is another one in every round.
             varied: what all clients together sent for collections that vary; None: as many as is expected.
         """
         new, earlier = len(asked), 0
-        if self.settings.stateful_clients:
+        if self.settings.stateful_clients and not is_part:
             outdated = self.known_version[asked] != mask.version
             new = int(outdated.sum())
             if mask_update is not None:
                 earlier = int((outdated & (self.known_version[asked] >= 0)).sum())
-        self.known_version[asked] = mask.version
+        if not is_part:
+            self.known_version[asked] = mask.version
         down = (new - earlier) * self.state_bytes(mask, knows_mask=False) + (len(asked) - new) * self.state_bytes(mask)
         if earlier:
             assert mask_update is not None
