@@ -46,6 +46,10 @@ class PackedLayer:
         return max(exact - bitmap - kept * self.value_bytes, 0)
 
 
+# A segment, and the layers of its part whose inputs are kept in it.
+_Stretch = tuple[Segment, list[PackedLayer]]
+
+
 @dataclass
 class Part:
     """A block, or a module outside of all blocks; what a plan chooses a form for.
@@ -108,11 +112,22 @@ class Planner:
                 held[self._place[name]] += size
         return held
 
-    def _segments_of(self, trace: Trace) -> list[list[Segment]]:
-        found: list[list[Segment]] = [[] for _ in self.parts]
+    def _segments_of(self, trace: Trace) -> list[list[_Stretch]]:
+        """Of each part; a layer's input is kept from its first segment, forward, to its second, backward."""
+        found: list[list[_Stretch]] = [[] for _ in self.parts]
+        alive: list[list[PackedLayer]] = [[] for _ in self.parts]
+        forward: set[str] = set()
         for segment in trace.segments:
-            if segment.owner in self._place:
-                found[self._place[segment.owner]].append(segment)
+            if segment.owner not in self._place:
+                continue
+            place = self._place[segment.owner]
+            layer = self.parts[place].layers.get(segment.owner)
+            if layer is not None and segment.owner not in forward:
+                alive[place].append(layer)
+            found[place].append((segment, list(alive[place])))
+            if layer is not None and segment.owner in forward and layer in alive[place]:
+                alive[place].remove(layer)
+            forward.add(segment.owner)
         return found
 
     def held(self, place: int, form: Form) -> int:
@@ -128,21 +143,12 @@ class Planner:
         changed = dict.fromkeys(self._traces, 0)  # of what is held by the parts before, over what the trace had there
         for place, form in enumerate(forms):
             how = "pack" if isinstance(form, float) else form
-            for segment in self._segments[how][place]:
-                own = self._pruned_before(place, segment, form) if isinstance(form, float) else 0
+            for segment, layers in self._segments[how][place]:
+                own = sum(layer.saved(form) for layer in layers) if isinstance(form, float) else 0
                 most = max(most, segment.peak + changed[how] - own)
             for trace in changed:
                 changed[trace] += held[place] - self._held[trace][place]
         return self.state + most
-
-    def _pruned_before(self, place: int, segment: Segment, ratio: float) -> int:
-        """What pruning saves in the layers of a part up to the one that a segment belongs to."""
-        part, saved = self.parts[place], 0
-        for name in part.members or [part.name]:
-            saved += part.layers[name].saved(ratio) if name in part.layers else 0
-            if name == segment.owner:
-                break
-        return saved
 
     def candidate(self, forms: Sequence[Form]) -> Candidate:
         """A plan with what it takes."""
