@@ -88,7 +88,7 @@ def _shared_devices(ranks: Sequence[RankFacts]) -> Iterator[Symptom]:
         if len(own) > 1:
             yield Symptom(
                 f"{len(own)} ranks on {host} share {device}",
-                "ask for as many GPUs as tasks on a node (--gpus-per-node, --gpus-per-task); on sharing see docs/gpu.md",
+                "as many GPUs as tasks on a node (--gpus-per-node, --gpus-per-task); to share one see docs/gpu.md",
             )
 
 
