@@ -235,6 +235,21 @@ def export(
     export_run(run_dir, out, saved_round, allow_plugins=allow_plugins)
 
 
+@app.command("wandb-sync")
+def wandb_sync(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="directory of a run")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be sent; send nothing")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="go on with new rounds until the run has finished, as on a login node")
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="between two looks with --watch")] = 30.0,
+) -> None:
+    """Send a run to Weights & Biases as one without gaps, from metrics.jsonl, whatever was killed."""
+    from fedmef_dist.commands.wandb_sync import wandb_sync as send
+
+    raise typer.Exit(send(run_dir, dry_run, watch, every))
+
+
 @app.command()
 def sweep(
     grid: Annotated[Path, typer.Argument(metavar="GRID", help="YAML file with config, runs and grid")],

@@ -32,7 +32,8 @@ from fedmef_dist.models.registry import ModelSettings, is_foreign_model
 from fedmef_dist.runs.checkpoint import CheckpointSettings
 from fedmef_dist.tracking.callbacks import OWN_CALLBACKS, find_callback, known_callbacks
 from fedmef_dist.tracking.guest import find_trackers
-from fedmef_dist.tracking.settings import TrackingSettings
+from fedmef_dist.tracking.settings import TrackingSettings, with_environment
+from fedmef_dist.tracking.tensorboard import find_tensorboard
 from fedmef_dist.wire.ledger import WireSettings
 
 
@@ -62,7 +63,8 @@ class Config(Settings):
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
     callbacks: Annotated[list[GuestSettings], AfterValidator(known_callbacks)] = Field(
         default_factory=list,
-        description="what looks at the run and may stop it: early_stopping or package.module:Name, a name alone or "
+        description="what looks at the run and may stop it: early_stopping, keep_best, reduce_rate_on_plateau, "
+        "time_budget or package.module:Name, a name alone or "
         "{name: ..., option: value}",
     )
 
@@ -126,12 +128,13 @@ class ConfigFile:
         self.path, self._tree = path, read_tree_file(path, "configuration")
 
     def with_overrides(self, overrides: Sequence[str]) -> tuple[Config, list[str]]:
-        """The configuration with ``section.key=value`` overrides, the last one of a key winning.
+        """The configuration with ``section.key=value`` overrides, the last one of a key winning, and W&B's variables.
 
         Also gives the file's keys that were left out because an override names a method without them. Raises UserError.
         """
         tree = copy.deepcopy(self._tree)
         left_out = apply_overrides(tree, overrides)
+        _heed_environment(tree, overrides)
         where = f"{self.path} with {' '.join(overrides)}" if overrides else str(self.path)
         return parse_config(tree, where), left_out
 
@@ -194,6 +197,8 @@ def _find_guests(config: Config) -> None:
     if config.data.is_guest:
         find(Kind.DATASET, config.data.dataset, "data.dataset")
     find_trackers(config.tracking.trackers)
+    if config.tracking.tensorboard:
+        find_tensorboard()
     for callback in config.callbacks:
         find_callback(callback.name)
 
@@ -201,9 +206,23 @@ def _find_guests(config: Config) -> None:
 @functools.lru_cache(maxsize=4096)
 def _parse_override(text: str) -> tuple[list[str], Any]:
     keys, equals, value = text.removeprefix("--").partition("=")
+    if text.startswith("--") and value == "None":
+        value = "null"  # as `wandb agent` writes it
     if not equals or not all(keys.split(".")):
         raise UserError(f"{text!r} is not an override", where="command line", mend="write section.key=value")
     return keys.split("."), parse_yaml(value, f"{text!r} on the command line")
+
+
+def _heed_environment(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Takes over what W&B's environment variables say where neither file nor overrides say something else."""
+    tracking = tree.get("tracking", {})
+    section = tracking.get("wandb", {}) if isinstance(tracking, dict) else None
+    if not isinstance(section, dict):
+        return
+    given = [keys[2] for keys, _ in map(_parse_override, overrides) if keys[:2] == ["tracking", "wandb"] and keys[2:]]
+    settled = with_environment(section, os.environ, given)
+    if settled != section:
+        tree["tracking"] = {**tracking, "wandb": settled}
 
 
 def _settle_method(tree: dict[str, Any], given: list[tuple[list[str], Any]]) -> list[str]:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -52,7 +53,8 @@ def play(name, folder, *overrides, run_dir="run", **options):
 
 
 def test_each_example_has_a_configuration():
-    assert {"own_method", "own_model", "own_data", "own_tracker", "early_stop", "sparse_evolution"} == {*NAMES}
+    others = {"early_stop", "sparse_evolution", "mlflow_tracker"}
+    assert {"own_method", "own_model", "own_data", "own_tracker", *others} == {*NAMES}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {*NAMES}
 
 
@@ -65,7 +67,7 @@ def test_every_snippet_of_the_documentation_stands_in_an_example():
         assert any(snippet in source for source in sources), snippet
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "early_stop"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("early_stop", "mlflow_tracker")])
 def test_an_example_runs_and_is_recorded_by_its_name(name, folder):
     here = folder(name)
     assert play(name, here, "federation.rounds=2")["rounds"] == 2
@@ -103,6 +105,42 @@ def test_the_tracker_writes_its_file(folder):
     head, *lines = csv.reader((here / "run" / "accuracy.csv").read_text().splitlines())
     assert head == ["round", "fedavg"]
     assert [line[0] for line in lines] == ["2", "4"]
+
+
+def test_the_tracker_for_mlflow_goes_on_with_its_run(folder, monkeypatch):
+    """On a stand-in for MLflow's client: every number of every round, under one run, also after a resume."""
+    said = []
+
+    class Client:
+        def __init__(self, uri):
+            assert uri is None
+
+        def get_experiment_by_name(self, name):
+            return SimpleNamespace(experiment_id="7") if said else None
+
+        def create_run(self, experiment, run_name):
+            said.append(("run", run_name))
+            return SimpleNamespace(info=SimpleNamespace(run_id=f"run-{experiment}"))
+
+        def create_experiment(self, name):
+            return "7"
+
+        def __getattr__(self, method):
+            return lambda *arguments, **options: said.append((method, *arguments, *options.values()))
+
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=Client))
+    here = folder("mlflow_tracker")
+    play("mlflow_tracker", here, "federation.rounds=2")
+    play("mlflow_tracker", here, "federation.rounds=3")
+    lines = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
+    numbers = {
+        (key, value, line["round"]) for line in lines for key, value in line.items()
+        if isinstance(value, int | float) and key != "round"
+    }  # fmt: skip
+    assert {tuple(call[2:]) for call in said if call[0] == "log_metric"} == numbers
+    assert [call for call in said if call[0] == "run"] == [("run", "run")]
+    assert ("log_param", "run-7", "method.name", "fedavg") in said
+    assert [call[:2] for call in said].count(("set_terminated", "run-7")) == 2
 
 
 def test_the_callback_stops_the_run(folder):

@@ -72,6 +72,7 @@ class Run(Simulation):
         super().run(tracker.log, lambda: self.save(tracker))
 
     def save(self, tracker):
+        self.store.kept_round = self.callbacks.kept_round
         checkpoint = snapshot.take(self.round, self.parts, tracker.state())
         if self.group.rank == 0 and self.round > self.store.last:
             return self.store.try_save(checkpoint)

@@ -47,6 +47,11 @@ class Environment:
         return self.local_world_size == self.world_size
 
 
+def nodes_of(place: Environment) -> int:
+    """How many nodes the ranks share, if each has as many ranks as this one's, or the last one fewer."""
+    return -(-place.world_size // place.local_world_size)
+
+
 def detect(environ: Mapping[str, str] = os.environ) -> Environment:
     """The launcher's word on this process: torchrun, openmpi, mpich, srun or single, in this order of precedence.
 

@@ -60,6 +60,7 @@ class CheckpointStore:
 
     Attributes:
         last: the round whose checkpoint this object has written or found whole; 0 at first.
+        kept_round: the round whose checkpoint stays, whatever newer ones come; None: no such.
         make_sure: called before a checkpoint gets its name; raises where the directory is no longer this run's.
     """
 
@@ -68,8 +69,14 @@ class CheckpointStore:
         self.directory = run_dir / CHECKPOINTS
         self.keep = keep
         self.last = 0
+        self.kept_round: int | None = None
         self.make_sure: Callable[[], None] = lambda: None
         self._failing = False
+
+    @property
+    def newest(self) -> Path:
+        """The folder of round :attr:`last`."""
+        return self._path(self.last)
 
     def rounds(self) -> list[int]:
         """Rounds with a complete checkpoint, oldest first."""
@@ -78,7 +85,8 @@ class CheckpointStore:
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes under a temporary name, syncs, renames, and only then deletes all but the newest ``keep``.
 
-        Checkpoints of later rounds go too: only damaged ones can be there when a run comes to an earlier round.
+        The one of :attr:`kept_round` stays. Checkpoints of later rounds go too: only damaged ones can be there when a
+        run comes to an earlier round.
         Raises OSError where the directory cannot be written; the checkpoints that were there are as they were then.
         """
         from safetensors.torch import save
@@ -97,7 +105,7 @@ class CheckpointStore:
             shutil.rmtree(partial, ignore_errors=True)  # what was written may be the space that others need
             raise
         done = [number for number in self.rounds() if number <= checkpoint.state["round"]]
-        self._remove(sorted({*self.rounds()} - {*done[-self.keep :]}))
+        self._remove(sorted({*self.rounds()} - {*done[-self.keep :], self.kept_round}))
 
     def forget_later(self, round_number: int) -> None:
         """Deletes checkpoints of later rounds: a run that begins here has no lines of metrics for them."""

@@ -181,6 +181,9 @@ class Progress:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Nothing: the run has finished when its files are written."""
 
+    def saved(self, folder: Path) -> None:
+        """Nothing: the owner asks itself."""
+
     def close(self) -> None:
         """Nothing to let go of."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from fedmef_dist.cluster.environment import nodes_of
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.session.memory import RunMemory
 from fedmef_dist.simulation.loop import Simulation
@@ -34,7 +35,7 @@ def opening_lines(simulation: Simulation, run_dir: Path, memory: RunMemory) -> l
 def _ranks(group: Group) -> str:
     """How many, with what, where, and who has started them: "2 ranks with 1 thread each on host, cpu, by torchrun"."""
     place, threads = group.environment, torch.get_num_threads()
-    nodes = -(-group.world_size // place.local_world_size)
+    nodes = nodes_of(place)
     host = socket.gethostname() if nodes == 1 else f"{nodes} nodes, the first of them {socket.gethostname()}"
     launcher = "without a launcher" if place.launcher == "single" else f"started by {place.launcher}"
     each = " each" if group.world_size > 1 else ""

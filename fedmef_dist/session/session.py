@@ -3,12 +3,13 @@
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +20,7 @@ from fedmef_dist.base.names import plain_path
 from fedmef_dist.base.notices import tell
 from fedmef_dist.base.version import VERSION
 from fedmef_dist.cluster.ending import give_up_output
-from fedmef_dist.cluster.environment import detect
+from fedmef_dist.cluster.environment import detect, nodes_of
 from fedmef_dist.cluster.failure import ends_together
 from fedmef_dist.cluster.gpu import versions
 from fedmef_dist.cluster.group import STOPPED_EARLY, Group, open_group
@@ -42,8 +43,10 @@ from fedmef_dist.tracking import Tracker, open_trackers
 from fedmef_dist.tracking.callbacks import Callbacks
 from fedmef_dist.tracking.lines import head_in
 from fedmef_dist.tracking.logs import rank_log, shown_events
+from fedmef_dist.tracking.settings import RUN_ID, SWEEP_ID
 from fedmef_dist.tracking.timeline import Timeline
 from fedmef_dist.tracking.tracker import Trackers
+from fedmef_dist.tracking.wandb_nodes import open_node
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,7 +78,7 @@ def run_command(
         with open_group(environment, config.runtime) as group, ends_together(group):
             group.watch.ends_process = True
             with shown_events() if verbose and group.rank == 0 else nullcontext():
-                summary = simulate(config, group, run_dir or Path("runs") / config.name, resume, interruption)
+                summary = simulate(config, group, run_dir or default_run_dir(config, os.environ), resume, interruption)
             if group.rank == 0 and not quiet:
                 try:
                     print(_closing_line(summary), flush=True)
@@ -119,7 +122,13 @@ def run(
         loan = Loan(method, share_weights(model, group), dataset, trackers, callbacks)
         with lent(loan.objects):
             settled = loan.apply(config)
-            return simulate(settled, group, Path(run_dir or Path("runs") / config.name), resume, interruption)
+            return simulate(settled, group, Path(run_dir or default_run_dir(config, os.environ)), resume, interruption)
+
+
+def default_run_dir(config: Config, environ: Mapping[str, str]) -> Path:
+    """``runs/<name>``; for each trial of `wandb agent` one of its own, with the id that the agent gives."""
+    trial = environ.get(RUN_ID) if environ.get(SWEEP_ID) else None
+    return Path("runs") / (f"{config.name}-{trial}" if trial else config.name)
 
 
 def simulate(
@@ -194,8 +203,12 @@ def _play(
 def _save(simulation: Simulation, store: CheckpointStore, tracker: Tracker) -> bool:
     """Every rank gives what it holds; rank 0 writes it, unless that round is saved already. Whether it has."""
     checkpoint = take(simulation.round, simulation.parts, tracker.state())
+    store.kept_round = simulation.callbacks.kept_round
     new = simulation.group.rank == 0 and simulation.round > store.last
-    return new and store.try_save(checkpoint)
+    written = new and store.try_save(checkpoint)
+    if written:
+        tracker.saved(store.newest)
+    return written
 
 
 def _write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
@@ -233,23 +246,33 @@ def _tracking(
     opening: Sequence[str],
 ) -> Iterator[Tracker]:
     config = simulation.config
-    if owner is None:
-        yield _NoTracker()
-        return
-    tracker = open_trackers(
-        config.tracking,
-        run_dir,
-        to_tree(config),
-        config.federation.rounds,
-        resumed,
-        state,
-        cohort=simulation.group.watch.cohort,
-        opening=opening,
-    )
+    tracker: Tracker = open_node(config.tracking.wandb, run_dir, simulation.group) or _NoTracker()
+    if owner is not None:
+        opened = open_trackers(
+            config.tracking,
+            run_dir,
+            to_tree(config),
+            config.federation.rounds,
+            resumed,
+            state,
+            cohort=simulation.group.watch.cohort,
+            opening=opening,
+            details=lambda: _details(simulation),
+            nodes=nodes_of(simulation.group.environment),
+        )
+        tracker = Trackers([opened, Progress(owner)])
     try:
-        yield Trackers([tracker, Progress(owner)])
+        yield tracker
     finally:
         tracker.close()
+
+
+def _details(simulation: Simulation) -> dict[str, np.ndarray]:
+    """What histograms are made of: the losses of the round's clients, the densities of the layers."""
+    space, losses = simulation.space, simulation.client_losses
+    sizes = zip(space.layers, space.layer_counts(), strict=True)
+    densities = {"layer_density": np.array([count / layer.size for layer, count in sizes])}
+    return densities if losses is None else {"client_loss": losses, **densities}
 
 
 class _NoTracker(Tracker):
@@ -269,6 +292,7 @@ def _summary(simulation: Simulation, memory: RunMemory | None) -> dict[str, Any]
         **({"eval/perplexity_last": last["eval/perplexity"]} if "eval/perplexity" in last else {}),
         "rounds": simulation.round,
         **({"stopped": simulation.callbacks.stop_reason} if simulation.callbacks.stop_reason is not None else {}),
+        **({"checkpoint/kept_round": kept} if (kept := simulation.callbacks.kept_round) is not None else {}),
         "sparsity/density": simulation.space.density,
         "wire/total_bytes": totals.wire_bytes,
         "flops/total": totals.flops,

@@ -30,6 +30,7 @@ from fedmef_dist.runs.summary import read_summary
 
 Value = bool | int | float | str | None
 _MOST_CELLS = 1_000_000
+_LONGEST_GROUP = 128
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -45,11 +46,15 @@ class SweepSettings(Settings):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep: its number from 0, its run directory and what it changes in the configuration."""
+    """One run of a sweep: its number from 0, its run directory and what it changes in the configuration.
+
+    ``group`` is the same for the cells that differ only in their seed.
+    """
 
     number: int
     run_dir: Path
     overrides: tuple[str, ...]
+    group: str
 
 
 @dataclass(frozen=True)
@@ -136,10 +141,12 @@ def _wrong(path: Path, what: str, mend: str) -> UserError:
 
 def _cell(number: int, runs: Path, keys: list[str], values: Sequence[Value], overrides: Sequence[str]) -> Cell:
     shown = _short_names(keys)
-    words = (f"{shown[key]}-{_word(value)}" for key, value in zip(keys, values, strict=True))
-    name = _UNSAFE.sub("-", "_".join(words))
+    words = {key: f"{shown[key]}-{_word(value)}" for key, value in zip(keys, values, strict=True)}
+    name = _UNSAFE.sub("-", "_".join(words.values()))
+    alike = _UNSAFE.sub("-", "_".join(word for key, word in words.items() if key != "seed"))
     changes = [f"{key}={json.dumps(value)}" for key, value in zip(keys, values, strict=True)]
-    return Cell(number, runs / name, (f"name={name}", *overrides, *changes))
+    group = "/".join([runs.name, alike] if alike else [runs.name])[:_LONGEST_GROUP]
+    return Cell(number, runs / name, (f"name={name}", *overrides, *changes), group)
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -202,6 +209,7 @@ def run_cell(sweep: Sweep, number: int) -> None:
     cell = sweep.cells[number]
     done, wanted = sweep.state(cell)
     if done < wanted:
+        os.environ.setdefault("WANDB_RUN_GROUP", cell.group)  # counts where the configuration names no group
         run_command(sweep.config.path, list(cell.overrides), cell.run_dir, "auto")
     elif detect(os.environ).rank == 0:
         print(f"finished before: {cell.run_dir}")

@@ -97,7 +97,8 @@ class LocalTraining:
     def train(self, cohort: Cohort, plan: RoundPlan, rate: float) -> CohortSum:
         """Trains this rank's share of the cohort with the round's learning rate, longest job first."""
         tiers = self.tiers.round(plan, self.space.mask) if len(self.tiers) else []
-        total = CohortSum(self.space, cohort, tiers[-1].plan if tiers else plan, self.group)
+        own_plan, with_losses = tiers[-1].plan if tiers else plan, self.config.tracking.wandb.histograms
+        total = CohortSum(self.space, cohort, own_plan, self.group, with_losses)
         slots = self.place(cohort)
         _LOG.info("round %d: trains clients %s", plan.round, cohort.clients[slots].tolist())
         start = time.perf_counter()

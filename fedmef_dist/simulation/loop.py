@@ -62,6 +62,7 @@ class Simulation:
         stopping: whether a signal stops the run behind the last round.
         parts: everything that the next round depends on, in the order in which it must be restored.
         more_metrics: what to log in addition to a round's own metrics, asked after each round.
+        client_losses: of the newest round's cohort, float64, NaN where refused; None where nobody asks for them.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Simulation:
         self.callbacks = callbacks or Callbacks([], group, Path(), {})
         self.parts = self._parts()
         self.more_metrics: Callable[[], Metrics] = dict
+        self.client_losses: np.ndarray | None = None
         self.round, self.stopping = 0, False
 
     def _recorder(self) -> CudaRecorder | None:
@@ -216,9 +218,10 @@ class Simulation:
 
     @property
     def save_is_due(self) -> bool:
-        """The state is saved every so many rounds, after the last one and before an early end."""
+        """The state is saved every so many rounds, after the last one, before an early end, when a callback asks."""
         last = self.round == self.config.federation.rounds or self.callbacks.stopped
-        return self.round > 0 and (self.round % self.config.checkpoint.every == 0 or last or self.stopping)
+        asked = self.stopping or self.callbacks.wants_save
+        return self.round > 0 and (self.round % self.config.checkpoint.every == 0 or last or asked)
 
     @property
     def stopped_early(self) -> bool:
@@ -237,7 +240,7 @@ class Simulation:
             total = self.local.train(cohort, plan, self.rate)
         with phases.measure("reduce"):
             result = total.reduce(self.grace.asked)
-        self.stopping = result.stopping
+        self.stopping, self.client_losses = result.stopping, result.client_losses
         if result.abandoned:
             _LOG.warning("round %d: abandoned, it does not fit the time left after a signal", self.round)
             self.local.forget()

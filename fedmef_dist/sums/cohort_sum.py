@@ -20,14 +20,19 @@ class CohortSum:
         cohort: the round's clients, of all ranks.
         plan: what the method asks for.
         group: the ranks.
+        with_losses: whether the result is to have every client's loss.
     """
 
-    def __init__(self, space: ParameterSpace, cohort: Cohort, plan: RoundPlan, group: Group) -> None:
+    def __init__(
+        self, space: ParameterSpace, cohort: Cohort, plan: RoundPlan, group: Group, with_losses: bool = False
+    ) -> None:
         self.cohort = cohort
         weight = int(cohort.weights.sum())
         size = space.packed_size(plan.returns_weights)
         sent = space.pack(plan.values, plan.returns_weights)
-        self.states = RoundSum(size, len(cohort.clients), weight, space.mask.digest, group, sent)
+        self.states = RoundSum(
+            size, len(cohort.clients), weight, space.mask.digest, group, sent, with_losses=with_losses
+        )
         self.collections = {
             wanted.name: PositionSum(
                 wanted.over.size,

@@ -12,6 +12,7 @@ from fedmef_dist.sums.exact_sum import FixedPoint, is_summable, summable
 
 MICROSECOND = 1e-6
 _LOSS_BITS = 24
+_REFUSED = -1  # stands for the loss of a client that is refused; others have losses of 0 or more
 _DIGEST_WORDS = 2
 _COUNTERS = ("weight", "samples", "trained", "refused", "loss", "stopping", "abandoned", "varied_bytes")
 
@@ -33,6 +34,8 @@ class RoundResult:
         loss: the accepted clients' mean training loss, weighted as their updates are.
         client_seconds: float64 (cohort,), seconds each client took, in cohort order.
         rank_seconds: float64 (world,), seconds each rank was busy training.
+        client_losses: float64 (cohort,), mean training loss of each client, NaN where it was refused; None where nobody
+            asks.
         stopping: whether a rank was asked to stop; so it was where it abandoned the round.
         abandoned: whether a rank left its part of the round out, so that the round does not count.
         varied_bytes: what all clients sent for collections whose length differs from client to client.
@@ -46,6 +49,7 @@ class RoundResult:
     loss: float
     client_seconds: np.ndarray
     rank_seconds: np.ndarray
+    client_losses: np.ndarray | None
     stopping: bool
     abandoned: bool
     varied_bytes: int
@@ -75,17 +79,27 @@ class RoundSum:
         digest: SHA-256 of the mask.
         group: the ranks.
         sent: float32 (size,), what every client started from, the same on every rank; None: nothing in common.
+        with_losses: whether every client's loss travels too, in one more slot each.
     """
 
     def __init__(
-        self, size: int, cohort: int, total_weight: int, digest: bytes, group: Group, sent: Tensor | None = None
+        self,
+        size: int,
+        cohort: int,
+        total_weight: int,
+        digest: bytes,
+        group: Group,
+        sent: Tensor | None = None,
+        *,
+        with_losses: bool = False,
     ) -> None:
         self.group = group
         self.fixed_point = FixedPoint.for_weight(total_weight)
         self._counters = 2 * _DIGEST_WORDS
         self._clients = self._counters + len(_COUNTERS)
         self._ranks = self._clients + cohort
-        self._values = self._ranks + group.world_size
+        self._losses = self._ranks + group.world_size
+        self._values = self._losses + (cohort if with_losses else 0)
         self._buffer = torch.zeros(self._values + size, dtype=torch.int64, device=group.device)
         self._header = np.zeros(self._values, dtype=np.int64)
         self._added: list[_Added] = []
@@ -143,6 +157,9 @@ class RoundSum:
                 self._count(weight=one.weight, samples=one.samples, trained=1, loss=summed)
             else:
                 self._count(refused=1)
+            if self._losses < self._values:
+                fixed = round(min(loss, 2.0**12) * 2**_LOSS_BITS) if accepted else _REFUSED
+                self._header[self._losses + one.slot] = fixed
             microseconds = round(float(one.seconds) / MICROSECOND)
             self._header[self._clients + one.slot] = microseconds
             self._header[self._ranks + self.group.rank] += microseconds
@@ -187,7 +204,8 @@ class RoundSum:
             refused=refused,
             loss=loss / (weight * 2**_LOSS_BITS) if trained else float("nan"),
             client_seconds=header[self._clients : self._ranks] * MICROSECOND,
-            rank_seconds=header[self._ranks : self._values] * MICROSECOND,
+            rank_seconds=header[self._ranks : self._losses] * MICROSECOND,
+            client_losses=_losses(header[self._losses : self._values]) if self._losses < self._values else None,
             stopping=stopped + abandoned > 0,
             abandoned=abandoned > 0,
             varied_bytes=varied_bytes,
@@ -209,3 +227,7 @@ class RoundSum:
             total, squares = int(header[2 * place]), int(header[2 * place + 1])
             if self.group.world_size * squares != total * total:
                 raise RanksOutOfStepError("the ranks hold different masks")
+
+
+def _losses(slots: np.ndarray) -> np.ndarray:
+    return np.where(slots == _REFUSED, np.nan, slots / 2**_LOSS_BITS)

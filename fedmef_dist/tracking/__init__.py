@@ -6,12 +6,13 @@ from typing import Any
 
 from fedmef_dist.cluster.progress import CohortProgress
 from fedmef_dist.tracking.console import console_tracker
-from fedmef_dist.tracking.guest import open_guests
+from fedmef_dist.tracking.guest import guarded, open_guests
 from fedmef_dist.tracking.jsonl import JsonlTracker
 from fedmef_dist.tracking.lines import METRICS
 from fedmef_dist.tracking.settings import TrackingSettings, WandbSettings
+from fedmef_dist.tracking.tensorboard import TensorboardTracker
 from fedmef_dist.tracking.tracker import Metrics, Tracker, Trackers
-from fedmef_dist.tracking.wandb import WandbTracker
+from fedmef_dist.tracking.wandb import Details, WandbTracker
 
 __all__ = ["METRICS", "Metrics", "Tracker", "TrackingSettings", "WandbSettings", "open_trackers"]
 
@@ -26,18 +27,32 @@ def open_trackers(
     *,
     cohort: CohortProgress | None = None,
     opening: Sequence[str] = (),
-) -> Tracker:
+    details: Details = dict,
+    nodes: int = 1,
+) -> Trackers:
     """All trackers of a run as one, for rank 0.
 
-    ``resume_round`` is the last round that the loaded checkpoint has done (None: a fresh run), ``state`` what
-    ``Tracker.state`` gave when it was saved. ``cohort`` tells the console how far a round is, ``opening`` is what it
-    shows first.
+    Args:
+        settings: section ``tracking``.
+        run_dir: the run directory.
+        config: the resolved configuration as plain values.
+        total_rounds: of the run.
+        resume_round: the last round that the loaded checkpoint has done; None: a fresh run.
+        state: what :meth:`Tracker.state` gave when it was saved.
+        cohort: tells the console how far a round is.
+        opening: what the console shows first.
+        details: what W&B makes histograms of, asked in each round.
+        nodes: of the run.
 
-    Raises UserError where metrics.jsonl is not what the checkpoint knows, or a guest cannot be had.
+    Raises:
+        UserError: metrics.jsonl is not what the checkpoint knows, or a guest cannot be had.
     """
+    done = resume_round or 0
     trackers: list[Tracker] = [JsonlTracker(run_dir / METRICS, resume_round, state)]
     if settings.wandb.mode != "disabled":
-        trackers.append(WandbTracker(settings.wandb, run_dir, config, state))
+        trackers.append(WandbTracker(settings.wandb, run_dir, config, done, details, nodes))
+    if settings.tensorboard:
+        trackers.append(guarded("tensorboard", lambda: TensorboardTracker(run_dir, done)))
     trackers += open_guests(settings.trackers, run_dir, config, None if resume_round is None else state)
     if settings.console:
         trackers.append(console_tracker(total_rounds, resume_round, cohort, opening))

@@ -15,9 +15,14 @@ from fedmef_dist.base.settings import Settings
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.tracking.early_stopping import EarlyStopping
 from fedmef_dist.tracking.hooks import Callback, Control
+from fedmef_dist.tracking.keep_best import KeepBest
+from fedmef_dist.tracking.plateau import ReduceRateOnPlateau
+from fedmef_dist.tracking.time_budget import TimeBudget
 from fedmef_dist.tracking.tracker import Metrics
 
-OWN_CALLBACKS: dict[str, type[Callback]] = {"early_stopping": EarlyStopping}
+OWN_CALLBACKS: dict[str, type[Callback]] = {
+    callback.name: callback for callback in (EarlyStopping, KeepBest, ReduceRateOnPlateau, TimeBudget)
+}
 _KEY = "callbacks"
 
 
@@ -29,6 +34,7 @@ class _Part(Settings):
 class _State(Settings):
     stop_reason: str | None
     rate_factor: float = Field(gt=0)
+    kept_round: int | None = Field(None, ge=1)
     callbacks: list[_Part]
 
 
@@ -51,7 +57,7 @@ class Callbacks:
     """What the loop calls, on every rank at the same places.
 
     After :meth:`start`, :meth:`round_start` and :meth:`round_end` the ranks agree on what rank 0's callbacks have
-    decided: one broadcast of two numbers each. Without callbacks nothing is sent.
+    decided: one broadcast of three numbers each. Without callbacks nothing is sent.
 
     Args:
         settings: section ``callbacks``.
@@ -62,6 +68,8 @@ class Callbacks:
     Attributes:
         stopped: whether the run is to end, the same on every rank; changes when a round ends.
         rate_factor: on the clients' learning rate, the same on every rank.
+        kept_round: the round whose checkpoint is kept beside the newest ones, the same on every rank.
+        wants_save: whether the round that has just ended is to be saved, the same on every rank.
 
     Raises:
         UserError: a callback cannot be had, or does not take its options; only rank 0 makes them.
@@ -74,8 +82,9 @@ class Callbacks:
         self._control = Control(run_dir, config)
         makers = [(entry, find_callback(entry.name)) for entry in settings]
         self._callbacks = [(entry.name, _make(entry, maker)) for entry, maker in makers if group.rank == 0]
-        self.stopped = False
+        self.stopped = self.wants_save = False
         self.rate_factor = 1.0
+        self.kept_round: int | None = None
 
     @property
     def stop_reason(self) -> str | None:
@@ -92,7 +101,7 @@ class Callbacks:
 
     def round_start(self, round: int) -> None:
         """A round begins."""
-        self._control.round = round
+        self._control.round, self.wants_save = round, False
         for _, callback in self._callbacks:
             callback.on_round_start(self._control)
         self._agree()
@@ -105,6 +114,7 @@ class Callbacks:
         for _, callback in self._callbacks:
             callback.on_round_end(dict(metrics), self._control)
         before, self.stopped = self.stopped, self._agree()
+        self.wants_save = self.kept_round == metrics["round"]
         if self.stopped and not before and self._group.rank == 0:
             tell(f"stopped by a callback after round {self._control.round}: {self._control.stop_reason}")
 
@@ -127,8 +137,8 @@ class Callbacks:
         if not self._any:
             return {}
         parts = [{"name": name, "state": _plain(name, callback)} for name, callback in self._callbacks]
-        decided = {"stop_reason": self.stop_reason, "rate_factor": self.rate_factor, "callbacks": parts}
-        return {"decided": decided}
+        decided = {"stop_reason": self.stop_reason, "rate_factor": self.rate_factor, "kept_round": self.kept_round}
+        return {"decided": decided | {"callbacks": parts}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Takes back what :meth:`state` gave, on every rank. Raises ValueError where it is of other callbacks."""
@@ -136,6 +146,7 @@ class Callbacks:
             return
         kept = _State.model_validate(state["decided"])
         self._control.rate_factor = self.rate_factor = kept.rate_factor
+        self._control.kept_round = self.kept_round = kept.kept_round
         self._control.stop_reason, self.stopped = kept.stop_reason, kept.stop_reason is not None
         if self._group.rank:
             return
@@ -145,13 +156,15 @@ class Callbacks:
             callback.restore(part.state)
 
     def _agree(self) -> bool:
-        """Every rank takes over rank 0's factor; returns whether the run is to end behind its round."""
+        """Every rank takes over what rank 0 has decided; returns whether the run is to end behind its round."""
         control = self._control
-        decision = torch.tensor([control.stop_reason is not None, control.rate_factor], dtype=torch.float64)
+        values = [control.stop_reason is not None, control.rate_factor, control.kept_round or 0]
+        decision = torch.tensor(values, dtype=torch.float64)
         if self._any:
             decision = decision.to(self._group.device)
             self._group.broadcast(decision)
-        stop, self.rate_factor = decision.tolist()
+        stop, self.rate_factor, kept = decision.tolist()
+        self.kept_round = int(kept) or None
         return bool(stop)
 
 

@@ -1,6 +1,6 @@
 """Trackers from outside of the package. Whatever goes wrong in one is said in one line and never hurts the run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ class GuestTracker(Tracker):
 
     Args:
         name: of the guest, for its notice.
-        tracker: an object with ``log``, and any of ``finish``, ``close``, ``state`` and ``restore``.
+        tracker: an object with ``log``, and any of ``finish``, ``saved``, ``close``, ``state`` and ``restore``.
         prefix: of its keys in the state of all trackers.
     """
 
@@ -33,6 +33,10 @@ class GuestTracker(Tracker):
         """Hand it a copy of the summary."""
         self._ask("finish", dict(summary))
 
+    def saved(self, folder: Path) -> None:
+        """Tell it of a checkpoint."""
+        self._ask("saved", folder)
+
     def close(self) -> None:
         """Close it."""
         self._ask("close")
@@ -45,7 +49,7 @@ class GuestTracker(Tracker):
                 raise TypeError("state() gives words under words")
             return {self._prefix + key: value for key, value in state.items()}
         except Exception as error:
-            self._leave_out("state", error)
+            self.leave_out("state", error)
             return {}
 
     def restore(self, state: Mapping[str, str]) -> None:
@@ -59,12 +63,23 @@ class GuestTracker(Tracker):
         try:
             return getattr(self._tracker, method)(*arguments)
         except Exception as error:
-            self._leave_out(method, error)
+            self.leave_out(method, error)
 
-    def _leave_out(self, method: str, error: Exception) -> None:
+    def leave_out(self, method: str, error: Exception) -> None:
+        """Say in one line what failed, and go on without it."""
         reason = " ".join(str(error).split())[:200]
         tell(f"tracker {self._name} failed in {method}: {type(error).__name__}: {reason}; the run goes on without it")
         self._tracker = None
+
+
+def guarded(name: str, make: Callable[[], Tracker]) -> GuestTracker:
+    """One of the package's own behind the same guard, that writes through somebody else's library."""
+    try:
+        return GuestTracker(name, make(), f"{name}/")
+    except Exception as error:
+        left_out = GuestTracker(name, None, f"{name}/")
+        left_out.leave_out("start", error)
+        return left_out
 
 
 def find_trackers(settings: Sequence[GuestSettings]) -> None:

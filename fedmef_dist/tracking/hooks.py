@@ -16,18 +16,24 @@ class Control:
         config: the resolved configuration as plain values.
         round: the newest round that has begun; 0 before the first.
         stop_reason: why the run is to end; None: it goes on.
+        kept_round: the round whose checkpoint is kept beside the newest ones; None: no such.
     """
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         self.run_dir, self.config = run_dir, config
         self.round = 0
         self.stop_reason: str | None = None
+        self.kept_round: int | None = None
         self._rate_factor = 1.0
 
     def stop(self, reason: str) -> None:
         """End the run, with a checkpoint and a summary, behind the round that is going on; the first reason stays."""
         if self.stop_reason is None:
             self.stop_reason = str(reason)
+
+    def keep_checkpoint(self) -> None:
+        """Save the round that has just ended, and keep that checkpoint in the place of the one that was kept so far."""
+        self.kept_round = self.round
 
     @property
     def rate_factor(self) -> float:

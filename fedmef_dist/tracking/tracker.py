@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from fedmef_dist.base.notices import tell
@@ -18,6 +19,10 @@ class Tracker(Protocol):
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Take the summary of a run that has reached its last round."""
+        return None
+
+    def saved(self, folder: Path) -> None:
+        """A checkpoint was written; its files may be gone when a newer one has come, so copy what is needed."""
         return None
 
     def close(self) -> None:
@@ -48,6 +53,11 @@ class Trackers(Tracker):
         """Hand the summary to each."""
         for tracker in self._trackers:
             tracker.finish(summary)
+
+    def saved(self, folder: Path) -> None:
+        """Tell each of the checkpoint."""
+        for tracker in self._trackers:
+            tracker.saved(folder)
 
     def close(self) -> None:
         """Close each, the last opened first."""

@@ -1,155 +1,128 @@
 """Weights & Biases on a thread of its own: neither its start-up nor its server ever holds the run up."""
 
-import logging
 import os
 import queue
 import threading
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import numpy as np
 
 from fedmef_dist.base.notices import tell
+from fedmef_dist.tracking.lines import parse_line, read_lines
 from fedmef_dist.tracking.settings import WandbSettings
 from fedmef_dist.tracking.tracker import Metrics, Tracker
+from fedmef_dist.tracking.wandb_run import CONNECT_SECONDS, FINISH_SECONDS, Mode, WandbRun, run_id
 
-_STATE_KEY = "wandb/run_id"
-_CONNECT_SECONDS = 30.0
-_FINISH_SECONDS = 60.0
+Details = Callable[[], Mapping[str, np.ndarray]]
 
 
 class WandbTracker(Tracker):
-    """Sends what the run measures to W&B, offline or online, resumed under the id in ``state``.
+    """Sends what the run measures to W&B, offline or online, under an identity that the run directory keeps.
+
+    A run that goes on first sends the rounds that are done once more, out of metrics.jsonl: what W&B has is then whole,
+    whatever became of the process before.
 
     A server that cannot be reached turns the run into an offline one; any other failure ends the reporting. Either is
     said once, in one line on stderr, and the simulation goes on: metrics.jsonl has everything.
+
+    Attributes:
+        run_id: the identity.
+
+    Args:
+        settings: section ``tracking.wandb``.
+        run_dir: the run directory.
+        config: the resolved configuration as plain values.
+        done: rounds in metrics.jsonl that are done already.
+        details: what to make histograms of, by key, asked in each round.
+        nodes: of the run.
     """
 
     def __init__(
-        self, settings: WandbSettings, run_dir: Path, config: Mapping[str, Any], state: Mapping[str, str]
+        self,
+        settings: WandbSettings,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        done: int = 0,
+        details: Details = dict,
+        nodes: int = 1,
     ) -> None:
-        self._settings = settings
-        self._run_dir = run_dir
-        self._config = dict(config)
-        self._resumed = _STATE_KEY in state
-        self._id = state.get(_STATE_KEY) or uuid.uuid4().hex[:12]
-        self._messages: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
-        self._run: Any = None
+        self._settings, self._run_dir, self._config = settings, run_dir, dict(config)
+        self._done, self._details, self._nodes = done, details, nodes
+        self.run_id = run_id(run_dir, os.environ)
+        self._messages: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._given_up = False
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
     def log(self, metrics: Metrics) -> None:
         """Queue one round; returns at once."""
-        self._messages.put(("log", dict(metrics)))
+        details = dict(self._details()) if self._settings.histograms else {}
+        self._messages.put(("log", (dict(metrics), details)))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Queue the summary; returns at once."""
         self._messages.put(("summary", dict(summary)))
 
+    def saved(self, folder: Path) -> None:
+        """Queue the checkpoint, where it is to be an artifact; returns at once."""
+        if self._settings.artifacts:
+            self._messages.put(("checkpoint", folder))
+
     def close(self) -> None:
         """Write out what is queued; gives up with a message after about two minutes."""
-        self._messages.put(("close", {}))
-        self._thread.join(_CONNECT_SECONDS + 1.5 * _FINISH_SECONDS)
+        self._messages.put(("close", None))
+        self._thread.join(CONNECT_SECONDS + 1.5 * FINISH_SECONDS)
         if self._thread.is_alive():
-            _tell("did not finish in time; the run's own files are complete")
-
-    def state(self) -> dict[str, str]:
-        """The run's id, known before W&B has started."""
-        return {_STATE_KEY: self._id}
+            self._given_up = True
+            _tell("did not finish in time; `fedmef-dist wandb-sync` sends the whole run")
 
     def _work(self) -> None:
         try:
-            with _places_of_its_own(self._run_dir / "wandb"):
-                self._run = self._start()
+            run = self._open()
+            for line in read_lines(self._run_dir)[0][: self._done]:
+                run.log(parse_line(line))
             while (message := self._messages.get())[0] != "close":
-                self._send(*message)
-            self._run.finish()
+                _hand_on(run, *message)
+            run.finish()
+        except ImportError as error:
+            _tell(f"cannot be imported: {first_line(error)}; the run goes on without it")
         except Exception as error:  # whatever W&B trips over is its own affair, never the simulation's
-            _tell(f"stopped: {_first_line(error)}; metrics.jsonl goes on")
+            if not self._given_up:
+                _tell(
+                    f"stopped: {first_line(error)}; the run goes on, and `fedmef-dist wandb-sync` sends all of it later"
+                )
 
-    def _send(self, kind: str, values: dict[str, Any]) -> None:
-        if kind == "log":
-            self._run.log(values, step=values["round"])
-        else:
-            self._run.summary.update(values)
-
-    def _start(self) -> Any:
+    def _open(self) -> WandbRun:
         import wandb
 
-        # Logging in talks before the run's own settings apply; this silences it for the whole process.
-        wandb.setup(settings=wandb.Settings(silent=True))
         try:
-            return self._init("offline" if self._settings.mode == "offline" else "online")
+            return self._start("offline" if self._settings.mode == "offline" else "online")
         except wandb.Error as error:
             if self._settings.mode == "offline":
                 raise
-            _tell(f"is offline: {_first_line(error)}; `wandb sync {self._run_dir / 'wandb'}` uploads later")
+            _tell(f"is offline: {first_line(error)}; `fedmef-dist wandb-sync {self._run_dir}` uploads later")
         # The failed attempt still claims the id until its service has gone.
         wandb.teardown(exit_code=1)
-        wandb.setup(settings=wandb.Settings(silent=True))
-        return self._init("offline")
+        return self._start("offline")
 
-    def _init(self, mode: Literal["offline", "online"]) -> Any:
-        import wandb
-
-        own = self._settings
-        return wandb.init(
-            config=self._config,
-            settings=wandb.Settings(
-                mode=mode,
-                project=own.project,
-                entity=own.entity,
-                run_group=own.group,
-                run_tags=tuple(own.tags),
-                run_name=self._run_dir.name,
-                run_id=self._id,
-                resume="allow" if self._resumed else None,
-                root_dir=str(self._run_dir),
-                init_timeout=_CONNECT_SECONDS,
-                finish_timeout=_FINISH_SECONDS,
-                **_PRIVATE,
-            ),
-        )
+    def _start(self, mode: Mode) -> WandbRun:
+        return WandbRun(self._settings, self._run_dir, self._config, self.run_id, mode, nodes=self._nodes)
 
 
-# Results only: nothing of the machine, its environment, the user's code or the repository leaves the run.
-_PRIVATE: dict[str, Any] = {
-    "silent": True,
-    "console": "off",
-    "host": "simulation",
-    "disable_git": True,
-    "disable_code": True,
-    "save_code": False,
-    "disable_job_creation": True,
-    "x_disable_meta": True,
-    "x_disable_stats": True,
-    "x_disable_machine_info": True,
-    "x_save_requirements": False,
-}
+def _hand_on(run: WandbRun, kind: str, content: Any) -> None:
+    match kind:
+        case "log":
+            run.log(*content)
+        case "summary":
+            run.summary(content)
+        case "checkpoint":
+            run.checkpoint(content)
 
 
-@contextmanager
-def _places_of_its_own(directory: Path) -> Iterator[None]:
-    """W&B finds a home where the user has none, and its log, which may be on a full disk, says nothing of that.
-
-    Logging would print a traceback for each line that cannot be written.
-    """
-    if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111 - Path.expanduser raises where there is none
-        os.environ.setdefault("WANDB_CACHE_DIR", str(directory / "cache"))
-        os.environ.setdefault("WANDB_CONFIG_DIR", str(directory / "config"))
-        os.environ.setdefault("WANDB_DATA_DIR", str(directory / "data"))
-        os.environ.setdefault("HOME", str(directory))
-    before, logging.raiseExceptions = logging.raiseExceptions, False
-    try:
-        yield
-    finally:
-        logging.raiseExceptions = before
-        for handler in logging.getLogger("wandb").handlers:
-            handler.handleError = lambda record: None  # type: ignore[method-assign]
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception of W&B's says, in one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -273,3 +273,14 @@ def test_a_run_that_a_callback_stopped_is_finished(write):
     assert done == 1 < wanted
     (cell.run_dir / "summary.json").write_text('{"rounds": 1, "stopped": "enough"}')
     assert sweep.state(cell) == (1, 1)
+
+
+def test_cells_that_differ_only_in_their_seed_share_a_group(tmp_path):
+    (tmp_path / "base.yaml").write_text("method: {name: fedavg}\n")
+    (tmp_path / "grid.yaml").write_text(
+        "config: base.yaml\nruns: runs/study\ngrid: {optimizer.lr: [0.1, 0.2], seed: [0, 1]}\n"
+    )
+    cells = load_sweep(tmp_path / "grid.yaml").cells
+    assert [cell.group for cell in cells] == ["study/lr-0.1", "study/lr-0.1", "study/lr-0.2", "study/lr-0.2"]
+    (tmp_path / "grid.yaml").write_text("config: base.yaml\nruns: runs/study\ngrid: {seed: [0, 1]}\n")
+    assert {cell.group for cell in load_sweep(tmp_path / "grid.yaml").cells} == {"study"}

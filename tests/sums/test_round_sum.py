@@ -121,3 +121,17 @@ def test_short_sums_give_the_same_bits_in_fewer_bytes(world, with_sent):
         assert torch.equal(result.values, whole.values)
         assert (result.trained, result.refused, result.weight) == (15, 1, whole.weight)
         assert max(widths) < 5.1 or not with_sent  # blocks fill up to the number of ranks
+
+
+def test_every_clients_loss_travels_where_it_is_asked_for():
+    def work(group):
+        total = RoundSum(1, 3, 30, DIGEST, group, with_losses=True)
+        for slot, (value, loss) in enumerate([(1.0, 0.5), (torch.nan, 9.0), (2.0, 0.0)]):
+            if slot % group.world_size == group.rank:
+                total.add(slot, torch.tensor([value]), 10, loss, 0.0, 7)
+        return total.reduce()
+
+    for result in on_ranks(2, work):
+        np.testing.assert_array_equal(result.client_losses, [0.5, np.nan, 0.0])
+        assert result.values.tolist() == [1.5]
+    assert on_ranks(1, lambda group: RoundSum(1, 3, 30, DIGEST, group).reduce())[0].client_losses is None

@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 from thread_group import on_ranks
-from tiny import Recorder, alone, restore, started, tiny
+from tiny import Recorder, Run, alone, restore, started, tiny
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.guests import GuestSettings, Kind, lent
+from fedmef_dist.cluster.thread_ranks import ThreadRanks
 from fedmef_dist.tracking.callbacks import Callbacks, find_callback
 from fedmef_dist.tracking.early_stopping import EarlyStopping
 from fedmef_dist.tracking.hooks import Callback, Control
+from fedmef_dist.tracking.keep_best import KeepBest
+from fedmef_dist.tracking.plateau import ReduceRateOnPlateau
+from fedmef_dist.tracking.time_budget import TimeBudget
 
 NAME = "mine:Watcher"
 
@@ -161,6 +165,7 @@ def test_the_state_is_json_and_is_taken_back_on_every_rank():
     decided = {
         "stop_reason": "enough",
         "rate_factor": 1.0,
+        "kept_round": None,
         "callbacks": [
             {"name": NAME, "state": {"seen": 1}},
             {"name": "early_stopping", "state": {"best": 0.5, "waited": 0}},
@@ -230,3 +235,102 @@ def test_a_callback_that_fails_ends_the_run(tmp_path):
         run = simulation(tmp_path, callbacks=("mine:Broken",))
         with pytest.raises(RuntimeError, match="no"):
             run.run(Recorder())
+
+
+# --- the package's own
+
+
+def played(callback, values, key, first=1):
+    """What a callback has decided behind each of these measurements."""
+    control = Control(Path("run"), {})
+    seen = []
+    for control.round, value in enumerate(values, start=first):
+        callback.on_round_end({"round": control.round, key: value}, control)
+        seen.append((control.kept_round, control.rate_factor, control.stop_reason))
+    return seen
+
+
+def test_the_best_round_is_kept():
+    seen = played(KeepBest(), [0.5, 0.4, float("nan"), 0.6, 0.6], "eval/accuracy")
+    assert [kept for kept, _, _ in seen] == [1, 1, 1, 4, 4]
+
+
+def test_the_rate_falls_on_a_plateau_and_not_below_its_least():
+    callback = ReduceRateOnPlateau(factor=0.1, patience=2, least=0.05)
+    seen = played(callback, [1.0, 1.0, 2.0, 1.0, 0.5, 0.5, 0.5], "eval/loss")
+    assert [rate for _, rate, _ in seen] == [1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.05]
+
+
+def test_a_round_that_does_not_fit_the_budget_is_not_begun():
+    def budget(state=None):
+        callback = TimeBudget(seconds=10.0)
+        callback.clock = lambda: now[0]
+        if state:
+            callback.restore(json.loads(json.dumps(state)))
+        callback.on_start(Control(Path("run"), {}))
+        return callback
+
+    now, control = [100.0], Control(Path("run"), {})
+    whole = budget()
+    for now[0] in (103.0, 106.0):
+        whole.on_round_end({"round": 1}, control)
+    assert control.stop_reason is None
+    now[0] = 500.0
+    resumed = budget(whole.state())
+    now[0] = 502.0
+    resumed.on_round_end({"round": 3}, control)
+    assert control.stop_reason == "8 of 10 s are spent, and a round takes 3 s"
+
+
+@pytest.mark.parametrize(
+    ("entry", "wrong"),
+    [
+        ({"name": "keep_best", "mode": "up"}, "mode is 'up'"),
+        ({"name": "reduce_rate_on_plateau", "factor": 1.0}, "factor is 1.0"),
+        ({"name": "reduce_rate_on_plateau", "least": 0.0}, "least is 0.0"),
+        ({"name": "time_budget", "seconds": 0}, "seconds is 0"),
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(entry, wrong):
+    with pytest.raises(UserError, match=wrong) as caught:
+        bundle(entry)
+    assert caught.value.where == entry["name"]
+
+
+OWN = (
+    {"name": "keep_best", "monitor": "train/loss", "mode": "min"},
+    {"name": "reduce_rate_on_plateau", "monitor": "round", "patience": 1, "factor": 0.5},
+    {"name": "early_stopping", "monitor": "round", "mode": "min", "patience": 4},
+)
+
+
+def test_own_callbacks_decide_the_same_on_one_to_three_ranks_and_after_a_resume(tmp_path):
+    """The digest holds the rates of all rounds; the kept checkpoint is that of the round with the least loss."""
+
+    def play(group, folder, rounds, checkpoint=None):
+        config = tiny(federation={"rounds": rounds}, checkpoint={"every": 100, "keep": 1}, callbacks=[*OWN])
+        run = Run(config, group, folder if group.rank == 0 else folder / "others")
+        if checkpoint is None:
+            run.start()
+        else:
+            restore(run, checkpoint)
+        tracker = Recorder()
+        run.run(tracker)
+        return run, tracker.rounds
+
+    def facts(run):
+        callbacks = run.callbacks
+        return run.round, run.server.digest(), callbacks.rate_factor, callbacks.kept_round, callbacks.stopped
+
+    alone_, rounds = play(alone(), tmp_path / "1", 9)
+    best = min(rounds, key=lambda line: line["train/loss"])["round"]
+    assert (alone_.round, alone_.callbacks.kept_round) == (5, best)
+    assert alone_.store.rounds() == sorted({best, 5})
+    for ranks in (2, 3):
+        team = ThreadRanks(ranks)
+        runs = team.run(team.groups, lambda group, ranks=ranks: play(group, tmp_path / str(ranks), 9)[0])
+        assert [facts(run) for run in runs] == [facts(alone_)] * ranks
+    first, _ = play(alone(), tmp_path / "parts", 3)
+    second, _ = play(alone(), tmp_path / "parts", 9, first.store.load_newest())
+    assert facts(second) == facts(alone_)
+    assert second.store.rounds() == alone_.store.rounds()

@@ -1,0 +1,64 @@
+"""What callbacks share that look at one metric: whether it has become better than ever before."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.tracking.hooks import Callback
+from fedmef_dist.tracking.tracker import Metrics
+
+
+@dataclass
+class Monitor(Callback):
+    """Knows the best value of a metric so far, and for how many measurements it has been the best.
+
+    Attributes:
+        monitor: key of metrics.jsonl; rounds that lack it do not count.
+        mode: whether the metric is to become as large or as small as can be.
+        min_delta: an improvement is larger than this.
+
+    Raises:
+        UserError: an option is out of its range.
+    """
+
+    name: ClassVar[str] = "monitor"
+
+    monitor: str = "eval/accuracy"
+    mode: Literal["max", "min"] = "max"
+    min_delta: float = 0.0
+    best: float | None = field(default=None, init=False)
+    waited: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.check("mode", self.mode in ("max", "min"), "max or min")
+        self.check("min_delta", 0 <= self.min_delta < math.inf, "0 or more")
+
+    def check(self, option: str, fits: bool, range: str) -> None:
+        """Raises UserError where an option does not fit; ``range`` is what does."""
+        if not fits:
+            raise UserError(f"{option} is {getattr(self, option)!r}", where=self.name, mend=f"give {range}")
+
+    def improves(self, metrics: Metrics) -> bool | None:
+        """Whether the round's value is the best so far, by more than ``min_delta``; None where it was not measured.
+
+        A value that is not finite is no improvement.
+        """
+        if self.monitor not in metrics:
+            return None
+        value = float(metrics[self.monitor])
+        sign = 1 if self.mode == "max" else -1
+        better = math.isfinite(value) and (self.best is None or sign * (value - self.best) > self.min_delta)
+        if better:
+            self.best = value
+        self.waited = 0 if better else self.waited + 1
+        return better
+
+    def state(self) -> dict[str, Any]:
+        """The best value so far, and for how many measurements it has been."""
+        return {"best": self.best, "waited": self.waited}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state` gave."""
+        self.best, self.waited = state["best"], state["waited"]
