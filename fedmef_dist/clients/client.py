@@ -9,6 +9,7 @@ from typing import SupportsFloat
 import torch
 from torch import Tensor, nn
 
+from fedmef_dist.clients.adam import local_optimizer
 from fedmef_dist.clients.kept_state import Keepsake
 from fedmef_dist.clients.loss import cross_entropy
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
@@ -140,8 +141,8 @@ class Client:
         state.enter(space)
         self.model.train()
         forget_thresholds(self.model)
-        sgd = MaskedSGD(space, self.optimizer, state.velocity)
-        loss = self._descend(sgd, islice(batches, steps), steps, rate, plan)
+        optimizer = local_optimizer(space, self.optimizer, state.velocity)
+        loss = self._descend(optimizer, islice(batches, steps), steps, rate, plan)
         state.leave(space)
         packed = space.pack(space.values, plan.returns_weights).clone()
         held = {} if plan.round_mask is None else {HELD: held_upload(space)}
@@ -160,15 +161,17 @@ class Client:
         return not reads_gradient and self.space.values.device.type == "cpu" and not self._passes.records
 
     def _descend(
-        self, sgd: MaskedSGD, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan
+        self, optimizer: MaskedSGD, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan
     ) -> float | Tensor:
         total, samples = torch.zeros((), device=self.space.values.device), 0
-        with sgd.in_backward(rate) if self.steps_in_backward(plan.work.reads_gradient) else nullcontext() as finish:
+        with (
+            optimizer.in_backward(rate) if self.steps_in_backward(plan.work.reads_gradient) else nullcontext() as finish
+        ):
             for step, batch in enumerate(batches):
                 total += (self._passes.run(batch) if finish is None else self._passes.compute(batch)) * len(batch[1])
                 samples += len(batch[1])
                 if finish is None:
-                    sgd.step(plan.work.prepare_step(step, steps, rate))
+                    optimizer.step(plan.work.prepare_step(step, steps, rate))
                 else:
                     finish()
         mean = total.double() / samples

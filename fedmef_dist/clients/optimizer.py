@@ -6,30 +6,45 @@ from math import cos, pi
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.space import Slice
 
-_Part = Callable[[Tensor], Tensor]
+Part = Callable[[Tensor], Tensor]
 
 
 class OptimizerSettings(Settings):
-    """Section ``optimizer``: the clients' SGD and its learning rate over rounds."""
+    """Section ``optimizer``: what the clients train with, and its learning rate over rounds."""
 
-    name: Literal["sgd"] = Field("sgd", description="local optimiser")
+    name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="local optimiser; Adam wants a smaller lr")
     lr: float = Field(0.01, gt=0, le=1000, description="base learning rate, eta_0")
-    momentum: float = Field(0.0, ge=0, lt=1, description="momentum within a client's round; starts at 0")
-    weight_decay: float = Field(0.0, ge=0, le=1000, description="L2 coefficient on all parameters")
+    momentum: float = Field(0.0, ge=0, lt=1, description="of sgd, within a client's round; starts at 0")
+    weight_decay: float = Field(0.0, ge=0, le=1000, description="L2 coefficient on all parameters; of adamw a decay")
     prox_mu: float = Field(
         0.0, ge=0, le=10**6, description="FedProx's pull towards the round's global model (arXiv 1812.06127)"
     )
     schedule: Literal["exponential", "cosine", "constant"] = Field(
         "exponential", description="learning rate over rounds"
     )
+    beta1: float = Field(0.9, ge=0, lt=1, description="of adam and adamw, decay of the first moment")
+    beta2: float = Field(0.999, ge=0, lt=1, description="of adam and adamw, decay of the second moment")
+    epsilon: float = Field(1e-8, gt=0, le=1, description="of adam and adamw, keeps the denominator from 0")
     decay: float = Field(0.998, gt=0, le=1, description="factor for each round of the exponential schedule")
+
+    @model_validator(mode="after")
+    def _momentum_is_sgds(self) -> "OptimizerSettings":
+        if self.name != "sgd" and self.momentum:
+            raise ValueError(f"momentum is for sgd; {self.name} has beta1 in its place")
+        return self
+
+    @property
+    def states(self) -> int:
+        """Vectors of one number a parameter that are held from step to step: moments or momentum, FedProx's origin."""
+        moments = 2 if self.name != "sgd" else int(self.momentum > 0)
+        return moments + (self.prox_mu > 0)
 
     def rate(self, round: int, rounds: int) -> float:
         """Learning rate of a round, counted from 1."""
@@ -50,6 +65,9 @@ class MaskedSGD:
 
     One object serves one client's local training. ``velocity``, float32 (n_parameters,), is its momentum from earlier
     rounds, which is changed in place; None starts from 0.
+
+    Attributes:
+        passes: number of the step that goes on, from 1.
     """
 
     def __init__(self, space: ParameterSpace, settings: OptimizerSettings, velocity: Tensor | None = None) -> None:
@@ -59,6 +77,7 @@ class MaskedSGD:
         self._origin = self._parameters.clone() if settings.prox_mu else None
         self._velocity = velocity
         self._mask_version = space.mask.version
+        self.passes = 0
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -67,7 +86,8 @@ class MaskedSGD:
 
     def step(self, rate: float | Tensor) -> None:
         """One update from ``space.gradient``, which it changes. ``rate`` may be a 0-dim tensor on the device."""
-        self._prepare_velocity()
+        self.passes += 1
+        self._prepare_state()
         self.space.drop_inactive(self._with_pull(self._parameters, self.space.gradient, _whole))
         self._move(self._parameters, self.space.gradient, rate, _whole)
 
@@ -96,9 +116,11 @@ class MaskedSGD:
                 if piece in waiting and self._moves_without_gradient:
                     self._update_one(parameter, torch.zeros_like(parameter), rate, piece)
             waiting.update(piece for piece, _ in space.parameters)
+            self.passes += 1
 
         space.release_gradient()
-        self._prepare_velocity()
+        self.passes += 1
+        self._prepare_state()
         waiting.update(piece for piece, _ in space.parameters)
         hooks = [
             parameter.register_post_accumulate_grad_hook(lambda parameter, piece=piece: update(parameter, piece))
@@ -109,6 +131,7 @@ class MaskedSGD:
         finally:
             for hook in hooks:
                 hook.remove()
+            self.passes -= 1
             space.release_gradient()
 
     @property
@@ -122,26 +145,34 @@ class MaskedSGD:
             gradient.mul_(piece.view(self.space.mask.active))
         self._move(parameter, gradient, rate, piece.view)
 
-    def _with_pull(self, parameters: Tensor, gradient: Tensor, part: _Part) -> Tensor:
+    def _with_pull(self, parameters: Tensor, gradient: Tensor, part: Part) -> Tensor:
         """Adds to the gradient what pulls on the weights; ``part`` finds theirs in a flat vector."""
-        if self.settings.weight_decay:
-            gradient.add_(parameters, alpha=self.settings.weight_decay)
+        if self._penalty:
+            gradient.add_(parameters, alpha=self._penalty)
         if self._origin is not None:
             mu = self.settings.prox_mu
             gradient.add_(parameters, alpha=mu).sub_(part(self._origin), alpha=mu)
         return gradient
 
-    def _prepare_velocity(self) -> None:
+    @property
+    def _penalty(self) -> float:
+        """Of the weights' squares, in the loss."""
+        return self.settings.weight_decay
+
+    def _prepare_state(self) -> None:
         if not self.settings.momentum:
             return
         if self._velocity is None:
             self._velocity = torch.zeros_like(self._parameters)
-        # Where the client has pruned, momentum would bring back what it removed.
-        if self.space.mask.version != self._mask_version:
+        if self._mask_has_changed():
             self.space.drop_inactive(self._velocity)
-            self._mask_version = self.space.mask.version
 
-    def _move(self, parameters: Tensor, gradient: Tensor, rate: float | Tensor, part: _Part) -> None:
+    def _mask_has_changed(self) -> bool:
+        """Since the last step: where the client has pruned, momentum would bring back what it removed."""
+        before, self._mask_version = self._mask_version, self.space.mask.version
+        return before != self._mask_version
+
+    def _move(self, parameters: Tensor, gradient: Tensor, rate: float | Tensor, part: Part) -> None:
         if self.settings.momentum:
             assert self._velocity is not None
             gradient = part(self._velocity).mul_(self.settings.momentum).add_(gradient)

@@ -302,7 +302,7 @@ class DeviceMemory:
     Attributes:
         parameters: weights as they travel, each layer in its shortest encoding, and the running statistics.
         gradients: of the active weights and of everything that is never pruned.
-        optimizer: momentum and FedProx's origin, each as large as the gradients.
+        optimizer: momentum or both moments, and FedProx's origin, each as large as the active weights.
         activations: kept for the backward pass.
         transient: the largest dense tensors beside them.
     """
@@ -328,5 +328,4 @@ def device_memory(
         encoded_bytes(layer.size, count, layer.rows) for layer, count in zip(space.layers, counts, strict=True)
     )
     active = VALUE_BYTES * (sum(counts) + space.n_dense)
-    states = (optimizer.momentum > 0) + (optimizer.prox_mu > 0)
-    return DeviceMemory(tail + encoded, active, states * active, activations.bytes, activations.transient)
+    return DeviceMemory(tail + encoded, active, optimizer.states * active, activations.bytes, activations.transient)

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fedmef_dist.clients.adam import local_optimizer
 from fedmef_dist.clients.client import Batch, Client
-from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
+from fedmef_dist.clients.optimizer import OptimizerSettings
 from fedmef_dist.devices.memory import StepMemory, measure_step
 from fedmef_dist.devices.timeline import Segment, trace_step
 from fedmef_dist.layers.dropped import Dropped, measure_dropped
@@ -39,7 +40,7 @@ class TrainingStep:
     ) -> None:
         self.model, self.space, self.batch = model, space, batch
         self._client = Client(model, space, optimizer, autocast)
-        self._sgd = MaskedSGD(space, optimizer)
+        self._optimizer = local_optimizer(space, optimizer)
         self._rate = optimizer.lr
         self._in_backward = self._client.steps_in_backward(keeps_gradient)
 
@@ -57,15 +58,15 @@ class TrainingStep:
         """Gives what is to be called after the backward pass."""
         self.model.train()
         if self._in_backward:
-            with self._sgd.in_backward(self._rate) as finish:
+            with self._optimizer.in_backward(self._rate) as finish:
                 yield finish
         else:
-            yield lambda: self._sgd.step(self._rate)
+            yield lambda: self._optimizer.step(self._rate)
 
     def measure(self) -> StepMemory:
         """Its memory, from two steps."""
         with self._stepping() as update:
-            state = lambda: (*self.space.tensors, *self._sgd.tensors)  # noqa: E731
+            state = lambda: (*self.space.tensors, *self._optimizer.tensors)  # noqa: E731
             return measure_step(self.model, self._forward, update, state)
 
     def trace(self, names: Sequence[str]) -> list[Segment]:

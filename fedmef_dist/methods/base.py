@@ -40,6 +40,7 @@ class MethodContext:
     Attributes:
         base_rate: the clients' learning rate at the start, eta_0.
         momentum: of the clients' SGD.
+        plain_sgd: whether the clients' steps are the gradient times the learning rate, and nothing else.
         rounds: of the run.
         seed: of the run.
         clients: of the population.
@@ -52,6 +53,7 @@ class MethodContext:
 
     base_rate: float = 0.1
     momentum: float = 0.0
+    plain_sgd: bool = True
     rounds: int = 1
     seed: int = 0
     clients: int = 1

@@ -63,8 +63,9 @@ class Scaffold(Dense[ScaffoldSettings]):
 
     def __init__(self, settings: ScaffoldSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
-        if context.momentum:
-            raise UserError("control variates need plain SGD", where="optimizer.momentum", mend="set it to 0")
+        if not context.plain_sgd:
+            key, mend = ("momentum", "set it to 0") if context.momentum else ("name", "set it to sgd")
+            raise UserError("control variates need plain SGD", where=f"optimizer.{key}", mend=mend)
         self.control = torch.zeros(space.n_parameters, device=space.values.device)
 
     def kept(self) -> Sequence[KeptTensor]:

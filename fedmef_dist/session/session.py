@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from fedmef_dist.runs.directory import Resume, claim, round_to_resume, write_con
 from fedmef_dist.runs.owner import Owner, Progress
 from fedmef_dist.runs.snapshot import take
 from fedmef_dist.session.beginning import begin
+from fedmef_dist.session.caller import caller_as_before
 from fedmef_dist.session.loan import Loan, share_weights
 from fedmef_dist.session.memory import RunMemory
 from fedmef_dist.session.opening import opening_lines
@@ -53,10 +55,25 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Summary:
-    """A finished run: the content of its summary.json, and where it lies."""
+    """A finished run: the content of its summary.json, and where it lies. Shown, it is one line or a table."""
 
     run_dir: Path
     values: dict[str, Any]
+
+    def __str__(self) -> str:
+        """Rounds, accuracy, time, digest and directory in one line."""
+        values = self.values
+        accuracy = values["eval/accuracy_last"]  # a callback may stop a run before anything is evaluated
+        return (
+            f"{values['rounds']} rounds, accuracy {'not measured' if accuracy is None else f'{accuracy:.4f}'}, "
+            f"{values['time/total']:.1f} s, digest {values['model/digest'][:16]}, results in {self.run_dir}"
+        )
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook, and below it every value."""
+        cells = ((escape(key), escape(str(value))) for key, value in self.values.items())
+        rows = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in cells)
+        return f"<p>{escape(str(self))}</p><details><summary>summary.json</summary><table>{rows}</table></details>"
 
 
 def run_command(
@@ -81,7 +98,7 @@ def run_command(
                 summary = simulate(config, group, run_dir or default_run_dir(config, os.environ), resume, interruption)
             if group.rank == 0 and not quiet:
                 try:
-                    print(_closing_line(summary), flush=True)
+                    print(summary, flush=True)
                 except OSError:  # a closed pipe: the files have it all
                     give_up_output()
 
@@ -97,7 +114,7 @@ def run(
     trackers: Sequence[Any] = (),
     callbacks: Sequence[Any] = (),
 ) -> Summary:
-    """One simulation from Python, under any launcher.
+    """One simulation from Python, under any launcher; it leaves threads, environment and signal handlers as they were.
 
     Objects take the place of what the configuration names, or join it (trackers and callbacks); config.yaml records
     their names. Under a launcher every rank gives its own, and all must be alike; of a module rank 0's weights count.
@@ -118,7 +135,7 @@ def run(
         UserError: something in the configuration, the data or the run directory is wrong.
         SystemExit: USR1, USR2, TERM, INT or HUP stopped the run early, with status 75 and a checkpoint.
     """
-    with listening() as interruption, open_group(detect(os.environ), config.runtime) as group:
+    with caller_as_before(), listening() as interruption, open_group(detect(os.environ), config.runtime) as group:
         loan = Loan(method, share_weights(model, group), dataset, trackers, callbacks)
         with lent(loan.objects):
             settled = loan.apply(config)
@@ -257,7 +274,7 @@ def _tracking(
             state,
             cohort=simulation.group.watch.cohort,
             opening=opening,
-            details=lambda: _details(simulation),
+            details=lambda: histogram_data(simulation),
             nodes=nodes_of(simulation.group.environment),
         )
         tracker = Trackers([opened, Progress(owner)])
@@ -267,7 +284,7 @@ def _tracking(
         tracker.close()
 
 
-def _details(simulation: Simulation) -> dict[str, np.ndarray]:
+def histogram_data(simulation: Simulation) -> dict[str, np.ndarray]:
     """What histograms are made of: the losses of the round's clients, the densities of the layers."""
     space, losses = simulation.space, simulation.client_losses
     sizes = zip(space.layers, space.layer_counts(), strict=True)
@@ -311,12 +328,3 @@ def _summary(simulation: Simulation, memory: RunMemory | None) -> dict[str, Any]
             **versions(group.device),
         },
     }
-
-
-def _closing_line(summary: Summary) -> str:
-    values = summary.values
-    accuracy = values["eval/accuracy_last"]  # a callback may stop a run before anything is evaluated
-    return (
-        f"{values['rounds']} rounds, accuracy {'not measured' if accuracy is None else f'{accuracy:.4f}'}, "
-        f"{values['time/total']:.1f} s, digest {values['model/digest'][:16]}, results in {summary.run_dir}"
-    )

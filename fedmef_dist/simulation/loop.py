@@ -127,6 +127,7 @@ class Simulation:
         return MethodContext(
             base_rate=config.optimizer.lr,
             momentum=config.optimizer.momentum,
+            plain_sgd=config.optimizer.name == "sgd" and not config.optimizer.momentum,
             rounds=config.federation.rounds,
             seed=config.seed,
             clients=config.federation.clients,

@@ -103,8 +103,6 @@ class WandbTracker(Tracker):
             if self._settings.mode == "offline":
                 raise
             _tell(f"is offline: {first_line(error)}; `fedmef-dist wandb-sync {self._run_dir}` uploads later")
-        # The failed attempt still claims the id until its service has gone.
-        wandb.teardown(exit_code=1)
         return self._start("offline")
 
     def _start(self, mode: Mode) -> WandbRun:

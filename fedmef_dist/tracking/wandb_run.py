@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import subprocess
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -38,6 +39,7 @@ _PRIVATE: dict[str, Any] = {
     "disable_code": True,
     "save_code": False,
     "disable_job_creation": True,
+    "reinit": "create_new",  # a run that the caller has open stays as it is
     "x_disable_meta": True,
     "x_disable_stats": True,
     "x_disable_machine_info": True,
@@ -155,8 +157,9 @@ class WandbRun:
             self._run.log_artifact(artifact)
 
     def finish(self) -> None:
-        """Send or write what is left."""
+        """Send or write what is left; the last of our runs also ends W&B's threads and service."""
         self._run.finish()
+        _USAGE.leave()
 
 
 class WandbNode:
@@ -173,6 +176,31 @@ class WandbNode:
     def finish(self) -> None:
         """Send what is left."""
         self._run.finish()
+        _USAGE.leave()
+
+
+class _Usage:
+    """How many of our runs this process has open: W&B has one service for all of them."""
+
+    def __init__(self) -> None:
+        self._runs, self._lock = 0, threading.Lock()
+
+    def enter(self) -> None:
+        """One more is about to be opened."""
+        with self._lock:
+            self._runs += 1
+
+    def leave(self) -> None:
+        """One is closed; behind the last, W&B's threads and service end, unless the caller has a run of his own."""
+        import wandb
+
+        with self._lock:
+            self._runs -= 1
+            if self._runs == 0 and wandb.run is None:
+                wandb.teardown()
+
+
+_USAGE = _Usage()
 
 
 def _init(values: Mapping[str, Any], config: Mapping[str, Any] | None) -> Any:
@@ -181,9 +209,13 @@ def _init(values: Mapping[str, Any], config: Mapping[str, Any] | None) -> Any:
     # Logging in talks before the run's own settings apply; this silences it for the whole process.
     wandb.setup(settings=wandb.Settings(silent=True))
     times = {"init_timeout": CONNECT_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True}
-    return wandb.init(
-        config=dict(config) if config is not None else None, settings=wandb.Settings(**{**_PRIVATE, **times, **values})
-    )
+    settings = wandb.Settings(**{**_PRIVATE, **times, **values})
+    _USAGE.enter()
+    try:
+        return wandb.init(config=dict(config) if config is not None else None, settings=settings)
+    except BaseException:
+        _USAGE.leave()  # the failed attempt would still claim the run's identity
+        raise
 
 
 def _where(settings: WandbSettings) -> dict[str, Any]:

@@ -1,7 +1,10 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
+from fedmef_dist.clients.adam import local_optimizer
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
@@ -137,3 +140,67 @@ def test_a_kept_momentum_forgets_what_is_pruned_within_a_round():
     sgd.step(0.1)
     torch.testing.assert_close(space.values, torch.tensor([0.85, -0.1, 0, 3.85, 4.85]))
     assert velocity.tolist() == [1.5, 1.0, 0.0, 1.5, 1.5]
+
+
+ADAMS = [
+    {"name": "adam"}, {"name": "adam", "weight_decay": 0.1, "beta1": 0.5}, {"name": "adamw", "weight_decay": 0.2},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", ADAMS)
+def test_adams_steps_are_those_of_torch_on_the_active_weights(options):
+    active = [True, False, True, True]
+    space = space_of([1.0, 2, -3, 4, 5], active)
+    theirs = nn.Parameter(space.values.clone())
+    kind = torch.optim.AdamW if options["name"] == "adamw" else torch.optim.Adam
+    decay = options.get("weight_decay", 0.0)
+    reference = kind([theirs], lr=0.1, weight_decay=decay, betas=(options.get("beta1", 0.9), 0.999))
+    ours = local_optimizer(space, OptimizerSettings(**options))
+    for step in range(4):
+        gradient = torch.randn(5, generator=torch.Generator().manual_seed(step))
+        space.gradient.copy_(gradient)
+        ours.step(0.1 if step % 2 else torch.tensor(0.1))
+        theirs.grad = gradient * torch.tensor([*active, True])
+        reference.step()
+        torch.testing.assert_close(space.values, theirs.detach())
+    assert space.values[1] == 0
+    assert [len(tensor) for tensor in ours.tensors] == [5, 5]
+    assert OptimizerSettings(**options).states == 2
+
+
+@pytest.mark.parametrize("options", [*ADAMS, {"name": "adamw", "prox_mu": 0.5}])
+def test_adams_steps_in_the_backward_pass_have_the_same_bits(options):
+    found = []
+    for in_backward in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(37, 19), nn.ReLU(), nn.Linear(19, 3))
+        space = ParameterSpace(model, ["0.weight"])
+        space.set_mask(Mask(torch.rand(space.n_prunable) < 0.5))
+        space.load(space.values.clone())
+        optimizer, inputs = local_optimizer(space, OptimizerSettings(**options)), torch.randn(4, 8, 37)
+        with optimizer.in_backward(0.1) if in_backward else nullcontext() as finish:
+            for batch in inputs:
+                space.gradient.zero_()
+                model(batch).square().sum().backward()
+                finish() if in_backward else optimizer.step(0.1)
+        found.append(space.values.clone())
+    assert torch.equal(*found)
+    assert optimizer.passes == 4
+    assert not found[0][: space.n_prunable][~space.mask.active].any()
+
+
+def test_what_a_client_prunes_leaves_adams_moments():
+    space = space_of([1.0, 2, 3, 4, 5], [True, True, True, False])
+    adam = local_optimizer(space, OptimizerSettings(name="adam"))
+    space.gradient.fill_(1.0)
+    adam.step(0.1)
+    space.set_mask(space.mask.next(torch.tensor([True, False, True, False])))
+    space.gradient.zero_()
+    adam.step(0.1)
+    assert space.values[1] == 0
+    assert [float(moment[1]) for moment in adam.tensors] == [0.0, 0.0]
+
+
+def test_momentum_is_refused_beside_adam():
+    with pytest.raises(ValueError, match="momentum is for sgd; adam has beta1 in its place"):
+        OptimizerSettings(name="adam", momentum=0.5)

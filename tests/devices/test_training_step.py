@@ -31,6 +31,7 @@ def test_memory_by_hand():
 def test_momentum_and_origin_are_state():
     state = training_step().measure().state_bytes
     assert training_step(momentum=0.9).measure().state_bytes == state + 4 * PARAMETERS
+    assert training_step(name="adam").measure().state_bytes == state + 8 * PARAMETERS
     assert training_step(momentum=0.9, prox_mu=0.1).measure().state_bytes == state + 8 * PARAMETERS
 
 

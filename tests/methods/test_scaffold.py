@@ -55,12 +55,16 @@ def test_what_is_remembered_comes_back():
 
 def test_momentum_is_refused():
     with pytest.raises(UserError) as caught:
-        make(Pair(make).space, MethodContext(momentum=0.9))
+        make(Pair(make).space, MethodContext(momentum=0.9, plain_sgd=False))
     assert str(caught.value).split("\n") == [
         "control variates need plain SGD",
         "where: optimizer.momentum",
         "mend: set it to 0",
     ]
+    with pytest.raises(
+        UserError, match=r"control variates need plain SGD\nwhere: optimizer\.name\nmend: set it to sgd"
+    ):
+        started(tiny(method={"name": "scaffold"}, optimizer={"name": "adam"}), alone())
     with pytest.raises(UserError, match="control variates need plain SGD"):
         started(tiny(method={"name": "scaffold"}, optimizer={"momentum": 0.5}), alone())
 

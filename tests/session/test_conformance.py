@@ -41,6 +41,10 @@ def test_the_methods_of_the_package_keep_them(name):
     assert broken(name) == {}
 
 
+def test_adam_keeps_them_too():
+    assert broken("fedmef", "optimizer={name: adamw, lr: 0.01, weight_decay: 0.1}") == {}
+
+
 def test_balanced_fedmef_keeps_them():
     rules = "first_mask=even swap=filter rank_by=acting extrusion_target=mean growth=summed"
     assert broken("fedmef", *(f"method.{rule}" for rule in rules.split())) == {}
