@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import mlflow
+import mlflow  # type: ignore[import-not-found,unused-ignore]
 
 from fedmef_dist.api import Metrics, Tracker
 

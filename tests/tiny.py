@@ -53,6 +53,9 @@ class Recorder:
     def log(self, metrics):
         self.rounds.append(dict(metrics))
 
+    def saved(self, folder):
+        pass
+
     def state(self):
         return {}
 

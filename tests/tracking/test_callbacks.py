@@ -307,30 +307,34 @@ OWN = (
 def test_own_callbacks_decide_the_same_on_one_to_three_ranks_and_after_a_resume(tmp_path):
     """The digest holds the rates of all rounds; the kept checkpoint is that of the round with the least loss."""
 
-    def play(group, folder, rounds, checkpoint=None):
+    def made(group, folder, rounds):
         config = tiny(federation={"rounds": rounds}, checkpoint={"every": 100, "keep": 1}, callbacks=[*OWN])
-        run = Run(config, group, folder if group.rank == 0 else folder / "others")
+        return Run(config, group, folder / str(group.rank))
+
+    def play(run, checkpoint=None):
         if checkpoint is None:
             run.start()
         else:
             restore(run, checkpoint)
         tracker = Recorder()
         run.run(tracker)
-        return run, tracker.rounds
+        return tracker.rounds
 
     def facts(run):
         callbacks = run.callbacks
         return run.round, run.server.digest(), callbacks.rate_factor, callbacks.kept_round, callbacks.stopped
 
-    alone_, rounds = play(alone(), tmp_path / "1", 9)
-    best = min(rounds, key=lambda line: line["train/loss"])["round"]
-    assert (alone_.round, alone_.callbacks.kept_round) == (5, best)
-    assert alone_.store.rounds() == sorted({best, 5})
+    single = made(alone(), tmp_path / "1", 9)
+    best = min(play(single), key=lambda line: line["train/loss"])["round"]
+    assert (single.round, single.callbacks.kept_round) == (5, best)
+    assert single.store.rounds() == sorted({best, 5})
     for ranks in (2, 3):
         team = ThreadRanks(ranks)
-        runs = team.run(team.groups, lambda group, ranks=ranks: play(group, tmp_path / str(ranks), 9)[0])
-        assert [facts(run) for run in runs] == [facts(alone_)] * ranks
-    first, _ = play(alone(), tmp_path / "parts", 3)
-    second, _ = play(alone(), tmp_path / "parts", 9, first.store.load_newest())
-    assert facts(second) == facts(alone_)
-    assert second.store.rounds() == alone_.store.rounds()
+        runs = [made(group, tmp_path / str(ranks), 9) for group in team.groups]  # one after another: see conformance
+        team.run(runs, play)
+        assert [facts(run) for run in runs] == [facts(single)] * ranks
+    first, second = made(alone(), tmp_path / "parts", 3), made(alone(), tmp_path / "parts", 9)
+    play(first)
+    play(second, first.store.load_newest())
+    assert facts(second) == facts(single)
+    assert second.store.rounds() == single.store.rounds()
