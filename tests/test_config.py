@@ -179,7 +179,7 @@ def test_minutes_and_seconds_are_no_number(refusal):
         ("optimizer: {momentum: 1}", "optimizer.momentum: must be below 1, got 1"),
         ("method: {density: 1.5}", "method.density: must be 1 or less, got 1.5"),
         ("method: {density: low}", "method.density: must be a number, got 'low'"),
-        ("method: [1]", "method: "),
+        ("method: [1]", "method: must be a section such as {key: value}, got [1]"),
         ("federation: 3", "federation: "),
         ("federation:", "federation: "),
         ("data: {dataset: 3}", "data.dataset: must be one of digits, "),

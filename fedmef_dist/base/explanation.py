@@ -21,6 +21,7 @@ _MUST_BE = {
     "list_type": "a list such as [a, b]",
     "dict_type": "a section such as {{key: value}}",
     "model_type": "a section such as {{key: value}}",
+    "model_attributes_type": "a section such as {{key: value}}",
     "greater_than": "above {gt}",
     "greater_than_equal": "{ge} or more",
     "less_than": "below {lt}",
