@@ -32,7 +32,7 @@ from fedmef_dist.runs.owner_record import ProcessIdentity
 from fedmef_dist.session import beginning, session
 from fedmef_dist.simulation.loop import Simulation
 from fedmef_dist.sums.round_sum import RoundResult, RoundSum
-from fedmef_dist.tracking import METRICS, jsonl, tracker
+from fedmef_dist.tracking import METRICS, WandbSettings, jsonl, tracker
 
 ROUNDS, CLIENTS, BATCHES, BATCH_SECONDS = 4, 4, 2, 0.25
 TREE = {"federation": {"rounds": ROUNDS}, "optimizer": {"schedule": "constant"}}
@@ -326,7 +326,9 @@ def session_parts(world: Any) -> dict[str, Any]:
     return {
         "Simulation": Toy,
         "CheckpointStore": NotedStore,
-        "Callbacks": lambda *_: SimpleNamespace(**dict.fromkeys(CALLS, lambda *_: None), stopped=False),
+        "Callbacks": lambda *_: SimpleNamespace(
+            **dict.fromkeys(CALLS, lambda *_: None), stopped=False, wants_save=False, kept_round=None
+        ),
         "RunMemory": lambda _: SimpleNamespace(news=dict),
         "opening_lines": lambda *_: [],
         "to_tree": lambda _: TREE,
@@ -347,7 +349,7 @@ def configuration(world: Any) -> Any:
     return SimpleNamespace(
         world=world,
         checkpoint=SimpleNamespace(every=draw([1, 2, 3]), keep=draw([1, 2]), grace=draw([1.0, 20.0])),
-        tracking=SimpleNamespace(timeline=False),
+        tracking=SimpleNamespace(timeline=False, wandb=WandbSettings()),
         callbacks=[],
         fork=None,
         federation=SimpleNamespace(rounds=ROUNDS),
