@@ -50,7 +50,7 @@ class Convolution(NamedTuple):
         """In how many parts the weight's gradient is best made: a power of two, 1 where it is not large.
 
         oneDNN makes it in blocks of 16 x 16 channels, then lays it out twice. Each output channel's is a sum of its
-        own, so parts have the bits of the whole.
+        own, so parts are as exact as the whole; the number depends on shapes alone, as bits may on the number.
         """
         outputs, inputs, *kernel = weight.shape
         block = ceil(outputs / self.groups / 16) * ceil(inputs / 16) * 256 * kernel[0] * kernel[1]
