@@ -22,7 +22,14 @@ from fedmef_dist.report.page_lines import accuracy_lines, client_lines, cost_lin
 from fedmef_dist.report.page_spans import SpanChart, span_charts
 from fedmef_dist.report.pages import render
 from fedmef_dist.report.rendering import Table
-from fedmef_dist.report.tables import accuracy_table, adjustment_tables, costs_table, memory_table, target_tables
+from fedmef_dist.report.tables import (
+    accuracy_table,
+    adjustment_tables,
+    costs_table,
+    mask_tables,
+    memory_table,
+    target_tables,
+)
 from fedmef_dist.report.targets import AccuracyTarget
 
 
@@ -116,7 +123,7 @@ def _sections(
             lines=mask_lines(groups),
             strips=strips,
             strip_keys=keys,
-            tables=adjustment_tables(groups),
+            tables=[*mask_tables(groups), *adjustment_tables(groups)],
         ),
         Section(
             "clients",

@@ -101,6 +101,7 @@ def test_every_section_of_a_single_run(make_run):
     assert sections == {one["href"].removeprefix("#") for one in page.all("a")} - {"content"}
     assert {"Clients: worst tenth", "Change of the mask", "Time of a round"} <= page.charts().keys()
     assert [one["data-name"] for one in page.all("svg") if "data-strip" in one] == ["conv", "fc"]
+    assert {"How masks move", "Accuracy around an adjustment of the mask"} <= {*page.data["h3"]}
     assert page.all("button") == []  # a single group needs no legend
 
 
