@@ -74,7 +74,7 @@ def simulate(predictor: Predictor, ranks: int, cohort: int, directory: Path) -> 
     Raises:
         UserError: there is no simulator, or it fails.
     """
-    program = find_simulator()
+    program, directory = find_simulator(), directory.resolve()
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     model, network, samples = predictor.model, predictor.network(ranks), predictor.samples(cohort)
@@ -120,8 +120,9 @@ def _replay(program: str, directory: Path, ranks: int, algorithm: str) -> float:
     choice = [f"--cfg=smpi/allreduce:{_SMPI_NAMES[algorithm]}"] if algorithm in _SMPI_NAMES else []
     files = ["-hostfile", directory / "hosts", "-platform", directory / "platform.xml"]
     command = [program, "-np", str(ranks), *files, *_OPTIONS, *choice, "-replay", directory / "traces"]
+    # In its folder, where it leaves files of its own if it is stopped.
     done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, errors="replace", check=False
+        [*map(str, command)], cwd=directory, capture_output=True, text=True, errors="replace", check=False
     )
     found = re.search(r"Simulation time ([0-9.e+-]+)", done.stdout + done.stderr)
     if done.returncode or found is None:
