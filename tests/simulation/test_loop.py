@@ -30,6 +30,7 @@ EVERY_ROUND = {
     "time/adjust",
     "time/eval",
     "time/imbalance",
+    "time/imbalance_bound",
     "cluster/reduce_bytes",
     "clients/trained",
     "clients/refused",
