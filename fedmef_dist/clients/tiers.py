@@ -60,6 +60,8 @@ class Tiers:
     def __init__(self, settings: Sequence[TierSettings], space: ParameterSpace, seed: int, refusal: str | None) -> None:
         self.space, self.seed = space, seed
         self._bounds = np.cumsum([tier.share for tier in settings])
+        if settings and np.isclose(self._bounds[-1], 1):
+            self._bounds[-1] = 1.0
         self._targets = [round(tier.density * space.n_parameters) - space.n_dense for tier in settings]
         self._last: tuple[RoundPlan, Mask, list[TierRound]] | None = None
         if not settings:
@@ -80,6 +82,11 @@ class Tiers:
     def __len__(self) -> int:
         """How many there are, the clients that no tier claims counted as one; 0 without tiers."""
         return len(self._targets) + 1 if self._targets else 0
+
+    @property
+    def populated(self) -> int:
+        """How many have clients: all but the last one, where the others' shares add up to 1."""
+        return len(self) - int(bool(self._targets) and self._bounds[-1] == 1)
 
     def of(self, clients: np.ndarray) -> np.ndarray:
         """Each client's tier, int64 (n,); it stays in it for the whole run."""

@@ -341,9 +341,9 @@ class Simulation:
         return metrics
 
     def parts_of_tiers(self) -> list[TierRound]:
-        """What each tier would be sent next; nothing without tiers."""
+        """What each tier that has clients would be sent next; nothing without tiers."""
         plan = RoundPlan(self.round, self.server.values)
-        return self.tiers.round(plan, self.space.mask) if len(self.tiers) else []
+        return self.tiers.round(plan, self.space.mask)[: self.tiers.populated] if len(self.tiers) else []
 
     def describe(self, cohort: Cohort, result: RoundResult, phases: Phases) -> Metrics:
         """Who took part in the round, and where its time went."""

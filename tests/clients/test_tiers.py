@@ -53,6 +53,15 @@ def test_the_average_is_over_those_that_hold_a_weight():
     torch.testing.assert_close(merged, vector({**WEIGHTS, 1: 0.5, 2: 0.5}))
 
 
+def test_shares_that_add_up_to_one_leave_nobody_over():
+    space, tiers = example()
+    assert tiers.populated == len(tiers) == 2
+    shares = [0.1] * 10  # whose sum is 1 less a rounding error
+    all_claimed = Tiers([TierSettings(share=share, density=0.5) for share in shares], space, 0, None)
+    assert (all_claimed.populated, len(all_claimed)) == (10, 11)
+    assert set(all_claimed.of(np.arange(4000))) == set(range(10))
+
+
 def test_clients_stay_in_their_tier():
     space, _ = example()
     settings = [TierSettings(share=0.25, density=0.45), TierSettings(share=0.5, density=0.5)]
