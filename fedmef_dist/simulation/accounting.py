@@ -62,9 +62,8 @@ class Accounting:
             costs = [self._costs(part, plan, tier.mask, varied_bytes, tier.is_part) for part, tier in parts]
             wire = WireBytes(sum(cost.up for cost, _ in costs), sum(cost.down for cost, _ in costs))
             flops = sum((found for _, found in costs[1:]), costs[0][1])
-            for number, ((part, tier), (sent, computed)) in enumerate(
-                [*zip(parts, costs, strict=True)][: self.tiers.populated]
-            ):
+            for number in range(self.tiers.populated):
+                (part, tier), (sent, computed) = parts[number], costs[number]
                 metrics |= {
                     f"tier{number}/clients": len(part.clients),
                     f"tier{number}/density": (tier.mask.count + self.space.n_dense) / self.space.n_parameters,
