@@ -120,6 +120,8 @@ class Owner:
             return
         if self._begun:
             self._write("finished" if self.finished else "stopped", durable=True)
+            if self._found.content is None:  # whoever removes the record by hand need not wait
+                self._succession.give_back()
             return
         if self._found.content is None:
             (self._run_dir / OWNER).unlink(missing_ok=True)
