@@ -6,7 +6,9 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -126,7 +128,7 @@ def scale(
     files = ["scaling.md", "scaling.csv", "cost_model.json", "timeline.json"]
     write_text(directory / "scaling.md", "\n\n".join(sections) + "\n")
     write_text(directory / "scaling.csv", comma_separated(results))
-    write_json(directory / "cost_model.json", asdict(found.model))
+    write_json(directory / "cost_model.json", _finite(asdict(found.model)))
     _write_timeline(study.strong[-1], directory)
     files += [plot.name for plot in save_plots(study, results, directory)]
     plots = save_prediction_plots(predictor, study.strong[0].cohort, predicted, simulated, directory)
@@ -182,3 +184,12 @@ def _head(path: Path, overrides: Sequence[str], place: LaunchSite) -> str:
         f"fedmef_dist {VERSION}, torch {torch.__version__}, Python {platform.python_version()}.\n\n"
         f"Configuration: {markdown_code(' '.join([path.name, *overrides]))}."
     )
+
+
+def _finite(tree: Any) -> Any:
+    """A tree of plain values for JSON: null for the bandwidth of a link on which nothing takes time."""
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not isfinite(tree) else tree

@@ -36,7 +36,8 @@ def ready_scripts() -> dict[str, str]:
         "scaling": (
             replace(_JOB, name="fedmef-scaling", nodes=2),
             "Scaling study over the allocation, one step a point",
-            "CONFIG --ranks 1,2,4,8 --clients 100,1000 [--out DIR]",
+            "CONFIG --ranks 1,2,4,8 --clients 100,1000 [--out DIR]\n#     [--predict 64,512,4096 --cluster "
+            "configs/clusters/FILE.yaml [--simulate]]; what was measured before a preemption stays.",
             'finish "$PYTHON" -m fedmef_dist scale "$@"',
         ),
     }

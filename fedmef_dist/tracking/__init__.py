@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedmef_dist.base.notices import tell
 from fedmef_dist.cluster.progress import CohortProgress
 from fedmef_dist.tracking.console import console_tracker
 from fedmef_dist.tracking.guest import guarded, open_guests
@@ -55,5 +56,8 @@ def open_trackers(
         trackers.append(guarded("tensorboard", lambda: TensorboardTracker(run_dir, done)))
     trackers += open_guests(settings.trackers, run_dir, config, None if resume_round is None else state)
     if settings.console:
-        trackers.append(console_tracker(total_rounds, resume_round, cohort, opening))
+        try:
+            trackers.append(console_tracker(total_rounds, resume_round, cohort, opening))
+        except OSError as error:
+            tell(f"the console stopped: {error.strerror}; the run goes on")
     return Trackers(trackers)

@@ -295,4 +295,4 @@ def test_parts_of_a_large_weight_have_the_gradients_of_the_whole(channels, outpu
         found.append([source.grad, *(parameter.grad for parameter in module.parameters())])
     # The same bits on an AMD EPYC; oneDNN sums in another order on some other processors.
     for part, whole in zip(*found, strict=True):
-        torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-5)
+        assert (part - whole).abs().max() <= 1e-5 * whole.abs().max()

@@ -41,7 +41,7 @@ def undisturbed(config, launchers, tmp_path_factory):
     """
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
     run = command(launchers["single"], 1, config, run_dir)
-    with started(run, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))) as process:
+    with started(run, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))) as process:
         _, err = process.communicate(timeout=200)
     assert process.returncode == 2, err
     assert err.count(" cannot be written: File too large; the run goes on") == 2
@@ -50,7 +50,7 @@ def undisturbed(config, launchers, tmp_path_factory):
     assert "missing in metrics.jsonl: File too large" in err
     assert not any((run_dir / "checkpoints").iterdir())
     assert not (run_dir / "summary.json").exists()
-    assert (run_dir / "metrics.jsonl").stat().st_size <= 2500
+    assert (run_dir / "metrics.jsonl").stat().st_size <= 3000
     with started(run) as process:
         _, err = process.communicate(timeout=200)
     assert (process.returncode, err) == (0, "")
@@ -76,7 +76,8 @@ def test_a_second_start_is_refused_and_does_the_first_one_no_harm(config, launch
         second = launch(
             "torchrun", 2, "-m", "fedmef_dist", "run", config, "federation.rounds=900", "--run-dir", run_dir
         )
-        assert second.stderr.count(f"another run is writing here: on {os.uname().nodename}, pid ") == 1
+        before_torchruns_report = second.stderr.partition("=====")[0]
+        assert before_torchruns_report.count(f"another run is writing here: on {os.uname().nodename}, pid ") == 1
         os.kill(rank_processes(process.pid)[1], signal.SIGUSR1)
         _, err = process.communicate(timeout=100)
     assert process.returncode == 75, err
