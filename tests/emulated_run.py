@@ -20,6 +20,7 @@ import emulated_device
 import torch
 from tiny import alone, tiny
 
+from fedmef_dist.cluster.ending import end_with
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.thread_ranks import ThreadTransport, _Meeting
@@ -204,4 +205,6 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    # A device has a thread of its own in autograd, which lets go of the recorder some time after a step has ended; the
+    # interpreter's own end aborts where that thread asks for it then.
+    end_with(main)
