@@ -7,7 +7,7 @@ of largest aggregated gradient. Scaled activation pruning (section 3.3) lives in
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -35,11 +35,34 @@ from fedmef_dist.sparsity.swaps import random_inactive, swap_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 from fedmef_dist.wire.encodings import InFilters
 
+# The keys that a form fixes, each with its value.
+FORMS: Mapping[str, Mapping[str, str]] = {
+    "published": {
+        "first_mask": "layer",
+        "swap": "layer",
+        "rank_by": "weight",
+        "extrusion_target": "zero",
+        "growth": "gradient",
+    },
+    "balanced": {
+        "first_mask": "even",
+        "swap": "filter",
+        "rank_by": "acting",
+        "extrusion_target": "mean",
+        "growth": "summed",
+    },
+}
+
 
 class FedMefSettings(SwappingSettings, RandomStartSettings):
     """Section ``method`` with ``name: fedmef``."""
 
     name: Literal["fedmef"] = Field("fedmef", description="federated dynamic pruning with little memory")
+    form: Literal["published", "balanced"] | None = Field(
+        None,
+        description="sets five keys at once: the paper's (first_mask layer, swap layer, rank_by weight, extrusion_target "
+        "zero, growth gradient), or balanced within filters (even, filter, acting, mean, summed)",
+    )
     extrusion: bool = Field(True, description="budget-aware extrusion in adjusting rounds; off for ablation")
     extrusion_lambda: float = Field(
         1.0, ge=0, description="strength of the penalty on marked weights; above 1 / (2 lr) it overshoots"
@@ -62,6 +85,19 @@ class FedMefSettings(SwappingSettings, RandomStartSettings):
         "by channel, or at random, for which nothing travels",
     )
     gradient_batches: int = Field(1, ge=1, description="batches for the gradient of inactive weights")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_form(cls, given: Any) -> Any:
+        form = given.get("form") if isinstance(given, Mapping) else None
+        if not isinstance(form, str) or form not in FORMS:
+            return given
+        for key, value in FORMS[form].items():
+            if given.get(key, value) != value:
+                raise ValueError(
+                    f"{key}: {given[key]} is not of form: {form}, which has {value}; leave out one of the two"
+                )
+        return {**given, **FORMS[form]}
 
     @model_validator(mode="after")
     def _extrusion_fits_marking(self) -> "FedMefSettings":

@@ -16,7 +16,7 @@ from torch import nn
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
 from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.methods.base import MethodContext
-from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
+from fedmef_dist.methods.fedmef import FORMS, FedMef, FedMefSettings
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.wire.layer_encoding import FP32
 from fedmef_dist.wire.ranges import prunable
@@ -207,3 +207,14 @@ def test_only_where_filters_keep_their_counts_a_new_mask_travels_without_them(sw
 def test_contradicting_settings_are_refused():
     with pytest.raises(ValidationError, match="extrusion is off"):
         FedMefSettings(extrusion=False, extrusion_lambda=3.0)
+
+
+def test_a_form_sets_its_keys_and_refuses_others():
+    balanced = FedMefSettings(form="balanced")
+    assert {key: getattr(balanced, key) for key in FORMS["balanced"]} == FORMS["balanced"]
+    assert FedMefSettings(form="published") == FedMefSettings().model_copy(update={"form": "published"})
+    assert FedMefSettings(**balanced.model_dump()) == balanced
+    with pytest.raises(ValidationError, match="swap: layer is not of form: balanced, which has filter"):
+        FedMefSettings(form="balanced", swap="layer")
+    with pytest.raises(ValidationError, match="'published' or 'balanced'"):
+        FedMefSettings(form="even")
