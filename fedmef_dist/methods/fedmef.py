@@ -60,8 +60,8 @@ class FedMefSettings(SwappingSettings, RandomStartSettings):
     name: Literal["fedmef"] = Field("fedmef", description="federated dynamic pruning with little memory")
     form: Literal["published", "balanced"] | None = Field(
         None,
-        description="sets five keys at once: the paper's (first_mask layer, swap layer, rank_by weight, extrusion_target "
-        "zero, growth gradient), or balanced within filters (even, filter, acting, mean, summed)",
+        description="sets five keys at once: the paper's (first_mask layer, swap layer, rank_by weight, "
+        "extrusion_target zero, growth gradient), or balanced within filters (even, filter, acting, mean, summed)",
     )
     extrusion: bool = Field(True, description="budget-aware extrusion in adjusting rounds; off for ablation")
     extrusion_lambda: float = Field(
