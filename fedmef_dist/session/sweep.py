@@ -35,15 +35,12 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class SweepSettings(Settings):
-    """A grid file: one run of ``config`` for every combination of the values in ``grid``, and for each of ``arms``."""
+    """A grid file: one run of ``config`` for every combination of the values in ``grid``."""
 
     config: str = Field(min_length=1, description="YAML file with the configuration, as seen from the grid file")
     runs: str = Field(min_length=1, description="folder that gets a run directory for each cell")
     grid: dict[str, list[Value]] = Field(
         min_length=1, description="key of the configuration -> its values; the first key varies slowest"
-    )
-    arms: dict[str, dict[str, Value]] = Field(
-        {}, description="name -> what this contestant sets, any keys; each runs at every combination of the grid"
     )
 
 
@@ -110,24 +107,20 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             the configuration that it names cannot be read.
     """
     settings = _read(path)
-    amount = prod(map(len, settings.grid.values())) * max(1, len(settings.arms))
+    amount = prod(map(len, settings.grid.values()))
     if amount == 0:
         raise _wrong(path, "a key of the grid has no values", "give each key a list such as [0.1, 0.2]")
     if amount > _MOST_CELLS:
         raise _wrong(path, f"the grid has {amount:,} cells", f"divide it: {_MOST_CELLS:,} are the most")
-    for arm, changes in settings.arms.items():
-        if twice := sorted(changes.keys() & settings.grid.keys()):
-            raise _wrong(path, f"arm {arm} sets {twice[0]}, and so does the grid", "leave one of the two out")
     runs = plain_path(home_expanded(settings.runs), f"runs in {path}")
-    values = [dict(zip(settings.grid, row, strict=True)) for row in itertools.product(*settings.grid.values())]
-    contestants = itertools.product(values, settings.arms.items() or [("", {})])
+    keys = list(settings.grid)
     cells = tuple(
-        _cell(number, runs, chosen, arm, changes, overrides)
-        for number, (chosen, (arm, changes)) in enumerate(contestants)
+        _cell(number, runs, keys, values, overrides)
+        for number, values in enumerate(itertools.product(*settings.grid.values()))
     )
     name, times = Counter(cell.run_dir.name for cell in cells).most_common(1)[0]
     if times > 1:
-        raise _wrong(path, f"two cells have the run directory {name}", "give each value once, and arms distinct names")
+        raise _wrong(path, f"two cells have the run directory {name}", "give each value once")
     return Sweep(path, ConfigFile(path.parent / home_expanded(settings.config)), cells)
 
 
@@ -138,7 +131,7 @@ def _read(path: Path) -> SweepSettings:
         problem = error.errors(include_url=False)[0]
         # Beyond the list's index the location names the types that were tried.
         key = ".".join(str(part) for part in problem["loc"][:3]) or "grid file"
-        mend = "a grid file has the keys config, runs, grid: {key: [value, ...]} and perhaps arms: {name: {key: value}}"
+        mend = "a grid file has the keys config, runs and grid: {key: [value, ...]}"
         raise _wrong(path, f"{key}: {problem['msg']}", mend) from None
 
 
@@ -146,16 +139,14 @@ def _wrong(path: Path, what: str, mend: str) -> UserError:
     return UserError(what, where=str(path), mend=mend)
 
 
-def _cell(
-    number: int, runs: Path, chosen: dict[str, Value], arm: str, changes: dict[str, Value], overrides: Sequence[str]
-) -> Cell:
-    shown = _short_names(list(chosen))
-    words = {key: f"{shown[key]}-{_word(value)}" for key, value in chosen.items()} | ({"": arm} if arm else {})
+def _cell(number: int, runs: Path, keys: list[str], values: Sequence[Value], overrides: Sequence[str]) -> Cell:
+    shown = _short_names(keys)
+    words = {key: f"{shown[key]}-{_word(value)}" for key, value in zip(keys, values, strict=True)}
     name = _UNSAFE.sub("-", "_".join(words.values()))
     alike = _UNSAFE.sub("-", "_".join(word for key, word in words.items() if key != "seed"))
+    changes = [f"{key}={json.dumps(value)}" for key, value in zip(keys, values, strict=True)]
     group = "/".join([runs.name, alike] if alike else [runs.name])[:_LONGEST_GROUP]
-    settings = tuple(f"{key}={json.dumps(value)}" for key, value in {**changes, **chosen}.items())
-    return Cell(number, runs / name, (f"name={name}", *overrides, *settings), group)
+    return Cell(number, runs / name, (f"name={name}", *overrides, *changes), group)
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:

@@ -58,19 +58,6 @@ def test_the_first_key_varies_slowest_and_names_come_from_the_values(write):
     )
 
 
-def test_every_arm_runs_at_every_combination_and_cells_of_a_seed_follow_each_other(write):
-    arms = "{still even: {method.name: static, method.first_mask: even}, balanced: {method.form: balanced}}"
-    sweep = load_sweep(write(f"{{seed: [3, 4], method.density: [0.5]}}\narms: {arms}"))
-    assert names(sweep) == [f"seed-{seed}_density-0.5_{arm}" for seed in (3, 4) for arm in ("still-even", "balanced")]
-    assert sweep.cells[2].overrides[1:] == (
-        'method.name="static"',
-        'method.first_mask="even"',
-        "seed=4",
-        "method.density=0.5",
-    )
-    assert [cell.group for cell in sweep.cells] == 2 * ["runs/density-0.5_still-even", "runs/density-0.5_balanced"]
-
-
 def test_keys_that_end_alike_are_written_out(write):
     assert names(load_sweep(write("{method.name: [fedavg], model.name: [cnn]}"))) == [
         "method.name-fedavg_model.name-cnn"
@@ -127,9 +114,6 @@ def test_a_damaged_summary_is_named(write, text):
         ("{seed: [1, 1]}", "two cells have the run directory seed-1"),
         ("{data.root: ['a/b', 'a:b']}", "two cells have the run directory root-a-b"),
         ("{seed: [1]}\nextra: 1", "extra: Extra inputs are not permitted"),
-        ("{seed: [1]}\narms: {a: {seed: 2}}", "arm a sets seed, and so does the grid"),
-        ("{seed: [1]}\narms: {a b: {}, a:b: {}}", "two cells have the run directory seed-1_a-b"),
-        ("{seed: [1]}\narms: [a]", "arms: Input should be a valid dictionary"),
     ],
 )
 def test_a_grid_that_is_none_is_refused(write, text, problem):
