@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Discriminator, Field, Tag, ValidationError
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.names import home_expanded, plain_path
@@ -29,19 +30,35 @@ from fedmef_dist.runs.directory import round_to_resume
 from fedmef_dist.runs.summary import read_summary
 
 Value = bool | int | float | str | None
+Grid = dict[str, list[Value]]
 _MOST_CELLS = 1_000_000
 _LONGEST_GROUP = 128
+_ONE, _SEVERAL = "one grid", "several grids"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
+def _kind_of(grid: Any) -> str:
+    return _SEVERAL if isinstance(grid, list) else _ONE
+
+
 class SweepSettings(Settings):
-    """A grid file: one run of ``config`` for every combination of the values in ``grid``."""
+    """A grid file: one run of ``config`` for every combination of the values in ``grid``, or in each of several."""
 
     config: str = Field(min_length=1, description="YAML file with the configuration, as seen from the grid file")
     runs: str = Field(min_length=1, description="folder that gets a run directory for each cell")
-    grid: dict[str, list[Value]] = Field(
-        min_length=1, description="key of the configuration -> its values; the first key varies slowest"
+    grid: Annotated[
+        Annotated[Annotated[Grid, Field(min_length=1)], Tag(_ONE)]
+        | Annotated[Annotated[list[Annotated[Grid, Field(min_length=1)]], Field(min_length=1)], Tag(_SEVERAL)],
+        Discriminator(_kind_of),
+    ] = Field(
+        description="key of the configuration -> its values; the first key varies slowest. Or a list of such grids, "
+        "one behind the other"
     )
+
+    @property
+    def grids(self) -> list[Grid]:
+        """All of them."""
+        return self.grid if isinstance(self.grid, list) else [self.grid]
 
 
 @dataclass(frozen=True)
@@ -107,17 +124,15 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             the configuration that it names cannot be read.
     """
     settings = _read(path)
-    amount = prod(map(len, settings.grid.values()))
-    if amount == 0:
+    amounts = [prod(map(len, grid.values())) for grid in settings.grids]
+    amount = sum(amounts)
+    if 0 in amounts:
         raise _wrong(path, "a key of the grid has no values", "give each key a list such as [0.1, 0.2]")
     if amount > _MOST_CELLS:
         raise _wrong(path, f"the grid has {amount:,} cells", f"divide it: {_MOST_CELLS:,} are the most")
     runs = plain_path(home_expanded(settings.runs), f"runs in {path}")
-    keys = list(settings.grid)
-    cells = tuple(
-        _cell(number, runs, keys, values, overrides)
-        for number, values in enumerate(itertools.product(*settings.grid.values()))
-    )
+    combinations = [(list(grid), values) for grid in settings.grids for values in itertools.product(*grid.values())]
+    cells = tuple(_cell(number, runs, keys, values, overrides) for number, (keys, values) in enumerate(combinations))
     name, times = Counter(cell.run_dir.name for cell in cells).most_common(1)[0]
     if times > 1:
         raise _wrong(path, f"two cells have the run directory {name}", "give each value once")
@@ -130,8 +145,9 @@ def _read(path: Path) -> SweepSettings:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         # Beyond the list's index the location names the types that were tried.
-        key = ".".join(str(part) for part in problem["loc"][:3]) or "grid file"
-        mend = "a grid file has the keys config, runs and grid: {key: [value, ...]}"
+        place = [str(part) for part in problem["loc"] if part not in (_ONE, _SEVERAL)]
+        key = ".".join(place[: 4 if _SEVERAL in problem["loc"] else 3]) or "grid file"
+        mend = "a grid file has the keys config, runs and grid: {key: [value, ...]}, or a list of such grids"
         raise _wrong(path, f"{key}: {problem['msg']}", mend) from None
 
 

@@ -58,6 +58,13 @@ def test_the_first_key_varies_slowest_and_names_come_from_the_values(write):
     )
 
 
+def test_several_grids_stand_one_behind_the_other(write):
+    sweep = load_sweep(write("[{method.name: [fedmef], method.density: [0.2, 0.4], seed: [0]}, {seed: [0, 1]}]"))
+    assert names(sweep) == ["name-fedmef_density-0.2_seed-0", "name-fedmef_density-0.4_seed-0", "seed-0", "seed-1"]
+    assert [cell.number for cell in sweep.cells] == [0, 1, 2, 3]
+    assert sweep.cells[3].overrides == ("name=seed-1", "seed=1")
+
+
 def test_keys_that_end_alike_are_written_out(write):
     assert names(load_sweep(write("{method.name: [fedavg], model.name: [cnn]}"))) == [
         "method.name-fedavg_model.name-cnn"
@@ -114,6 +121,11 @@ def test_a_damaged_summary_is_named(write, text):
         ("{seed: [1, 1]}", "two cells have the run directory seed-1"),
         ("{data.root: ['a/b', 'a:b']}", "two cells have the run directory root-a-b"),
         ("{seed: [1]}\nextra: 1", "extra: Extra inputs are not permitted"),
+        ("[]", "grid: List should have at least 1 item"),
+        ("[{seed: [1]}, {}]", "grid.1: Dictionary should have at least 1 item"),
+        ("[{seed: [1]}, {seed: [[1]]}]", "grid.1.seed.0: Input should be"),
+        ("[{seed: [1]}, {seed: []}]", "a key of the grid has no values"),
+        ("[{seed: [1]}, {seed: [1, 2]}]", "two cells have the run directory seed-1"),
     ],
 )
 def test_a_grid_that_is_none_is_refused(write, text, problem):
