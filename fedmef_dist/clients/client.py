@@ -15,7 +15,7 @@ from fedmef_dist.clients.loss import cross_entropy
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
 from fedmef_dist.clients.passes import Passes, Recorder
 from fedmef_dist.clients.plan import LocalClient, RoundPlan
-from fedmef_dist.clients.tiers import HELD, held_upload
+from fedmef_dist.clients.tiers import held_upload
 from fedmef_dist.cluster.gpu import Stopwatch
 from fedmef_dist.data.batches import Batch
 from fedmef_dist.layers.activation_pruning import forget_thresholds, prunings
@@ -135,7 +135,7 @@ class Client:
         client: LocalClient,
         state: Keepsake,
     ) -> tuple[Tensor, float | Tensor, dict[str, Upload]]:
-        space, work = self.space, plan.work
+        space, work, sent = self.space, plan.work, self.space.mask
         space.load(plan.values)
         work.begin(client)
         state.enter(space)
@@ -145,7 +145,7 @@ class Client:
         loss = self._descend(optimizer, islice(batches, steps), steps, rate, plan)
         state.leave(space)
         packed = space.pack(space.values, plan.returns_weights).clone()
-        held = {} if plan.round_mask is None else {HELD: held_upload(space)}
+        held = held_upload(plan, space, sent)
         gradient = self._gradient(islice(batches, work.gradient_batches), plan)
         if plan.round_mask is not None and plan.round_mask is not space.mask:
             space.set_mask(plan.round_mask)  # what grows is inactive in the server's model, not only here

@@ -105,7 +105,7 @@ class RoundPlan:
         mask_update: how the model travels with its mask to a client that knows an earlier mask of the run; None: as to
             one that knows none.
         round_mask: where tiers train parts of it, the round's mask, among whose inactive weights clients choose;
-            None: the mask that a client trains with.
+            None: the mask that a client trains with, or ends with where it changes its own.
     """
 
     round: int

@@ -2,10 +2,11 @@
 
 Devices differ, and FLASH (arXiv 2208.13092, hetero-FLASH) and SparsyFed (arXiv 2504.05153) give each a density of its
 own. A client of a tier below the model's density trains the largest weights of each layer, as the server's model has
-them; it is sent these, and sends these. The server averages a weight over those that hold it.
+them; it is sent these, and sends these. The server averages a weight over those that hold it. Where clients change
+masks of their own, each begins with its tier's part, and the method merges what they send.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,10 +19,11 @@ from fedmef_dist.clients.cohort import Cohort, TierSettings
 from fedmef_dist.clients.plan import RoundPlan
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest, share_out
-from fedmef_dist.wire.encodings import AtKnownPositions
+from fedmef_dist.wire.encodings import AtKnownPositions, Positions
 from fedmef_dist.wire.traffic import Upload, at_positions
 
-# The collection of clients' prunable weights, each client's under its tier's mask.
+# With tiers in every round: the weights that a client holds. Where clients have masks of their own these come with a
+# collection of the method's, and this one has positions alone, which the server knows.
 HELD = "held_weights"
 _WHERE = "federation.tiers"
 
@@ -52,13 +54,21 @@ class Tiers:
         space: the parameter space.
         seed: of the run.
         refusal: why the method cannot train parts of its mask; None: it can.
+        part: (a round's plan, a part of its mask) -> what clients do that train it.
 
     Raises:
         UserError: the method cannot, or a tier's density is out of reach.
     """
 
-    def __init__(self, settings: Sequence[TierSettings], space: ParameterSpace, seed: int, refusal: str | None) -> None:
-        self.space, self.seed = space, seed
+    def __init__(
+        self,
+        settings: Sequence[TierSettings],
+        space: ParameterSpace,
+        seed: int,
+        refusal: str | None,
+        part: Callable[[RoundPlan, Mask], RoundPlan] = lambda plan, mask: plan,
+    ) -> None:
+        self.space, self.seed, self._part_of = space, seed, part
         self._bounds = np.cumsum([tier.share for tier in settings])
         if settings and np.isclose(self._bounds[-1], 1):
             self._bounds[-1] = 1.0
@@ -104,11 +114,9 @@ class Tiers:
         )
 
     def round(self, plan: RoundPlan, mask: Mask) -> list[TierRound]:
-        """What each tier trains in a round with this mask. Raises UserError where the plan has no parts."""
+        """What each tier trains in a round with this mask."""
         if self._last is not None and self._last[0] is plan and self._last[1] is mask:
             return self._last[2]
-        if not plan.returns_weights:
-            raise UserError("the method's clients have masks of their own", where=_WHERE, mend="leave tiers out")
         found = [self._tier(plan, mask, target) for target in [*self._targets, mask.count]]
         self._last = plan, mask, found
         return found
@@ -116,11 +124,11 @@ class Tiers:
     def _tier(self, plan: RoundPlan, mask: Mask, target: int) -> TierRound:
         is_part = target < mask.count
         own = mask.next(self._largest(plan.values, mask, target)) if is_part else mask
-        values = plan.values
         if is_part:
-            values = values.clone()
+            values = plan.values.clone()
             values[: self.space.n_prunable].masked_fill_(~own.active, 0)
-        return TierRound(own, is_part, _held(self.space, replace(plan, values=values), own, mask))
+            plan = self._part_of(replace(plan, values=values), own)
+        return TierRound(own, is_part, _held(self.space, plan, own, mask))
 
     def _largest(self, values: Tensor, mask: Mask, target: int) -> Tensor:
         """The weights of largest magnitude, in each layer its share of ``target``, bool (n_prunable,)."""
@@ -151,11 +159,25 @@ class Tiers:
 
 def _held(space: ParameterSpace, plan: RoundPlan, own: Mask, mask: Mask) -> RoundPlan:
     counts = space.layer_counts(own)
-    weights = at_positions(HELD, space, counts, AtKnownPositions(space, own.active), has_votes=True)
-    return replace(plan, collections=(*plan.collections, weights), returns_weights=False, round_mask=mask)
+    if not plan.returns_weights:
+        held = at_positions(HELD, space, counts, Positions(), has_votes=True, travels=False)
+        return replace(plan, collections=(*plan.collections, held))
+    held = at_positions(HELD, space, counts, AtKnownPositions(space, own.active), has_votes=True)
+    return replace(plan, collections=(*plan.collections, held), returns_weights=False, round_mask=mask)
 
 
-def held_upload(space: ParameterSpace) -> Upload:
-    """A client's weights under the mask that it trained with."""
-    index = space.mask.index
-    return Upload(index, space.values[index])
+def held_upload(plan: RoundPlan, space: ParameterSpace, sent: Mask) -> dict[str, Upload]:
+    """A client's contribution to the weights that clients hold; nothing without tiers.
+
+    With a mask of its own it holds what it was sent, too, and so has a say where it has pruned.
+
+    Args:
+        plan: its tier's.
+        space: with the mask and values that the client ends with.
+        sent: the mask that it began with.
+    """
+    if plan.round_mask is not None:
+        return {HELD: Upload(space.mask.index, space.values[space.mask.index])}
+    if any(wanted.name == HELD for wanted in plan.collections):
+        return {HELD: Upload((sent.active | space.mask.active).nonzero().flatten())}
+    return {}

@@ -7,11 +7,13 @@ from typing import ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.clients.kept_state import KeptTensor
 from fedmef_dist.clients.plan import RoundPlan
+from fedmef_dist.clients.tiers import HELD
 from fedmef_dist.methods.preparation import Preparation
-from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sums.position_sum import Sums
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -79,6 +81,14 @@ class Received:
     clients: int
 
 
+def holders(sums: Mapping[str, Sums]) -> Tensor | None:
+    """The weight of the clients that hold each prunable weight, int64 (n_prunable,); None without tiers: all hold all.
+
+    A client with a mask of its own also holds what it was sent and has pruned.
+    """
+    return sums[HELD].votes if HELD in sums else None
+
+
 class Method(ABC, Generic[SettingsT]):
     """A federated algorithm over one parameter space.
 
@@ -106,6 +116,26 @@ class Method(ABC, Generic[SettingsT]):
     def refuses_tiers(self) -> str | None:
         """Why clients cannot train a part of the mask (``federation.tiers``); None: they can."""
         return None
+
+    def part(self, plan: RoundPlan, mask: Mask) -> RoundPlan:
+        """What clients do in a round that train ``mask``, a part of the round's (``federation.tiers``).
+
+        Where they change masks of their own, what they send is as long as that one has them send.
+
+        Args:
+            plan: the round's, with the values of the part alone.
+            mask: the part.
+
+        Raises:
+            UserError: clients have masks of their own, of which the method makes no parts.
+        """
+        if not plan.returns_weights:
+            raise UserError(
+                "this method has no tiers: its clients have masks of their own",
+                where="federation.tiers",
+                mend="leave tiers out",
+            )
+        return plan
 
     @abstractmethod
     def initial_mask(self, preparation: Preparation) -> Tensor:

@@ -7,6 +7,7 @@ count.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, TypeVar
 
 import torch
@@ -14,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmef_dist.clients.plan import LocalClient, LocalWork, RoundPlan
-from fedmef_dist.methods.base import MethodContext, Received
+from fedmef_dist.methods.base import MethodContext, Received, holders
 from fedmef_dist.methods.swapping import RandomStart, RandomStartSettings
-from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest
 from fedmef_dist.sparsity.growth import GrowthOrder
 from fedmef_dist.sparsity.schedule import AdjustmentSchedule
@@ -103,6 +104,34 @@ def prune_to_counts(space: ParameterSpace, magnitude: Tensor, counts: Sequence[i
     return active
 
 
+def union_of_masks(space: ParameterSpace, weights: Sums, held: Tensor | None) -> Tensor:
+    """Positions (bool (n_prunable,)) that some client keeps; with tiers also what none of them was sent.
+
+    Args:
+        space: the parameter space with the mask that was broadcast.
+        weights: what the clients sent, with votes.
+        held: see :func:`holders`.
+    """
+    assert weights.votes is not None
+    union = weights.votes > 0
+    return union if held is None else union | (space.mask.active & (held == 0))
+
+
+def before_others(space: ParameterSpace, union: Tensor, old: Tensor) -> Tensor:
+    """Scores (float32 (n_prunable,)) by which a union of masks that is too small is filled up.
+
+    Where clients train parts of the mask, what one of them grows may be active in the server's model, so that the union
+    has too few. Then the largest of those weights stay that its clients have pruned.
+
+    Args:
+        space: the parameter space with the mask that was broadcast.
+        union: bool (n_prunable,), which comes first.
+        old: float32 (total,), the state that was broadcast.
+    """
+    scores = old[: space.n_prunable].abs().masked_fill(~space.mask.active, -1)
+    return scores.masked_fill_(union, torch.finfo(scores.dtype).max / 2)
+
+
 class ClientMasks(RandomStart[ClientMaskSettingsT]):
     """From a random mask; on a schedule clients swap ``floor(zeta_r * a_l)`` weights of each layer."""
 
@@ -111,10 +140,6 @@ class ClientMasks(RandomStart[ClientMaskSettingsT]):
     def __init__(self, settings: ClientMaskSettingsT, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.schedule = self.adjustments()
-
-    def refuses_tiers(self) -> str | None:
-        """Clients swap as many weights as the round's mask has them do."""
-        return "its clients change masks of their own, all by the same counts"
 
     @abstractmethod
     def adjustments(self) -> AdjustmentSchedule:
@@ -132,39 +157,57 @@ class ClientMasks(RandomStart[ClientMaskSettingsT]):
         """In an adjusting round: clients swap, and send their weights with positions."""
         if not self.schedule.adjusts(round):
             return RoundPlan(round, values)
-        counts = swap_counts(self.space.layers, self.counts, self.schedule.share(round))
-        return RoundPlan(
-            round,
-            values,
-            self.local_swap(counts, values, GrowthOrder(self.context.seed, round)),
-            broadcasts=self.broadcasts(values),
-            collections=(at_positions(WEIGHTS, self.space, self.counts, WithMask(), has_votes=True),),
-            returns_weights=False,
-            adjusts=True,
+        plan = RoundPlan(round, values, broadcasts=self.broadcasts(values), returns_weights=False, adjusts=True)
+        return self._swapping(plan, self.counts)
+
+    def part(self, plan: RoundPlan, mask: Mask) -> RoundPlan:
+        """In an adjusting round a client swaps the same share of its part; it may grow anywhere outside of it."""
+        return self._swapping(plan, self.space.layer_counts(mask)) if plan.adjusts else plan
+
+    def _swapping(self, plan: RoundPlan, own: Sequence[int]) -> RoundPlan:
+        """The plan of an adjusting round for clients with so many weights in each layer."""
+        counts = swap_counts(self.space.layers, own, self.schedule.share(plan.round))
+        return replace(
+            plan,
+            work=self.local_swap(counts, plan.values, GrowthOrder(self.context.seed, plan.round)),
+            collections=(at_positions(WEIGHTS, self.space, own, WithMask(), has_votes=True),),
             swap_counts=counts,
         )
 
-    def union(self, weights: Sums) -> Tensor:
+    def union(self, weights: Sums, held: Tensor | None) -> Tensor:
         """Positions (bool (n_prunable,)) that are active after a round whose clients have masks of their own."""
-        assert weights.votes is not None
-        return weights.votes > 0
+        return union_of_masks(self.space, weights, held)
 
-    def merge(self, values: Tensor, weights: Sums) -> Tensor:
-        """One vector of prunable weights, float32 (n_prunable,), 0 outside :meth:`union`.
+    def merge(self, values: Tensor, weights: Sums, held: Tensor | None) -> Tensor:
+        """One vector of prunable weights, float32 (n_prunable,), right where a client keeps one.
 
         Args:
             values: float32 (total,), the state that was broadcast.
             weights: what the clients sent, with votes.
+            held: see :func:`holders`.
         """
         return weights.mean_of_voters()
 
     def aggregate(self, plan: RoundPlan, received: Received) -> tuple[Tensor, Tensor | None]:
-        """In an adjusting round the union of the clients' masks."""
+        """In an adjusting round the union of the clients' masks; what it has and nobody sent is as it was."""
         if plan.returns_weights:
             return received.average, None
-        weights = received.sums[WEIGHTS]
-        rest = received.average[self.space.n_prunable :]
-        return torch.cat([self.merge(plan.values, weights), rest]), self.union(weights)
+        weights, held = received.sums[WEIGHTS], holders(received.sums)
+        assert weights.votes is not None
+        union = self.union(weights, held)
+        if held is not None:
+            union = self._filled_up(union, plan.values)
+        merged, old = self.merge(plan.values, weights, held), plan.values[: self.space.n_prunable]
+        merged = torch.where(weights.votes > 0, merged, old).masked_fill_(~union, 0)
+        return torch.cat([merged, received.average[self.space.n_prunable :]]), union
+
+    def _filled_up(self, union: Tensor, old: Tensor) -> Tensor:
+        """The union, and in layers where it has too few what :func:`before_others` finds."""
+        scores, filled = before_others(self.space, union, old), union.clone()
+        for layer, count in zip(self.space.layers, self.counts, strict=True):
+            if int(union[layer.start : layer.stop].count_nonzero()) < count:
+                filled[layer.start + keep_largest(layer, scores[layer.start : layer.stop], count)] = True
+        return filled
 
     def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Tensor:
         """Prunes the union of the clients' masks by magnitude, back to the layers' counts."""

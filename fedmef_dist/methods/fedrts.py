@@ -8,6 +8,7 @@ and keeps each layer's largest draws: weights are neither pruned nor grown by on
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.clients.plan import LocalClient, LocalWork, RoundPlan
-from fedmef_dist.methods.base import MethodContext
+from fedmef_dist.methods.base import MethodContext, holders
 from fedmef_dist.methods.swapping import RandomStart, RandomStartSettings, SwappingSettings
-from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest
 from fedmef_dist.sparsity.growth import GrowthOrder
 from fedmef_dist.sparsity.swaps import strongest_inactive, swap_counts, weakest
@@ -58,21 +59,24 @@ class Votes(LocalWork):
 
     Args:
         space: the parameter space.
-        counts: K_l - kappa_l of each layer.
+        contested: how many weights of each layer's mask get no vote, K_l - kappa_l where the client trains all of it.
+        grown: how many inactive ones of each layer get a vote.
         batches: on how many fresh batches the gradient is taken; 0 in a round that does not adjust.
         order: of weights whose gradients are equal.
     """
 
-    def __init__(self, space: ParameterSpace, counts: Sequence[int], batches: int, order: GrowthOrder) -> None:
-        self.space, self.counts, self.gradient_batches, self.order = space, counts, batches, order
-        self._client = -1
+    def __init__(
+        self, space: ParameterSpace, contested: Sequence[int], grown: Sequence[int], batches: int, order: GrowthOrder
+    ) -> None:
+        self.space, self.contested, self.grown, self.order = space, contested, grown, order
+        self.gradient_batches, self._client = batches, -1
 
     @property
     def collections(self) -> tuple[Collection, ...]:
         """The votes. The server sees the weights themselves; of the gradients only the positions travel."""
-        kept = [count - xi for count, xi in zip(self.space.layer_counts(), self.counts, strict=True)]
+        kept = [count - least for count, least in zip(self.space.layer_counts(), self.contested, strict=True)]
         weights = at_positions(_KEPT, self.space, kept, Positions(), has_votes=True, travels=False)
-        gradients = at_positions(_WANTED, self.space, self.counts, Positions(), has_votes=True)
+        gradients = at_positions(_WANTED, self.space, self.grown, Positions(), has_votes=True)
         return (weights, gradients) if self.gradient_batches else (weights,)
 
     def begin(self, client: LocalClient) -> None:
@@ -81,10 +85,10 @@ class Votes(LocalWork):
 
     def uploads(self, gradient: Tensor | None) -> dict[str, Upload]:
         """The positions voted for."""
-        votes = {_KEPT: Upload(kept_positions(self.space, self.space.values, self.counts))}
+        votes = {_KEPT: Upload(kept_positions(self.space, self.space.values, self.contested))}
         if gradient is not None:
             order = self.order.of(self._client)
-            votes[_WANTED] = Upload(strongest_inactive(self.space, gradient.abs(), self.counts, order))
+            votes[_WANTED] = Upload(strongest_inactive(self.space, gradient.abs(), self.grown, order))
         return votes
 
 
@@ -102,19 +106,28 @@ class FedRts(RandomStart[FedRtsSettings]):
         self.schedule = settings.schedule()
         self.posterior = torch.ones(2, space.n_prunable, device=space.values.device)
 
-    def refuses_tiers(self) -> str | None:
-        """Every client votes on all weights of the mask."""
-        return "each client votes on every weight of the mask"
-
     def plan(self, round: int, values: Tensor) -> RoundPlan:
         """Votes in every round until the schedule's share is 0: then no mask will be drawn any more."""
         share, adjusts = self.schedule.share(round), self.schedule.adjusts(round)
         if not share:
             return RoundPlan(round, values)
         counts = swap_counts(self.space.layers, self.counts, share)
-        batches = self.settings.gradient_batches if adjusts else 0
-        work = Votes(self.space, counts, batches, GrowthOrder(self.context.seed, round))
-        return RoundPlan(round, values, work, collections=work.collections, adjusts=adjusts, swap_counts=counts)
+        return self._voting(RoundPlan(round, values, adjusts=adjusts, swap_counts=counts), counts, counts)
+
+    def part(self, plan: RoundPlan, mask: Mask) -> RoundPlan:
+        """A client votes for the top of its part, as large a share as others; the rest of the mask is 0 to it."""
+        if not plan.collections:
+            return plan
+        own = self.space.layer_counts(mask)
+        least = swap_counts(self.space.layers, own, self.schedule.share(plan.round))
+        contested = [whole - count + xi for whole, count, xi in zip(self.counts, own, least, strict=True)]
+        free = [layer.size - whole for layer, whole in zip(self.space.layers, self.counts, strict=True)]
+        return self._voting(plan, contested, [min(xi, most) for xi, most in zip(least, free, strict=True)])
+
+    def _voting(self, plan: RoundPlan, contested: Sequence[int], grown: Sequence[int]) -> RoundPlan:
+        batches = self.settings.gradient_batches if plan.adjusts else 0
+        work = Votes(self.space, contested, grown, batches, GrowthOrder(self.context.seed, plan.round))
+        return replace(plan, work=work, collections=work.collections)
 
     def observe(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> None:
         """Adds lambda X to a and lambda (1 - X) to b of every weight of which the round says anything."""
@@ -132,7 +145,10 @@ class FedRts(RandomStart[FedRtsSettings]):
         aggregated = torch.full(active.shape, _UNDECIDED, dtype=torch.float64, device=active.device)
         aggregated[active] = 0
         aggregated[kept] = 1
-        of_clients = sums[_KEPT].share()
+        of_clients, held = sums[_KEPT].share(), holders(sums)
+        if held is not None:  # only those vote on a weight that hold it
+            votes = of_clients * sums[_KEPT].weight / held.clamp(min=1)
+            of_clients = torch.where(held > 0, votes, active * _UNDECIDED)
         if _WANTED in sums:
             of_clients = of_clients + sums[_WANTED].share()
         return gamma * aggregated + (1 - gamma) * of_clients

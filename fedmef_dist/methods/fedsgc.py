@@ -159,21 +159,20 @@ class FedSgc(ClientMasks[FedSgcSettings]):
             strength=self.settings.congruity_lambda,
         )
 
-    def union(self, weights: Sums) -> Tensor:
+    def union(self, weights: Sums, held: Tensor | None) -> Tensor:
         """What a client keeps that took part, or one that did not."""
-        union = super().union(weights)
+        union = super().union(weights, held)
         return union | self.space.mask.active if self.settings.absent == "keep_old" else union
 
-    def merge(self, values: Tensor, weights: Sums) -> Tensor:
-        """The average over all clients that count, of whom those without a weight have its old value."""
+    def merge(self, values: Tensor, weights: Sums, held: Tensor | None) -> Tensor:
+        """The average over all clients that count, of whom those that have pruned a weight have its old value."""
         assert weights.total is not None
         assert weights.votes is not None
-        everybody = weights.weight
+        everybody = torch.full_like(weights.votes, weights.weight) if held is None else held.clamp(min=1)
         if self.settings.absent == "keep_old":
-            everybody = max(everybody, self.context.total_weight)  # the latter may be an estimate
+            everybody = everybody.clamp(min=self.context.total_weight)  # the latter may be an estimate
         old = values[: self.space.n_prunable].double() * (everybody - weights.votes)
-        merged = (weights.total.double() * 2.0**-weights.fixed_point.bits + old) / everybody
-        return merged.float().masked_fill_(~self.union(weights), 0)
+        return ((weights.total.double() * 2.0**-weights.fixed_point.bits + old) / everybody).float()
 
     def observe(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> None:
         """The round counts: what it broadcast is from where the next direction is taken."""

@@ -8,6 +8,7 @@ aggregated weights, as many in each layer as clients have on average (JMWST).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -17,12 +18,12 @@ from torch import Tensor
 from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.clients.plan import LocalClient, LocalWork, RoundPlan
 from fedmef_dist.data.batches import steps_per_epoch
-from fedmef_dist.methods.base import Method, MethodContext, Received
-from fedmef_dist.methods.client_masks import prune_to_counts
+from fedmef_dist.methods.base import Method, MethodContext, Received, holders
+from fedmef_dist.methods.client_masks import before_others, prune_to_counts, union_of_masks
 from fedmef_dist.methods.preparation import Preparation, Training
 from fedmef_dist.methods.swapping import SparseSettings
 from fedmef_dist.sparsity import Mask, ParameterSpace
-from fedmef_dist.sparsity.allocation import Allocation, layer_counts, random_mask, share_out
+from fedmef_dist.sparsity.allocation import Allocation, keep_largest_of_all, layer_counts, random_mask, share_out
 from fedmef_dist.sparsity.swaps import random_inactive, spare_counts, weakest
 from fedmef_dist.sums.position_sum import Sums
 from fedmef_dist.wire.encodings import WithMask
@@ -135,10 +136,6 @@ class Flash(Method[FlashSettings]):
         self.first_counts = layer_counts(space, settings.density, settings.allocation)
         self.total = sum(self.first_counts)
 
-    def refuses_tiers(self) -> str | None:
-        """Not where the mask stays."""
-        return "clients change masks of their own (variant: jmwst)" if self.settings.variant == "jmwst" else None
-
     def initial_mask(self, preparation: Preparation) -> Tensor:
         """Stage 1. The weights are those of the start: what its clients trained is forgotten.
 
@@ -207,16 +204,30 @@ class Flash(Method[FlashSettings]):
         weights = at_positions(_WEIGHTS, self.space, counts, WithMask(), has_votes=True, varies=True)
         return RoundPlan(round, values, work, collections=(weights,), returns_weights=False, adjusts=True)
 
+    def part(self, plan: RoundPlan, mask: Mask) -> RoundPlan:
+        """A client moves the weights of its part, whose number stays."""
+        if plan.returns_weights:
+            return plan
+        (weights,) = plan.collections
+        return replace(plan, collections=(replace(weights, counts=self.space.layer_counts(mask)),))
+
     def aggregate(self, plan: RoundPlan, received: Received) -> tuple[Tensor, Tensor | None]:
         """In an adjusting round the average over the union of the clients' masks."""
         if plan.returns_weights:
             return received.average, None
-        weights = received.sums[_WEIGHTS]
+        weights, held = received.sums[_WEIGHTS], holders(received.sums)
         assert weights.votes is not None
+        union = union_of_masks(self.space, weights, held)
+        if held is not None and int(union.count_nonzero()) < self.total:
+            union = keep_largest_of_all(self.space, before_others(self.space, union, plan.values), self.total)
+        if self.settings.average == "holders":
+            merged = weights.mean_of_voters()
+        else:
+            merged = weights.mean() if held is None else weights.mean_over(held)
         values = received.average.clone()
-        merged = weights.mean() if self.settings.average == "all" else weights.mean_of_voters()
-        values[: self.space.n_prunable] = merged
-        return values, weights.votes > 0
+        old = plan.values[: self.space.n_prunable]
+        values[: self.space.n_prunable] = torch.where(weights.votes > 0, merged, old).masked_fill_(~union, 0)
+        return values, union
 
     def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Tensor:
         """The largest aggregated weights, as many in each layer as the clients' masks have on average."""

@@ -7,6 +7,7 @@ training a client keeps the weights of largest magnitude, over all layers togeth
 does not keep a weight counts with 0. With alpha above 1 a weight of 0 has no gradient: masks settle by themselves.
 """
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.clients.plan import LocalWork, RoundPlan
-from fedmef_dist.methods.base import MethodContext, Preferences, Received
+from fedmef_dist.methods.base import MethodContext, Preferences, Received, holders
 from fedmef_dist.methods.fedavg import Dense
-from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import keep_largest_of_all, layer_counts, share_out
 from fedmef_dist.wire.traffic import Upload, at_positions
 
@@ -61,8 +62,8 @@ class SparsyFed(Dense[SparsyFedSettings]):
         self.total = sum(layer_counts(space, settings.density, "uniform"))
 
     def refuses_tiers(self) -> str | None:
-        """Clients prune themselves."""
-        return "its clients prune to one density themselves, over all layers together"
+        """Clients prune their part."""
+        return None
 
     @classmethod
     def weight_power(cls, settings: SparsyFedSettings) -> float:
@@ -73,15 +74,31 @@ class SparsyFed(Dense[SparsyFedSettings]):
         """Clients prune in every round. How many weights of each layer one sends is its own; expected are as many as
         the layer has of those that are active.
         """
-        active, total = self.space.layer_counts(), min(self.total, self.space.mask.count)
+        return self._pruning(RoundPlan(round, values, returns_weights=False), self.space.mask)
+
+    def part(self, plan: RoundPlan, mask: Mask) -> RoundPlan:
+        """A client whose part is above the density prunes it to the density; another one sends its part."""
+        return self._pruning(plan, mask)
+
+    def _pruning(self, plan: RoundPlan, mask: Mask) -> RoundPlan:
+        """The plan for clients that are sent this mask."""
+        active, total = self.space.layer_counts(mask), min(self.total, mask.count)
         counts = share_out([max(count, 1) for count in active], total, [0] * len(active), active)
         weights = at_positions(_WEIGHTS, self.space, counts, varies=True)
-        return RoundPlan(round, values, PrunedUpload(self.space, total), collections=(weights,), returns_weights=False)
+        return replace(plan, work=PrunedUpload(self.space, total), collections=(weights,))
 
     def aggregate(self, plan: RoundPlan, received: Received) -> tuple[Tensor, Tensor | None]:
-        """The average, in which an absent weight is 0, and where it is not 0."""
-        values = received.average.clone()
-        values[: self.space.n_prunable] = received.sums[_WEIGHTS].mean()
+        """The average, in which a weight that a client has pruned is 0, and where it is not 0.
+
+        With tiers those count that were sent a weight; one that was sent to nobody stays what it was.
+        """
+        weights, held, values = received.sums[_WEIGHTS], holders(received.sums), received.average.clone()
+        if held is None:
+            values[: self.space.n_prunable] = weights.mean()
+        else:
+            values[: self.space.n_prunable] = torch.where(
+                held > 0, weights.mean_over(held), plan.values[: self.space.n_prunable]
+            )
         active = values[: self.space.n_prunable] != 0
         return values, None if torch.equal(active, self.space.mask.active) else active
 

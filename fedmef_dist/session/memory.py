@@ -34,10 +34,10 @@ class RunMemory:
         self._counts = self._space.layer_counts()
         self._follows = setting.prunes_like_weights
 
-        def activations() -> Activations:
-            return modelled_step(self._config, setting, shape, len(batch[0]), self._counts)[0]
+        def activations(counts: list[int]) -> Activations:
+            return modelled_step(self._config, setting, shape, len(batch[0]), counts)[0]
 
-        self._model_activations, self._activations = activations, activations()
+        self._model_activations, self._activations = activations, activations(self._counts)
         autocast = self._config.runtime.precision == "bf16"
         work = simulation.method.plan(1, simulation.server.values).work
         self._step = TrainingStep(
@@ -89,7 +89,7 @@ class RunMemory:
         if counts != self._counts:
             self._counts = counts
             if self._follows:
-                self._activations, self._stale = self._model_activations(), True
+                self._activations, self._stale = self._model_activations(counts), True
             self._news |= self._modelled()
         if is_due and self._stale:
             self._own, self._stale = self._from_the_servers_state(self._step.measure), False
@@ -103,15 +103,13 @@ class RunMemory:
 
     def _modelled_tiers(self) -> Metrics:
         """A step of each tier on the simulated device."""
-        counts = {
-            number: self._space.layer_counts(tier.mask) for number, tier in enumerate(self._simulation.parts_of_tiers())
-        }
-        return {
-            f"tier{number}/device_bytes": device_memory(
-                self._space, own, self._config.optimizer, self._activations
-            ).total
-            for number, own in counts.items()
-        }
+        metrics: Metrics = {}
+        for number, tier in enumerate(self._simulation.parts_of_tiers()):
+            own = self._space.layer_counts(tier.mask)
+            activations = self._model_activations(own) if self._follows and tier.is_part else self._activations
+            memory = device_memory(self._space, own, self._config.optimizer, activations)
+            metrics[f"tier{number}/device_bytes"] = memory.total
+        return metrics
 
     def dense(self, models_sent: int) -> dict[str, int]:
         """What dense FedAvg would have cost: memory measured on the same batch, wire bytes of as many messages."""

@@ -1,5 +1,6 @@
 """What a run would have cost the simulated devices: encoded bytes and FLOPs, round by round."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,20 +47,24 @@ class Accounting:
             totals.flops += self.flops.round(training.counts, samples=training.samples, steps=training.steps).total
 
     def round(
-        self, cohort: Cohort, plan: RoundPlan, mask: Mask, totals: Totals, varied_bytes: int | None = None
+        self, cohort: Cohort, plan: RoundPlan, mask: Mask, totals: Totals, varied_bytes: Sequence[int] | None = None
     ) -> Metrics:
         """One round's costs, added to the totals; ``mask`` is what the clients were sent.
 
-        ``varied_bytes`` is what they sent for collections that vary; None: as much as is expected. Whoever was asked
-        has received the model; of those whose update does not count nothing else is counted. With tiers each has its
-        costs for itself, too.
+        ``varied_bytes`` is what each tier sent for collections that vary; None: as much as is expected. Whoever was
+        asked has received the model; of those whose update does not count nothing else is counted. With tiers each has
+        its costs for itself, too.
         """
         metrics: Metrics = {}
+        varied: Sequence[int | None] = varied_bytes or [None] * max(1, len(self.tiers))
         if not len(self.tiers):
-            wire, flops = self._costs(cohort, plan, mask, varied_bytes)
+            wire, flops = self._costs(cohort, plan, mask, varied[0])
         else:
             parts = [(self.tiers.part(cohort, tier), found) for tier, found in enumerate(self.tiers.round(plan, mask))]
-            costs = [self._costs(part, plan, tier.mask, varied_bytes, tier.is_part) for part, tier in parts]
+            costs = [
+                self._costs(part, tier.plan, tier.mask, sent, tier.is_part)
+                for (part, tier), sent in zip(parts, varied, strict=True)
+            ]
             wire = WireBytes(sum(cost.up for cost, _ in costs), sum(cost.down for cost, _ in costs))
             flops = sum((found for _, found in costs[1:]), costs[0][1])
             for number in range(self.tiers.populated):

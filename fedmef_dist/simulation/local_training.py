@@ -98,7 +98,7 @@ class LocalTraining:
         """Trains this rank's share of the cohort with the round's learning rate, longest job first."""
         tiers = self.tiers.round(plan, self.space.mask) if len(self.tiers) else []
         own_plan, with_losses = tiers[-1].plan if tiers else plan, self.config.tracking.wandb.histograms
-        total = CohortSum(self.space, cohort, own_plan, self.group, with_losses)
+        total = CohortSum(self.space, cohort, own_plan, self.group, with_losses, self.tiers)
         slots = self.place(cohort)
         _LOG.info("round %d: trains clients %s", plan.round, cohort.clients[slots].tolist())
         start = time.perf_counter()

@@ -92,7 +92,7 @@ class Simulation:
         self.method = create_method(config.method, self.space, self._method_context())
         self.server = Server(self.space, self.method, ServerOptimizer(config.server_optimizer, self.space), group)
         self.tiers = self.accounting.tiers = Tiers(
-            config.federation.tiers, self.space, config.seed, self.method.refuses_tiers()
+            config.federation.tiers, self.space, config.seed, self.method.refuses_tiers(), self.method.part
         )
         self.messages = Messages(self.accounting.wire)
         self.local = LocalTraining(
@@ -275,10 +275,10 @@ class Simulation:
         return metrics
 
     def _mean(self, plan: RoundPlan, packed: Tensor, sums: dict[str, Sums]) -> Tensor:
-        """The clients' packed mean; with tiers of those that hold a weight."""
-        if not len(self.tiers):
+        """The clients' packed mean; with tiers of those that hold a weight, unless the method merges their masks."""
+        if not (len(self.tiers) and plan.returns_weights):
             return packed
-        held = sums.pop(HELD)
+        held = sums[HELD]
         assert held.votes is not None
         average = self.space.unpack(packed, with_weights=False)
         return self.space.pack(self.tiers.merge(plan, average, held.mean_of_voters(), held.votes))

@@ -1,10 +1,12 @@
 """What a rank adds up in a round: its clients' updates, each wholly or not at all."""
 
+import numpy as np
 import torch
 
 from fedmef_dist.clients.client import ClientReport
 from fedmef_dist.clients.cohort import Cohort
 from fedmef_dist.clients.plan import RoundPlan
+from fedmef_dist.clients.tiers import Tiers
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sums.exact_sum import summable
@@ -21,17 +23,32 @@ class CohortSum:
         plan: what the method asks for.
         group: the ranks.
         with_losses: whether the result is to have every client's loss.
+        tiers: of the clients; None: there are none.
     """
 
     def __init__(
-        self, space: ParameterSpace, cohort: Cohort, plan: RoundPlan, group: Group, with_losses: bool = False
+        self,
+        space: ParameterSpace,
+        cohort: Cohort,
+        plan: RoundPlan,
+        group: Group,
+        with_losses: bool = False,
+        tiers: Tiers | None = None,
     ) -> None:
         self.cohort = cohort
+        self._tiers = np.zeros(len(cohort.clients), np.int64) if tiers is None else tiers.of(cohort.clients)
         weight = int(cohort.weights.sum())
         size = space.packed_size(plan.returns_weights)
         sent = space.pack(plan.values, plan.returns_weights)
         self.states = RoundSum(
-            size, len(cohort.clients), weight, space.mask.digest, group, sent, with_losses=with_losses
+            size,
+            len(cohort.clients),
+            weight,
+            space.mask.digest,
+            group,
+            sent,
+            with_losses=with_losses,
+            tiers=max(1, 0 if tiers is None else len(tiers)),
         )
         self.collections = {
             wanted.name: PositionSum(
@@ -51,7 +68,7 @@ class CohortSum:
         for upload in report.uploads.values():
             if upload.values is not None:
                 sane = sane & summable(upload.values)
-        self.states.note_sent(report.varied_bytes)
+        self.states.note_sent(report.varied_bytes, int(self._tiers[slot]))
         accepted = self.states.add(slot, report.values, weight, report.loss, report.seconds, samples, sane)
         on_host = accepted.device.type == "cpu"
         if not on_host or accepted:

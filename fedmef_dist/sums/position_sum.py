@@ -37,10 +37,16 @@ class Sums:
 
     def mean_of_voters(self) -> Tensor:
         """The average over those who named a position, float32 (size,); 0 where nobody did."""
-        assert self.total is not None
         assert self.votes is not None
-        scale = self.votes.clamp(min=1).double() * 2.0**self.fixed_point.bits
-        return (self.total.double() / scale).float()
+        return self.mean_over(self.votes)
+
+    def mean_over(self, weights: Tensor) -> Tensor:
+        """The average where position by position other clients count, float32 (size,); 0 where none does.
+
+        ``weights``, int64 (size,), is the weight of those that count; who of them did not name a position does with 0.
+        """
+        assert self.total is not None
+        return (self.total.double() / (weights.clamp(min=1).double() * 2.0**self.fixed_point.bits)).float()
 
     def share(self) -> Tensor:
         """The weight of those who named a position over that of all clients, float64 (size,)."""

@@ -14,7 +14,7 @@ MICROSECOND = 1e-6
 _LOSS_BITS = 24
 _REFUSED = -1  # stands for the loss of a client that is refused; others have losses of 0 or more
 _DIGEST_WORDS = 2
-_COUNTERS = ("weight", "samples", "trained", "refused", "loss", "stopping", "abandoned", "varied_bytes")
+_COUNTERS = ("weight", "samples", "trained", "refused", "loss", "stopping", "abandoned")
 
 
 class RanksOutOfStepError(RuntimeError):
@@ -38,7 +38,7 @@ class RoundResult:
             asks.
         stopping: whether a rank was asked to stop; so it was where it abandoned the round.
         abandoned: whether a rank left its part of the round out, so that the round does not count.
-        varied_bytes: what all clients sent for collections whose length differs from client to client.
+        varied_bytes: what the clients of each tier sent for collections whose length differs from client to client.
     """
 
     values: Tensor | None
@@ -52,7 +52,7 @@ class RoundResult:
     client_losses: np.ndarray | None
     stopping: bool
     abandoned: bool
-    varied_bytes: int
+    varied_bytes: list[int]
 
 
 class _Added(NamedTuple):
@@ -68,9 +68,9 @@ class _Added(NamedTuple):
 class RoundSum:
     """Collects the clients of this rank; :meth:`reduce` adds up all ranks.
 
-    The buffer is int64: the mask's digest, counters, one slot of microseconds for each client and each rank, then the
-    active values and the dense tail. Values travel without positions, since all ranks hold the same mask; the digest
-    words prove that they do.
+    The buffer is int64: the mask's digest, counters, bytes of each tier, one slot of microseconds for each client and
+    each rank, then the active values and the dense tail. Values travel without positions, since all ranks hold the same
+    mask; the digest words prove that they do.
 
     Args:
         size: elements of a client's packed state.
@@ -80,6 +80,7 @@ class RoundSum:
         group: the ranks.
         sent: float32 (size,), what every client started from, the same on every rank; None: nothing in common.
         with_losses: whether every client's loss travels too, in one more slot each.
+        tiers: of the clients.
     """
 
     def __init__(
@@ -92,11 +93,13 @@ class RoundSum:
         sent: Tensor | None = None,
         *,
         with_losses: bool = False,
+        tiers: int = 1,
     ) -> None:
         self.group = group
         self.fixed_point = FixedPoint.for_weight(total_weight)
         self._counters = 2 * _DIGEST_WORDS
-        self._clients = self._counters + len(_COUNTERS)
+        self._varied = self._counters + len(_COUNTERS)
+        self._clients = self._varied + tiers
         self._ranks = self._clients + cohort
         self._losses = self._ranks + group.world_size
         self._values = self._losses + (cohort if with_losses else 0)
@@ -164,9 +167,9 @@ class RoundSum:
             self._header[self._clients + one.slot] = microseconds
             self._header[self._ranks + self.group.rank] += microseconds
 
-    def note_sent(self, varied_bytes: int) -> None:
-        """Counts what a client sent for collections whose length differs from client to client."""
-        self._count(varied_bytes=varied_bytes)
+    def note_sent(self, varied_bytes: int, tier: int = 0) -> None:
+        """Counts what a client of a tier sent for collections whose length differs from client to client."""
+        self._header[self._varied + tier] += varied_bytes
 
     def abandon(self) -> None:
         """Declares the round void, for all ranks."""
@@ -194,8 +197,8 @@ class RoundSum:
         self._check_digest(header)
         if short:
             self._reduce_short(own_weight, int(header[self._counters + _COUNTERS.index("weight")]))
-        counters = (int(number) for number in header[self._counters : self._clients])
-        weight, samples, trained, refused, loss, stopped, abandoned, varied_bytes = counters
+        counters = (int(number) for number in header[self._counters : self._varied])
+        weight, samples, trained, refused, loss, stopped, abandoned = counters
         return RoundResult(
             values=self.fixed_point.average(self._buffer[self._values :], weight) if trained else None,
             weight=weight,
@@ -208,7 +211,7 @@ class RoundSum:
             client_losses=_losses(header[self._losses : self._values]) if self._losses < self._values else None,
             stopping=stopped + abandoned > 0,
             abandoned=abandoned > 0,
-            varied_bytes=varied_bytes,
+            varied_bytes=header[self._varied : self._clients].tolist(),
         )
 
     def _reduce_short(self, own_weight: int, weight: int) -> None:

@@ -22,6 +22,7 @@ from fedmef_dist.sparsity import Mask, ParameterSpace
 
 WEIGHTS = {0: 0.1, 1: 0.8, 2: -0.6, 3: 0.4, 8: 0.2, 9: -0.3}
 TWO = [{"share": 0.5, "density": 0.35}]
+KEYS = ("clients", "density", "up_bytes", "flops", "accuracy")
 
 
 def example():
@@ -78,10 +79,8 @@ def test_wrong_tiers_are_refused():
     with pytest.raises(UserError, match="cannot be reached") as error:
         started(tiny(federation={"tiers": [{"share": 0.6, "density": 0.01}]}), alone())
     assert "federation.tiers" in str(error.value)
-    refused = [{"name": "fedavg"}, {"name": "feddst"}, {"name": "fedrts"}, {"name": "sparsyfed", "density": 0.5}]
-    for method in [*refused, {"name": "flash", "density": 0.5, "variant": "jmwst"}]:
-        with pytest.raises(UserError, match="this method has no tiers: "):
-            started(tiny(method=method, federation={"tiers": TWO}), alone())
+    with pytest.raises(UserError, match="this method has no tiers: it prunes nothing"):
+        started(tiny(method={"name": "fedavg"}, federation={"tiers": TWO}), alone())
 
 
 def test_a_run_with_two_tiers(tmp_path):
@@ -111,9 +110,40 @@ def test_a_run_with_two_tiers(tmp_path):
     assert not run.server.values[: space.n_prunable][~space.mask.active].any()
 
 
-@pytest.mark.parametrize("method", ["fedmef", "prunefl", "fedtiny"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "feddst", "adjust_every": 2, "adjust_until": 6},
+        {"name": "fedsgc", "adjust_every": 1, "adjust_until": 6},
+        {"name": "fedrts", "adjust_every": 1, "adjust_until": 6},
+        {"name": "flash", "variant": "jmwst", "initial_epochs": 1},
+        {"name": "sparsyfed"},
+    ],
+    ids=lambda method: method["name"],
+)
+def test_where_clients_have_masks_of_their_own_a_part_is_shorter_too(tmp_path, method):
+    federation = {"tiers": TWO, "clients_per_round": 6, "rounds": 2}
+    config = tiny(method=method | {"density": 0.5}, federation=federation, evaluation={"every": 1})
+    run, recorder = started(config, alone(), tmp_path), Recorder()
+    run.run(recorder)
+    for row in recorder.rounds:
+        low, full = ({key: row[f"tier{tier}/{key}"] for key in KEYS} for tier in (0, 1))
+        assert low["up_bytes"] / low["clients"] < full["up_bytes"] / full["clients"]
+        assert low["up_bytes"] + full["up_bytes"] == row["wire/up_bytes"]
+        assert low["flops"] + full["flops"] == pytest.approx(row["flops/train"])
+        assert low["density"] == pytest.approx(0.35, abs=1e-3)
+        assert 0 <= low["accuracy"] <= 1
+    if method["name"] != "sparsyfed":  # its density is that of the union
+        assert recorder.rounds[-1]["sparsity/density"] == pytest.approx(0.5, abs=1e-3)
+    assert not run.server.values[: run.space.n_prunable][~run.space.mask.active].any()
+
+
+@pytest.mark.parametrize(
+    "method", ["fedmef", "prunefl", "fedtiny", "feddst", "fedsgc", "fedrts", "sparsyfed", "flash method.variant=jmwst"]
+)
 def test_one_digest_on_any_number_of_ranks_and_after_a_resume(method):
     small = ["model={name: cnn, width: 0.125, hidden: 8}", "federation.rounds=3", "federation.batch_size=32"]
     tiers = "federation.tiers=[{share: 0.5, density: 0.3}]"
-    promises, _ = check_method(configuration(method, None, [*small, tiers, "method.density=0.5"]))
+    name, *own = method.split()
+    promises, _ = check_method(configuration(name, None, [*small, tiers, *own, "method.density=0.5"]))
     assert {promise.name: promise.broken for promise in promises if promise.broken} == {}

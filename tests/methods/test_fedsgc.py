@@ -105,7 +105,7 @@ def test_an_estimate_of_all_clients_below_those_that_took_part_counts_as_these()
     _, method, server = example(absent="keep_old")
     method.context = MethodContext(total_weight=2)
     # With weight 4 in all, position 11 keeps its old value.
-    merged = method.merge(server.values, sums_of((1, CLIENT_A), (3, CLIENT_B)))
+    merged = method.merge(server.values, sums_of((1, CLIENT_A), (3, CLIENT_B)), None)
     torch.testing.assert_close(merged, vector(AMONG_TWO | {11: 0.05}), rtol=0, atol=1e-5)
 
 
