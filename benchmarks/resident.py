@@ -14,6 +14,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from fedmef_dist.config import Config, load_config
+from fedmef_dist.data.shapes import shape_of
+from fedmef_dist.report.memory import label
+from fedmef_dist.simulation.footprint import compared_settings, random_batch, training_step
+
 MEGABYTE = 10**6
 
 
@@ -23,18 +30,10 @@ def resident() -> int:
     return pages * resource.getpagesize()
 
 
-def train(config_path: Path, overrides: list[str], place: int) -> dict[str, object]:
+def train(config: Config, name: str) -> dict[str, object]:
     """One setting's process: bytes at the start, of the kernels, at the peak; and what its tensors take."""
-    import torch
-
-    from fedmef_dist.config import load_config
-    from fedmef_dist.data.shapes import shape_of
-    from fedmef_dist.report.memory import label
-    from fedmef_dist.simulation.footprint import compared_settings, random_batch, training_step
-
     torch.set_num_threads(1)
-    config = load_config(config_path, overrides)
-    setting = compared_settings(config)[place]
+    setting = next(one for one in compared_settings(config) if label(one) == name)
     start = resident()
     if setting.sap.enabled:
         from fedmef_dist.layers.kernels import loops
@@ -47,7 +46,7 @@ def train(config_path: Path, overrides: list[str], place: int) -> dict[str, obje
         step.seconds()
     most = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     memory = step.measure()
-    return {"name": label(setting), "start": start, "kernels": kernels, "most": most, "peak": memory.peak_bytes}
+    return {"name": name, "start": start, "kernels": kernels, "most": most, "peak": memory.peak_bytes}
 
 
 def main() -> None:
@@ -55,16 +54,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--settings", type=int, nargs="+", default=list(range(10)), help="places in the arena")
-    parser.add_argument("--place", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--settings", nargs="+", help="their names as in the arena; all without it")
+    parser.add_argument("--name", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.place is not None:
-        print(json.dumps(train(options.config, options.overrides, options.place)))
+    config = load_config(options.config, options.overrides)
+    if options.name is not None:
+        print(json.dumps(train(config, options.name)))
         return
     print(f"{platform.platform()}, Python {platform.python_version()}; 10^6 bytes")
     print(f"{'':28} {'start':>8} {'kernels':>8} {'resident':>9} {'peak of tensors':>16}")
-    for place in options.settings:
-        command = [sys.executable, __file__, str(options.config), *options.overrides, "--place", str(place)]
+    for name in options.settings or map(label, compared_settings(config)):
+        command = [sys.executable, __file__, str(options.config), *options.overrides, "--name", name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         row = json.loads(done.stdout)
         numbers = [row[key] / MEGABYTE for key in ("start", "kernels", "most", "peak")]
