@@ -27,10 +27,22 @@ def test_a_view_by_hand():
     assert VIEW.dominance.tolist() == [0.75, 1.0, pytest.approx(1 / 3)]
 
 
-def test_a_plan_foretells_what_a_run_accounts_for(tmp_path):
+SWAPS = {"density": 0.5, "adjust_every": 2, "adjust_until": 6}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "fedmef", **SWAPS},
+        {"name": "prunefl", "density": 0.5, "adjust_every": 2, "fixed_density": True, "initial": "none"},
+        *({"name": name, **SWAPS} for name in ("feddst", "fedtiny", "fedrts")),
+    ],
+    ids=lambda method: method["name"],
+)
+def test_a_plan_foretells_what_a_run_accounts_for(tmp_path, method):
     recorder = Recorder()
-    simulation(tmp_path).run(recorder)
-    forecast = foretell(simulation(tmp_path), ranks=2)
+    simulation(tmp_path, method=method).run(recorder)
+    forecast = foretell(simulation(tmp_path, method=method), ranks=2)
     planned = forecast.rounds
     assert [one.up_bytes for one in planned] == [row["wire/up_bytes"] for row in recorder.rounds]
     assert [one.down_bytes for one in planned] == [row["wire/down_bytes"] for row in recorder.rounds]
