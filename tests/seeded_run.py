@@ -19,10 +19,11 @@ from seeded_scheduler import EPOCH, Killed, Process, WrongError
 from torch import Tensor
 
 from fedmef_dist.base import atomic, lock_file
-from fedmef_dist.cluster import guard, interruption, watch
+from fedmef_dist.cluster import board, guard, interruption, relay, watch
+from fedmef_dist.cluster.board import Board
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
-from fedmef_dist.cluster.guard import Silence, _cause
+from fedmef_dist.cluster.guard import Verdict
 from fedmef_dist.cluster.interruption import GraceTime, Interruption, RoundAbandonedError
 from fedmef_dist.cluster.progress import Progress
 from fedmef_dist.cluster.transport import PeerLostError
@@ -145,11 +146,28 @@ class Store:
         self._reach()
         return all(key in self.values for key in keys)
 
+    def add(self, key: str, amount: int) -> int:
+        self._reach()
+        self.values[key] = str(int(self.values.get(key, b"0")) + amount).encode()
+        return int(self.values[key])
+
     def compare_set(self, key: str, old: str, new: str) -> bytes:
         self._reach()
         if self.values.get(key, b"") == old.encode():
             self.values[key] = new.encode()
         return self.values.get(key, b"")
+
+
+class NodeBoard(Board):
+    """The shared memory of a job's ranks on one host; the kernel knows who is dead."""
+
+    def __init__(self, process: Process, members: tuple[int, ...]) -> None:
+        memory = process.job.boards.setdefault(process.host, bytearray(len(members) * board._SLOT))
+        super().__init__(memory, members, process.rank)
+        self.job = process.job
+
+    def is_dead(self, rank: int) -> bool:
+        return not self.job.ranks[rank].alive
 
 
 class Meeting:
@@ -217,7 +235,11 @@ def main(world: Any, process: Process) -> None:
         store.set("watch/deadline", "")
         store.set("watch/call", "")
     group.watch.progress, group.watch.ends_process = Progress(world.monotonic), True
-    process.silences = [Silence() for _ in range(4)]
+    hosts = [one.host for one in process.job.ranks]
+    nodes = sorted(tuple(rank for rank in range(size) if hosts[rank] == host) for host in set(hosts))
+    members = next(ranks for ranks in nodes if rank in ranks)
+    group.watch.share(nodes, NodeBoard(process, members))
+    process.verdict = Verdict()
     process.interruption, process.watch = Interruption(), group.watch
     session.simulate(world.config, group, world.run_dir, "auto", process.interruption)
 
@@ -229,15 +251,12 @@ def tick(world: Any, process: Process) -> None:
         return
     if process.job.ranks[0].stopped_until <= world.now and view.lost is None:
         try:
-            view._publish(view._store)
-            view._beat_if_due(view._store)
-            view._look_if_due(view._store)
-            view._looks += 1
+            view._turn()
         except dist.DistError as error:
             view.lost = f"the ranks' store is gone: {error}"
-    cause = _cause(view._signs(), *process.silences)
-    if cause is not None and process.silences:
-        process.silences = [Silence() for _ in range(4)]
+    cause = process.verdict.look(view._signs())
+    if cause is not None:
+        process.verdict = Verdict()
         process.spawn("guard", lambda: view._end(cause))
 
 
@@ -302,6 +321,8 @@ def replacements(world: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     yield lock_file, {"fcntl": locks}
     yield guard, {"time": clock}
     yield interruption, {"time": clock}
+    yield board, {"time": clock}
+    yield relay, {"time": clock, "tell": world.note}
     yield watch, {"time": clock, "threading": threads, "tell": world.note, "os": SimpleNamespace(_exit=world.exit)}
     yield owner, {"time": clock, "threading": threads, "secrets": tokens, "tell": world.note}
     yield owner, {"here": lambda: here(world), "_LOOK_SECONDS": 1.0}

@@ -34,7 +34,7 @@ class Process:
         self.changes, self.ends_at = 0, None
         self.interruption: Any = None
         self.watch: Any = None
-        self.silences: list[Any] = []
+        self.verdict: Any = None
         world.processes.append(self)
 
     def spawn(self, name: str, body: Callable[[], Any]) -> "Task":

@@ -282,6 +282,7 @@ class Job:
         self.was_asked = self.overlapped = False
         self.store = seeded_run.Store(world, self)
         self.meeting = seeded_run.Meeting(world, self)
+        self.boards: dict[str, bytearray] = {}
         size, hosts = world.rng.choice([1, 2, 3]), world.rng.sample(sorted(world.skews), 2)
         self.ranks = [Process(world, self, rank, world.rng.choice(hosts[: 1 + rank])) for rank in range(size)]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.notices import tell
 from fedmef_dist.base.settings import Settings
+from fedmef_dist.cluster.board import open_board
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.gpu import every_rank_has_its_own, identity, same_bits
 from fedmef_dist.cluster.progress import STUCK_SECONDS
@@ -184,6 +185,8 @@ def _meeting(environment: Environment, settings: RuntimeSettings, device: torch.
     transport = _open_transport(environment, settings, device, backend, store)
     group = Group(environment, device, backend, transport, store)
     group.watch.patience = max(STUCK_SECONDS, settings.timeout / 6)
+    group.watch.share(*open_board(group))
+    group.bytes_moved = 0
     group.watch.start()
     together = False
     try:

@@ -1,7 +1,8 @@
 """Notices that a rank or the store has hung, while this rank's main thread waits for it inside a collective.
 
-A rank that trains long is not hung: its watch's thread goes on to beat, and its main thread to leave marks. Each rank
-looks after the next one, so that next to every rank that has hung, or a whole node of them, somebody notices.
+A rank that trains long is not hung: its guard's thread goes on to beat, and its main thread to leave marks. Each rank
+looks after the next one of its node, and one rank of each node after the next node, so that next to every rank that has
+hung, or a whole node of them, somebody notices.
 """
 
 import threading
@@ -16,7 +17,7 @@ HUNG_SECONDS = 20.0
 # Time for the main thread to leave by itself, and to say why.
 _FAREWELL_SECONDS = 20.0
 _CHECK_SECONDS = 0.5
-Cause = Literal["store", "neighbour", "stuck", "lost"]
+Cause = Literal["store", "neighbour", "stuck", "node", "stuck node", "lost"]
 
 
 class SignsOfLife(NamedTuple):
@@ -24,7 +25,8 @@ class SignsOfLife(NamedTuple):
 
     ``looks``: how often the store has answered. ``beat``: of the next rank; None once it has left. ``lost``: why the
     run cannot go on, if it cannot. ``mark``: of the next rank's main thread; None where it need not move, or this rank
-    does not wait for it. ``least``: seconds for which any mark may stand still.
+    does not wait for it. ``least``: seconds for which any mark may stand still. ``node_beat``, ``node_mark``: of the
+    next node, None also where another rank looks after it.
     """
 
     looks: int
@@ -32,6 +34,8 @@ class SignsOfLife(NamedTuple):
     lost: str | None
     mark: Mark | None = None
     least: float = STUCK_SECONDS
+    node_beat: str | None = None
+    node_mark: Mark | None = None
 
 
 class Silence:
@@ -68,21 +72,41 @@ class Guard:
         self._closing.set()
 
     def _look(self) -> None:
-        silences = Silence(), Silence(), Silence(), Silence()
+        verdict = Verdict()
         while not self._closing.wait(_CHECK_SECONDS):
-            cause = _cause(self._signs(), *silences)
+            cause = verdict.look(self._signs())
             if cause is not None:
                 self._end(cause)
                 return
 
 
-def _cause(signs: SignsOfLife, store: Silence, neighbour: Silence, stuck: Silence, lost: Silence) -> Cause | None:
-    unanswered = store.look(signs.looks)
-    if signs.lost is not None:
-        return "lost" if lost.look(signs.lost) > _FAREWELL_SECONDS else None
-    if unanswered > HUNG_SECONDS / 4:  # a store that does not answer has no news of the neighbour either
-        return "store" if unanswered > HUNG_SECONDS else None
-    if signs.beat is not None and neighbour.look(signs.beat) > HUNG_SECONDS:
-        return "neighbour"
-    still = stuck.look(signs.mark)
-    return "stuck" if signs.mark is not None and still > patience(signs.mark.longest, signs.least) else None
+class Verdict:
+    """What has hung, from signs that come twice a second."""
+
+    def __init__(self) -> None:
+        self._store, self._lost = Silence(), Silence()
+        self._neighbour, self._stuck, self._node, self._stuck_node = Silence(), Silence(), Silence(), Silence()
+
+    def look(self, signs: SignsOfLife) -> Cause | None:
+        """The cause, once it is certain."""
+        unanswered = self._store.look(signs.looks)
+        if signs.lost is not None:
+            return "lost" if self._lost.look(signs.lost) > _FAREWELL_SECONDS else None
+        if unanswered > HUNG_SECONDS / 4:  # a store that does not answer has no news of the next node either
+            return "store" if unanswered > HUNG_SECONDS else None
+        found: list[tuple[Cause, bool]] = [
+            ("neighbour", _is_silent(signs.beat, self._neighbour)),
+            ("node", _is_silent(signs.node_beat, self._node)),
+            ("stuck", _is_stuck(signs.mark, self._stuck, signs.least)),
+            ("stuck node", _is_stuck(signs.node_mark, self._stuck_node, signs.least)),
+        ]
+        return next((cause for cause, is_certain in found if is_certain), None)
+
+
+def _is_silent(beat: str | None, silence: Silence) -> bool:
+    return beat is not None and silence.look(beat) > HUNG_SECONDS
+
+
+def _is_stuck(mark: Mark | None, silence: Silence, least: float) -> bool:
+    still = silence.look(mark)
+    return mark is not None and still > patience(mark.longest, least)

@@ -74,13 +74,14 @@ class CohortProgress:
     Attributes:
         round: the one that is being trained; 0 before the first.
         clients: of its cohort, over all ranks.
+        own: those of this rank, of all rounds.
         seen: of all rounds and ranks, as the store had it last; None without one.
     """
 
     def __init__(self) -> None:
         self.round, self.clients = 0, 0
         self.seen: int | None = None
-        self._before = self._own = self._published = 0
+        self.own = self._before = 0
 
     def begin(self, round: int, clients: int) -> None:
         """A round starts, in which the ranks together train so many clients; those of the one before are all done."""
@@ -89,17 +90,12 @@ class CohortProgress:
 
     def trained(self) -> None:
         """One more client of this rank is done."""
-        self._own += 1
-
-    def unpublished(self) -> int:
-        """Clients of this rank since the last call, for the thread that tells the others."""
-        before, self._published = self._published, self._own
-        return self._published - before
+        self.own += 1
 
     @property
     def done(self) -> int:
         """Clients of this round that are trained, over all ranks as far as that is known."""
-        trained = self._own if self.seen is None else self.seen
+        trained = self.own if self.seen is None else self.seen
         return min(max(trained - self._before, 0), self.clients)
 
 

@@ -154,7 +154,7 @@ def test_one_rank_explains_a_loss_and_names_who_is_missing(capsys, impatient, mo
     store = dist.HashStore()
     first, second = rank(0, store, size=3), rank(1, store, size=3)
     first.watch.place = "round 4"
-    store.set("watch/here/1", "1")
+    store.set("watch/node/1", '["1.0", false, {"1": ["", "n1", "round 4", true, true, false]}]')
     assert lose_a_peer(first) == 1
     assert lose_a_peer(second) == 1
     (line,) = capsys.readouterr().err.splitlines()

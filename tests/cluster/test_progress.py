@@ -8,7 +8,7 @@ from fedmef_dist.cluster import guard
 from fedmef_dist.cluster import watch as watches
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
-from fedmef_dist.cluster.guard import SignsOfLife, Silence, _cause
+from fedmef_dist.cluster.guard import SignsOfLife, Verdict
 from fedmef_dist.cluster.interruption import GraceTime, Interruption
 from fedmef_dist.cluster.progress import Mark, Progress, patience, read_mark
 from fedmef_dist.cluster.watch import Watch
@@ -122,11 +122,11 @@ def clock(monkeypatch):
 
 def first_cause(clock, seconds, mark, waiting=lambda now: True):
     """What a guard finds that looks twice a second, and after how many seconds; `mark(now)` is the neighbour's."""
-    silences = [Silence() for _ in range(4)]
+    verdict = Verdict()
     for look in range(2 * seconds):
         clock.now += 0.5
         now = look / 2
-        cause = _cause(SignsOfLife(look, str(look), None, mark(now) if waiting(now) else None), *silences)
+        cause = verdict.look(SignsOfLife(look, str(look), None, mark(now) if waiting(now) else None))
         if cause is not None:
             return cause, now
     return None
@@ -153,10 +153,10 @@ def test_the_silence_begins_with_the_wait(clock):
 
 
 def test_a_process_that_was_stopped_itself_blames_nobody(clock):
-    silences = [Silence() for _ in range(4)]
+    verdict = Verdict()
     for look in range(100):
         clock.now += 3600.0
-        assert _cause(SignsOfLife(look, str(look), None, Mark(7, 2.0)), *silences) is None
+        assert verdict.look(SignsOfLife(look, str(look), None, Mark(7, 2.0))) is None
 
 
 # --- what is said
@@ -170,25 +170,32 @@ def ranks(monkeypatch):
     monkeypatch.setattr(watches.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(watches, "_ANSWER_SECONDS", 0.0)
     store = dist.HashStore()
+    for key in ("deadline", "call", "clients"):
+        store.set(f"watch/{key}", "")
     found = [Watch(Environment("srun", rank, 3, 0, 1, "n", 1), store) for rank in range(3)]
     for rank, watch in enumerate(found):
         watch._host, watch.ends_process, watch.place = f"n{rank}", True, f"round 3, client {rank}"
-        watch._publish(store)
-        watch._answer(store)
+        watch._called_at = 0.0
+        watch._turn()
     yield found, statuses
     for watch in found:
         watch.close()
 
 
+def look_again(watch):
+    watch._relay._asked_at = watch._relay._beat_at = watch._relay._peeked_at = -float("inf")
+    watch._turn()
+
+
 def test_the_watch_names_rank_host_round_and_client_once_and_ends_the_process(ranks, capsys):
     found, statuses = ranks
     with found[2].progress.expected():
-        found[2]._beat_if_due(found[2]._store)
+        look_again(found[2])
     found[1].waiting = True
-    found[1]._beat_if_due(found[1]._store)
-    assert found[1]._signs().mark.steps == 2  # the place, and the beginning of the rounds
-    found[1]._end("stuck")
-    found[0]._end("stuck")  # another one speaks already
+    look_again(found[1])
+    assert found[1]._signs().node_mark.steps == 2  # the place, and the beginning of the rounds
+    found[1]._end("stuck node")
+    found[0]._end("stuck node")  # another one speaks already
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         "rank 1 of 3 on n1: stopped in round 3, client 1, no progress for 300 s: "
@@ -200,6 +207,11 @@ def test_the_watch_names_rank_host_round_and_client_once_and_ends_the_process(ra
 def test_what_a_stranger_writes_for_a_mark_is_ignored(ranks):
     found, _ = ranks
     found[1].waiting = True
-    found[1]._store.set("watch/beat/2", b"\xff 7 soon")
-    found[1]._beat_if_due(found[1]._store)
-    assert found[1]._signs().mark is None
+    for told in (
+        b"\xff 7 soon",
+        b'["1", false, {"2": ["7 soon", "n2", "round 3", false, true, false]}]',
+        b'[1, 2, {"2": []}]',
+    ):
+        found[1]._store.set("watch/node/2", told)
+        look_again(found[1])
+        assert found[1]._signs().node_mark is None

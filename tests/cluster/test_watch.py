@@ -3,9 +3,11 @@ import time
 import pytest
 import torch.distributed as dist
 
-from fedmef_dist.cluster import guard
+from fedmef_dist.cluster import board, guard, relay
 from fedmef_dist.cluster import watch as module
+from fedmef_dist.cluster.board import Board, Note
 from fedmef_dist.cluster.environment import Environment
+from fedmef_dist.cluster.node_report import names, read_report
 from fedmef_dist.cluster.watch import Watch, pace
 
 
@@ -35,6 +37,17 @@ def until(condition):
         time.sleep(0.01)
 
 
+def report(watches, node):
+    """What the store has of a node."""
+    key = f"watch/node/{node}"
+    return watches[0]._store.get(key).decode() if watches[0]._store.check([key]) else ""
+
+
+def told(watches, rank):
+    """What the store has of a rank that has a node of its own."""
+    return read_report(report(watches, rank)).ranks.get(rank, Note())
+
+
 def start(*watches):
     for watch in watches:
         watch.start()
@@ -54,7 +67,7 @@ def test_a_deadline_of_one_rank_reaches_all_and_the_earliest_counts(watches):
 def test_who_does_not_answer_is_named_with_its_place(watches):
     start(*watches)
     watches[2].place = "round 7, client 12"
-    until(lambda: "client 12" in watches[2]._published)
+    until(lambda: "client 12" in report(watches, 2))
     watches[2].close()
     assert watches[0].roll_call() == "no answer from rank 2 on n2, last seen in round 7, client 12"
     until(lambda: watches[1].lost == "another rank has lost its peers")
@@ -69,8 +82,8 @@ def test_who_answers_but_has_not_arrived_is_named(watches):
     start(*watches)
     watches[0].waiting = watches[1].waiting = True
     watches[2].place = "round 7, client 12"
-    until(lambda: all(watch._published.endswith("waiting") for watch in watches[:2]))
-    until(lambda: "client 12" in watches[2]._published)
+    until(lambda: all(told(watches, rank).waiting for rank in (0, 1)))
+    until(lambda: "client 12" in report(watches, 2))
     assert watches[0].roll_call() == "not arrived: rank 2 on n2, last seen in round 7, client 12"
 
 
@@ -78,7 +91,7 @@ def test_nobody_is_blamed_where_all_wait(watches):
     start(*watches)
     for watch in watches:
         watch.waiting = True
-    until(lambda: all(watch._published.endswith("waiting") for watch in watches))
+    until(lambda: all(told(watches, rank).waiting for rank in range(3)))
     assert watches[0].roll_call() == "every rank answers"
 
 
@@ -101,12 +114,14 @@ def test_answers_after_a_request_to_stop_mean_none(watches, monkeypatch):
 def test_the_loss_of_the_store_is_noticed_and_its_owner_named(watches, monkeypatch):
     start(*watches)
     watches[0].place = "round 2"
-    until(lambda: "round 2" in watches[1]._server)
+    until(lambda: "round 2" in watches[1]._known.server)
 
     def gone(keys):
         raise dist.DistNetworkError("Connection reset by peer\nfurther lines")
 
-    monkeypatch.setattr(watches[1], "_store", type("Gone", (), {"multi_get": staticmethod(gone)})())
+    monkeypatch.setattr(
+        watches[1]._relay, "_store", type("Gone", (), {"multi_get": staticmethod(gone), "set": lambda *_: None})()
+    )
     watches[1]._closing.set()
     watches[1]._thread.join()
     watches[1]._closing.clear()
@@ -120,8 +135,7 @@ def test_under_torchrun_the_store_is_the_launchers():
 
 
 def test_many_ranks_are_not_all_listed(watches):
-    places = dict.fromkeys(range(20), ("n", "start-up", "busy"))
-    text = module._names(list(range(20)), places)
+    text = names(list(range(20)), {})
     assert text.count("rank ") == 8
     assert text.endswith("; and 12 more")
 
@@ -140,7 +154,7 @@ def test_a_single_process_has_nobody_to_watch():
 @pytest.fixture
 def hasty(watches, monkeypatch):
     """The watches, for which hung is who is silent for half a second; and what they would end with."""
-    monkeypatch.setattr(module, "_BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(relay, "BEAT_SECONDS", 0.02)
     monkeypatch.setattr(guard, "HUNG_SECONDS", 0.5)
     monkeypatch.setattr(guard, "_CHECK_SECONDS", 0.02)
     statuses = []
@@ -155,9 +169,10 @@ def test_a_rank_that_has_stopped_is_named_once_by_the_one_before_it(hasty, capsy
         watch.place = "round 3"
     start(*watches)
     watches[2].place = "round 3, client 9"
-    until(lambda: watches[1]._beat and "client 9" in watches[2]._published)
+    until(lambda: watches[1]._relay.next.beat and "client 9" in report(watches, 2))
+    last = report(watches, 2)
     watches[2].close()
-    watches[2]._store.set("watch/beat/2", "7.0")  # not "over": its last beat
+    watches[2]._store.set("watch/node/2", last)  # as if it had not said that it leaves
     until(lambda: statuses)
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
@@ -177,9 +192,9 @@ def test_a_program_of_ones_own_is_not_ended(hasty, capsys):
 def test_who_has_left_or_works_long_in_one_place_has_not_hung(hasty, capsys):
     watches, statuses = hasty
     start(*watches)
-    until(lambda: watches[1]._beat)
+    until(lambda: watches[1]._relay.next.beat)
     watches[2].close()
-    until(lambda: watches[1]._beat is None)
+    until(lambda: watches[1]._relay.next.over)
     time.sleep(0.8)
     assert (capsys.readouterr().err, statuses) == ("", [])
 
@@ -190,11 +205,11 @@ def test_who_has_left_or_works_long_in_one_place_has_not_hung(hasty, capsys):
 @pytest.mark.parametrize("value", ["soon", "nan", "inf", b"\xff\xfe", "\x1b[2J", "1" * 10_000 + "x"])
 def test_a_wrong_value_in_the_store_is_ignored_and_said_once(watches, capsys, value):
     start(watches[0])
-    until(lambda: watches[0]._looks)
-    for key in ("watch/deadline", "watch/place/0", "watch/place/1", "watch/beat/1"):
+    until(lambda: watches[0]._known.looks)
+    for key in ("watch/deadline", "watch/clients", "watch/node/0", "watch/node/1"):
         watches[0]._store.set(key, value)
-    seen = watches[0]._looks
-    until(lambda: watches[0]._looks > seen + 5)
+    seen = watches[0]._known.looks
+    until(lambda: watches[0]._known.looks > seen + 5)
     assert watches[0].deadline is None
     assert watches[0]._thread.is_alive()
     (line,) = capsys.readouterr().err.splitlines()
@@ -221,17 +236,164 @@ def test_rank_0_sees_the_clients_of_all_ranks(watches):
     assert first.cohort.done == 1
 
 
-def test_many_ranks_look_more_seldom_and_none_seems_to_have_hung():
-    assert [pace(ranks) for ranks in (1, 64, 128, 256, 4096)] == [1, 1, 2, 4, 8]
-    looks = [ranks / (pace(ranks) * module._LOOK_SECONDS) for ranks in (64, 512, 4096)]
+def test_many_nodes_look_more_seldom_and_none_seems_to_have_hung():
+    assert [pace(nodes) for nodes in (1, 64, 128, 256, 4096)] == [1, 1, 2, 4, 8]
+    looks = [nodes / (pace(nodes) * module._LOOK_SECONDS) for nodes in (64, 512, 4096)]
     assert looks == [256, 256, 2048]  # a second, of all together
     assert pace(10**6) * module._LOOK_SECONDS < guard.HUNG_SECONDS / 4
 
 
-def test_a_watch_of_many_ranks_looks_at_its_pace(watches, monkeypatch):
-    monkeypatch.setattr(watches[0], "_pace", 8.0)
+def test_a_watch_of_many_nodes_asks_at_its_pace(watches):
+    watches[0]._relay._look_seconds *= 8
     start(watches[0], watches[1])
     time.sleep(0.6)
-    assert 0 < watches[0]._looks < watches[1]._looks / 2
+    assert 0 < watches[0]._known.looks < watches[1]._known.looks / 2
     watches[1].own_deadline = lambda: 500.25
     until(lambda: watches[0].deadline == 500.25)
+
+
+# --- ranks that share nodes
+
+LAYOUT = [(0, 2), (1, 3)]  # as srun deals ranks out to nodes in turn
+
+
+class NodeBoard(Board):
+    """A board without a file; ``dead`` holds the ranks of whose end the kernel knows."""
+
+    def __init__(self, memory, members, rank, dead):
+        super().__init__(memory, members, rank)
+        self.dead = dead
+
+    def is_dead(self, rank):
+        return rank in self.dead
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """Two nodes of two ranks whose store notes who asks what; and the set of dead ranks."""
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(module, "_PUBLISH_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(relay, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(guard, "_CHECK_SECONDS", 0.02)
+    store, dead, found = dist.HashStore(), set(), []
+    memories = [bytearray(2 * board._SLOT) for _ in LAYOUT]
+    for rank in range(4):
+        watch = Watch(Environment("srun", rank, 4, rank // 2, 2, "localhost", 1), Counting(store))
+        node = rank % 2
+        watch.share(LAYOUT, NodeBoard(memories[node], LAYOUT[node], rank, dead))
+        watch._host, watch.place = f"n{node}", f"round 3, client {rank}"
+        found.append(watch)
+    yield found, dead
+    for watch in found:
+        watch.close()
+
+
+class Counting:
+    """A store that counts what it is asked."""
+
+    def __init__(self, store):
+        self._to, self.requests = store, 0
+
+    def __getattr__(self, name):
+        self.requests += 1
+        return getattr(self._to, name)
+
+
+def test_one_rank_of_each_node_asks_the_store(nodes):
+    watches, _ = nodes
+    start(*watches)
+    until(lambda: all(watch._known.looks > 3 for watch in watches))
+    before = [watch._store.requests for watch in watches]
+    until(lambda: all(watch._known.looks > 20 for watch in watches))
+    assert [watch._store.requests > count for watch, count in zip(watches, before, strict=True)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_deadline_and_clients_of_those_who_do_not_ask_reach_all(nodes):
+    watches, _ = nodes
+    start(*watches)
+    for watch in watches:
+        watch.cohort.begin(1, 9)
+    for rank in (1, 2, 3, 3):
+        watches[rank].cohort.trained()
+    watches[3].own_deadline = lambda: 500.25
+    until(lambda: [watch.deadline for watch in watches] == [500.25] * 4)
+    until(lambda: watches[0].cohort.done == 4)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_dead_rank_alone_is_named_whether_or_not_it_asked_for_its_node(nodes, rank):
+    watches, dead = nodes
+    start(*watches)
+    until(lambda: f"client {rank}" in report(watches, 1))
+    kill(watches[rank])
+    dead.add(rank)
+    assert watches[0].roll_call() == f"no answer from rank {rank} on n1, last seen in round 3, client {rank}"
+    until(lambda: watches[4 - rank].lost == "another rank has lost its peers")
+
+
+def kill(watch):
+    """Its threads end, without a word."""
+    watch._leave = lambda: None
+    watch._guard.close()
+    watch._closing.set()
+    watch._thread.join()
+
+
+@pytest.mark.parametrize(("rank", "speaker"), [(1, 3), (3, 1), (2, 0)])
+def test_a_rank_that_has_stopped_is_named_by_one_of_its_node(nodes, capsys, monkeypatch, rank, speaker):
+    watches, _ = nodes
+    monkeypatch.setattr(guard, "HUNG_SECONDS", 0.5)
+    monkeypatch.setattr(board, "_STALE_SECONDS", 0.1)
+    start(*watches)
+    until(lambda: f"client {rank}" in report(watches, rank % 2))
+    kill(watches[rank])
+    lines = []
+    until(lambda: lines.extend(capsys.readouterr().err.splitlines()) or lines)
+    assert lines == [
+        f"rank {speaker} of 4 on n{rank % 2}: stopped in round 3, client {speaker}, no sign of life for 20 s: "
+        f"no answer from rank {rank} on n{rank % 2}, last seen in round 3, client {rank}"
+    ]
+
+
+def test_a_node_that_has_stopped_is_named_by_the_one_before_it(nodes, capsys, monkeypatch):
+    watches, _ = nodes
+    monkeypatch.setattr(guard, "HUNG_SECONDS", 0.5)
+    start(*watches)
+    until(lambda: all(f"client {rank}" in report(watches, 1) for rank in (1, 3)))
+    kill(watches[1])
+    kill(watches[3])
+    lines = []
+    until(lambda: lines.extend(capsys.readouterr().err.splitlines()) or lines)
+    assert lines == [
+        "rank 0 of 4 on n0: stopped in round 3, client 0, no sign of life for 20 s: no answer from "
+        "rank 1 on n1, last seen in round 3, client 1; rank 3 on n1, last seen in round 3, client 3"
+    ]
+
+
+def test_all_ranks_of_a_node_that_make_no_progress_are_seen_from_the_next(nodes):
+    watches, _ = nodes
+    start(*watches)
+    watches[0].waiting = True
+    with watches[1].progress.expected(), watches[3].progress.expected():
+        until(lambda: watches[0]._signs().node_mark is not None)
+        watches[3].waiting = True  # then rank 3 looks after rank 1
+        until(lambda: watches[0]._signs().node_mark is None)
+        until(lambda: watches[3]._signs().mark is not None)
+
+
+def test_a_node_has_left_when_all_of_its_ranks_have(nodes):
+    watches, _ = nodes
+    start(*watches)
+    until(lambda: watches[0]._relay.next.beat)
+    watches[1].close()
+    until(lambda: watches[3]._leads)
+    assert watches[0]._signs().node_beat is not None
+    watches[3].close()
+    until(lambda: watches[0]._relay.next.over)
+    assert watches[0]._signs().node_beat is None
