@@ -36,7 +36,7 @@ def init_command(folder: Path) -> None:
 
 _NEXT = """\
 fedmef-dist run configs/quickstart.yaml     # FedMef on the bundled digits; after Ctrl-C the same command goes on
-fedmef-dist compare runs/quickstart         # tables and plots of it, in runs/quickstart/report
+fedmef-dist compare runs/quickstart         # tables and a page: runs/quickstart/report/report.html
 fedmef-dist --help                          # everything else; examples/README.md: your own method, model, data
 """
 
@@ -47,7 +47,7 @@ def starter_files() -> Iterator[tuple[str, Path]]:
     A wheel has them inside the package; in the repository they are the very files.
     """
     source = _IN_A_WHEEL if _IN_A_WHEEL.is_dir() else _ROOT
-    for pattern in ("configs/*.yaml", "configs/sweeps/*.yaml", "examples/*.*"):
+    for pattern in ("configs/*.yaml", "configs/sweeps/*.yaml", "configs/clusters/*.yaml", "examples/*.*"):
         for path in sorted(source.glob(pattern)):
             if path.is_file():
                 yield path.relative_to(source).as_posix(), path

@@ -89,17 +89,23 @@ def _introduction(groups: Sequence[RunGroup]) -> str:
 def _sections(
     groups: Sequence[RunGroup], target: AccuracyTarget | None, differences: Differences | None
 ) -> list[Section]:
-    strips, keys = layer_strips(groups)
     against = [] if differences is None else [_against(differences)]
+    return [_accuracy(groups, target), *against, *_ledgers(groups), *_training(groups), *_surroundings(groups)]
+
+
+def _accuracy(groups: Sequence[RunGroup], target: AccuracyTarget | None) -> Section:
+    return Section(
+        "accuracy",
+        "Accuracy",
+        "How well the global model does on the test set, and what it has cost until then.",
+        lines=accuracy_lines(groups),
+        tables=[accuracy_table(groups), *target_tables(groups, target)],
+    )
+
+
+def _ledgers(groups: Sequence[RunGroup]) -> list[Section]:
+    """What the simulated devices send, compute and hold."""
     return [
-        Section(
-            "accuracy",
-            "Accuracy",
-            "How well the global model does on the test set, and what it has cost until then.",
-            lines=accuracy_lines(groups),
-            tables=[accuracy_table(groups), *target_tables(groups, target)],
-        ),
-        *against,
         Section(
             "costs",
             "Communication and compute",
@@ -116,6 +122,13 @@ def _sections(
             bars=memory_bars(groups),
             tables=[memory_table(groups)],
         ),
+    ]
+
+
+def _training(groups: Sequence[RunGroup]) -> list[Section]:
+    """What becomes of the mask, how clients fare, where time goes."""
+    strips, keys = layer_strips(groups)
+    return [
         Section(
             "mask",
             "The mask",
@@ -139,6 +152,11 @@ def _sections(
             bars=time_bars(groups),
             spans=span_charts(groups),
         ),
+    ]
+
+
+def _surroundings(groups: Sequence[RunGroup]) -> list[Section]:
+    return [
         Section("settings", "Settings", "What was run.", tables=settings_tables(groups), folded=all_settings(groups)),
         Section(
             "environment",

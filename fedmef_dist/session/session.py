@@ -43,6 +43,7 @@ from fedmef_dist.session.opening import opening_lines
 from fedmef_dist.simulation.loop import Simulation
 from fedmef_dist.tracking import Tracker, open_trackers
 from fedmef_dist.tracking.callbacks import Callbacks
+from fedmef_dist.tracking.console import Ticker
 from fedmef_dist.tracking.lines import head_in
 from fedmef_dist.tracking.logs import rank_log, shown_events
 from fedmef_dist.tracking.settings import RUN_ID, SWEEP_ID
@@ -51,6 +52,7 @@ from fedmef_dist.tracking.tracker import Trackers
 from fedmef_dist.tracking.wandb_nodes import open_node
 
 _LOG = logging.getLogger(__name__)
+_SECONDS_UNTIL_AN_ANSWER = 0.5
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ class Summary:
         """Rounds, accuracy, time, digest and directory in one line."""
         values = self.values
         accuracy = values["eval/accuracy_last"]  # a callback may stop a run before anything is evaluated
+        rounds = "1 round" if values["rounds"] == 1 else f"{values['rounds']} rounds"
         return (
-            f"{values['rounds']} rounds, accuracy {'not measured' if accuracy is None else f'{accuracy:.4f}'}, "
+            f"{rounds}, accuracy {'not measured' if accuracy is None else f'{accuracy:.4f}'}, "
             f"{values['time/total']:.1f} s, digest {values['model/digest'][:16]}, results in {self.run_dir}"
         )
 
@@ -200,7 +203,7 @@ def _play(
     with _tracking(simulation, run_dir, resumed, state, owner, opening) as tracker:
         if memory is not None:
             simulation.more_metrics = memory.news
-        with simulation.group.watch.progress.expected():
+        with simulation.group.watch.progress.expected(), _answering(simulation):
             simulation.run(tracker.log, lambda: _save(simulation, store, tracker))
         head = head_in(tracker.state())
         summary = _summary(simulation, memory) | (head.summary() if head is not None else {})
@@ -215,6 +218,27 @@ def _play(
     simulation.group.barrier()
     simulation.grace.interruption.over = True
     return summary
+
+
+@contextmanager
+def _answering(simulation: Simulation) -> Iterator[None]:
+    """Rank 0 says that a signal was heard, where the round that is going on keeps the run from ending soon."""
+    grace, told = simulation.grace, False
+
+    def look() -> None:
+        nonlocal told
+        if grace.asked and not told:
+            told = True
+            within = f"within {grace.seconds:g} s (checkpoint.grace)"
+            tell(f"asked to stop: this round is finished first, {within}, or dropped; Ctrl-C once more ends at once")
+
+    ticker = Ticker(look, _SECONDS_UNTIL_AN_ANSWER)
+    if simulation.group.rank == 0:
+        ticker.start()
+    try:
+        yield
+    finally:
+        ticker.stop()
 
 
 def _save(simulation: Simulation, store: CheckpointStore, tracker: Tracker) -> bool:

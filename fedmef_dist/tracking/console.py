@@ -12,6 +12,8 @@ from fedmef_dist.tracking.tracker import Metrics, Tracker
 
 _SILENCE = 30.0  # seconds after which a round that was not evaluated gets its line too, and so does half of one
 _LOOKS_A_SECOND = 4
+_LEAST_BAR = 4  # characters of a progress bar on a narrow terminal
+_DISPENSABLE = ("time/round", "train/loss", "eval/perplexity", "eval/accuracy")  # there, in this order
 
 
 def console_tracker(
@@ -62,11 +64,6 @@ class View:
         self.newest = {**accuracy, **metrics}
         self.done = int(metrics["round"])
         self._pace.reach(self.done)
-
-    @property
-    def news(self) -> str:
-        """The newest numbers in one text."""
-        return "  ".join(describe(self.newest))
 
     @property
     def clients(self) -> str:
@@ -125,23 +122,29 @@ class LineTracker(Tracker):
 
 
 class BarTracker(Tracker):
-    """A progress bar with the newest loss, accuracy and seconds a round, the round's clients and the time left."""
+    """A progress bar with the newest loss, accuracy and seconds a round, the round's clients and the time left.
+
+    A narrow terminal gets as many of them as it has room for.
+    """
 
     def __init__(self, view: View, stream: TextIO) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
 
         self._view = view
-        live = [TextColumn(f"{{task.fields[view].{part}}}", markup=False) for part in ("news", "clients", "left")]
+        console = Console(file=stream)
+        taken = len("round ") + 2 * len(str(view.total)) + len("/ ") + _LEAST_BAR + len(" ")
         self._progress = Progress(
             TextColumn("round"),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             BarColumn(bar_width=None),
-            *live,
-            console=Console(file=stream),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=console,
             refresh_per_second=_LOOKS_A_SECOND,
         )
-        self._task = self._progress.add_task("rounds", total=view.total, completed=view.done, view=view)
+        text = _Text(lambda: fitting(view, console.width - taken))
+        self._task = self._progress.add_task("rounds", total=view.total, completed=view.done, text=text)
         self._progress.start()
 
     def log(self, metrics: Metrics) -> None:
@@ -152,6 +155,28 @@ class BarTracker(Tracker):
     def close(self) -> None:
         """Stop drawing and give the terminal back."""
         self._progress.stop()
+
+
+class _Text:
+    """A text that is made anew each time it is shown."""
+
+    def __init__(self, make: Callable[[], str]) -> None:
+        self._make = make
+
+    def __str__(self) -> str:
+        return self._make()
+
+
+def fitting(view: View, room: int) -> str:
+    """What there is to show in one text of at most ``room`` characters: where that is little, fewer numbers."""
+    metrics, rest = dict(view.newest), [part for part in (view.clients, view.left) if part]
+    text = "  ".join([*describe(metrics), *rest])
+    for key in _DISPENSABLE:
+        if len(text) <= room:
+            break
+        metrics.pop(key, None)
+        text = "  ".join([*describe(metrics), *rest])
+    return text
 
 
 class NotebookTracker(Tracker):
@@ -204,7 +229,8 @@ class Ticker:
     def stop(self) -> None:
         """End, within a moment."""
         self._stopped.set()
-        self._thread.join(2.0)
+        if self._thread.is_alive():
+            self._thread.join(2.0)
 
     def _work(self) -> None:
         while not self._stopped.wait(self._seconds):

@@ -9,7 +9,12 @@ def test_the_folder_holds_every_configuration_and_example(tmp_path, capsys, monk
     init_command(tmp_path / "a" / "b")
     written = {path.relative_to(tmp_path / "a" / "b").as_posix() for path in (tmp_path / "a").rglob("*.*")}
     assert written == {name for name, _ in starter_files()}
-    assert {"configs/quickstart.yaml", "examples/own_method.py", "examples/own_method.yaml"} <= written
+    assert {
+        "configs/quickstart.yaml",
+        "configs/clusters/ethernet_cpu.yaml",
+        "examples/own_method.py",
+        "examples/own_method.yaml",
+    } <= written
     shown = capsys.readouterr().out
     assert f"{len(written)} files are in {tmp_path / 'a' / 'b'}" in shown
     assert f"cd {tmp_path / 'a' / 'b'}\n" in shown

@@ -5,15 +5,18 @@ import os
 import random
 import signal
 import threading
+import time
+import types
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from tiny import tiny
 
 import fedmef_dist
-import fedmef_dist.session.session  # its modules add loggers and read no settings of the caller
 from fedmef_dist.cluster.ending import SIGNALS
+from fedmef_dist.session import session  # its modules add loggers and read no settings of the caller
 
 
 def everything():
@@ -41,3 +44,12 @@ def test_a_run_leaves_its_caller_as_it_was_and_shows_itself(tmp_path):
     html = summary._repr_html_()
     assert str(summary) in html
     assert f"<td>model/digest</td><td>{summary.values['model/digest']}</td>" in html
+
+
+@pytest.mark.parametrize(("rank", "asked", "lines"), [(0, True, 1), (0, False, 0), (1, True, 0)])
+def test_a_signal_is_answered_once_and_by_rank_0(rank, asked, lines, monkeypatch, capsys):
+    monkeypatch.setattr(session, "_SECONDS_UNTIL_AN_ANSWER", 0.005)
+    grace = types.SimpleNamespace(asked=asked, seconds=30.0)
+    with session._answering(types.SimpleNamespace(grace=grace, group=types.SimpleNamespace(rank=rank))):
+        time.sleep(0.1)
+    assert capsys.readouterr().err.count("this round is finished first, within 30 s") == lines

@@ -118,6 +118,25 @@ def test_the_bar_keeps_the_last_accuracy_and_ends_at_the_newest_round(monkeypatc
         assert part in last
 
 
+@pytest.mark.parametrize("columns", [50, 62, 75, 100])
+def test_a_narrow_terminal_shows_fewer_numbers_and_cuts_none(monkeypatch, columns):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream, cohort = Terminal(), CohortProgress()
+    tracker = BarTracker(view(100, 20, cohort=cohort), stream)
+    tracker.log({"round": 21, "train/loss": 0.5, "eval/accuracy": 0.75, "time/round": 1.25})
+    cohort.begin(22, 5)
+    tracker.close()
+    last = stream.getvalue().split("\r")[-1]
+    assert "…" not in last
+    assert all(part in last for part in (" 21/100", "0/5 clients", "left"))
+    assert [part in last for part in ("accuracy 75.00 %", "loss 0.5000", "1.25 s")] == [
+        columns > 60,
+        columns > 70,
+        columns > 90,
+    ]
+
+
 def test_a_notebook_has_one_line_that_changes(monkeypatch):
     shown = []
     handle = types.SimpleNamespace(update=shown.append)
