@@ -97,16 +97,14 @@ digests() { # the same bits twice, on two ranks of one GPU, with slots; other pr
     together simulate once -- : simulate twice -- : simulate ranks "${ranks[@]}" -- : \
         simulate bf16 -- runtime.precision=bf16 : simulate cpu -- runtime.device=cpu : \
         simulate fedavg -- method.name=fedavg : simulate fedavg-ranks "${ranks[@]}" -- method.name=fedavg
-    if "$PYTHON" -m fedmef_dist schema | grep -q '"slots"'; then
-        together simulate slots-4 -- runtime.slots=4 : simulate ranks-slots-2 "${ranks[@]}" -- runtime.slots=2 : \
-            simulate fedavg-slots-4 -- runtime.slots=4 method.name=fedavg
-    fi
-    if "$PYTHON" -m fedmef_dist schema | grep -q '"tf32"'; then simulate tf32 -- runtime.precision=tf32; fi
+    together simulate slots-4 -- runtime.slots=4 : simulate ranks-slots-2 "${ranks[@]}" -- runtime.slots=2 : \
+        simulate slots-4-computed -- runtime.slots=4 runtime.graphs=false : \
+        simulate fedavg-slots-4 -- runtime.slots=4 method.name=fedavg : simulate tf32 -- runtime.precision=tf32
     "$PYTHON" - "$OUT" <<'PY'
 import json, pathlib, sys
 for path in sorted(pathlib.Path(sys.argv[1]).glob("summary-*.json")):
     summary = json.loads(path.read_text())
-    print(f"{path.stem[8:]:12} {summary['device']:7} {summary['world_size']} rank(s) digest {summary['model/digest'][:16]}"
+    print(f"{path.stem[8:]:16} {summary['device']:7} {summary['world_size']} rank(s) digest {summary['model/digest'][:16]}"
           f" accuracy {summary['eval/accuracy_last']:.4f} {summary['time/total']:.1f} s")
 PY
 }

@@ -87,7 +87,18 @@ def load() -> torch.device:
     module.manual_seed_all = module.set_device = lambda number: None
     module.synchronize = lambda device=None: None
     torch._register_device_module(NAME, module)
+    _let_tensors_be_copied()
     return torch.device(NAME, 0)
+
+
+def _let_tensors_be_copied() -> None:
+    """``copy.deepcopy`` copies a CUDA tensor's storage; torch cannot copy that of a device which it does not know."""
+    whole = Tensor.__deepcopy__
+
+    def copied(tensor: Tensor, memo: dict[int, object]) -> Tensor:
+        return memo.setdefault(id(tensor), tensor.clone()) if _here(tensor) else whole(tensor, memo)
+
+    Tensor.__deepcopy__ = copied
 
 
 def _here(tensor: object) -> bool:

@@ -3,8 +3,9 @@
     python tests/emulated_run.py
 
 ``digests``: the model's digest after two rounds on the CPU and on the device, for each method and setting.
-``ranks``: the digests of two ranks with the collectives that NCCL has. ``steps``: what one training step would wait
-for, copy and launch on a GPU. ``rounds``: the same for a whole round, with the places of the waits.
+``ranks``: the digests of two ranks with the collectives that NCCL has. ``slots``: those with clients beside each
+other, on one rank and on two. ``steps``: what one training step would wait for, copy and launch on a GPU. ``rounds``:
+the same for a whole round, with the places of the waits.
 """
 
 import json
@@ -70,6 +71,7 @@ CASES = {name: {"method": method(name)} for name in METHODS} | {
     name: {"method": FEDMEF, **setting} for name, setting in SETTINGS.items()
 }
 ON_TWO_RANKS = ("fedmef", "feddst", "scaffold")
+IN_SLOTS = ("fedmef", "scaffold", "prunefl")
 STEPS = {
     "fedavg": {"method": {"name": "fedavg"}},
     "nsconv": {"method": FEDMEF, "sap": {"enabled": False}},
@@ -132,6 +134,12 @@ def two_ranks(changes, device):
     return [found[0], found[1]]
 
 
+def in_slots(changes, device):
+    """The digests with two and three clients beside each other on one rank, and with two on each of two ranks."""
+    two, three = ({**changes, "runtime": {"slots": slots}} for slots in (2, 3))
+    return [*(attempt(play_all, one, on(device)) for one in (two, three)), *two_ranks(two, device)]
+
+
 def step_counts(changes, device):
     """What the third step of a client counts; the first ones fill caches."""
     simulation = started({"model": RESNET, **changes}, on(device))
@@ -151,7 +159,7 @@ def round_counts(changes, device):
     """What a round counts, all in all and for each of its clients alone; it begins with warm caches."""
     simulation = started(changes, on(device))
     local, recorder, clients = simulation.local, emulated_device.Recorder(), emulated_device.Recorder()
-    whole = local._train_slot
+    whole = local._train_all
 
     def counted(*arguments):
         with clients:
@@ -160,7 +168,7 @@ def round_counts(changes, device):
     for number in (1, 2, 3):
         simulation.round = number
         if number == 3:
-            local._train_slot = counted
+            local._train_all = counted
             with recorder:
                 simulation.play_round()
         else:
@@ -186,7 +194,7 @@ def main():
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     device = emulated_device.load()
-    wanted = sys.argv[1:] or ["digests", "ranks", "steps", "rounds"]
+    wanted = sys.argv[1:] or ["digests", "ranks", "slots", "steps", "rounds"]
     found = {}
     if "digests" in wanted:
         found["digests"] = {
@@ -195,6 +203,8 @@ def main():
         }
     if "ranks" in wanted:
         found["ranks"] = {name: two_ranks({"method": method(name)}, device) for name in ON_TWO_RANKS}
+    if "slots" in wanted:
+        found["slots"] = {name: in_slots({"method": method(name)}, device) for name in IN_SLOTS}
     if "steps" in wanted:
         found["steps"] = {name: attempt(step_counts, changes, device) for name, changes in STEPS.items()}
     if "rounds" in wanted:

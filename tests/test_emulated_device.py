@@ -49,6 +49,11 @@ def test_two_ranks_have_one_digest_and_ask_nothing_that_nccl_has_not(found, meth
     assert found["ranks"][method] == 2 * [found["digests"][method][0]]
 
 
+@pytest.mark.parametrize("method", emulated_run.IN_SLOTS)
+def test_clients_beside_each_other_have_one_digest(found, method):
+    assert found["slots"][method] == 4 * [found["digests"][method][0]]
+
+
 @pytest.mark.parametrize("case", emulated_run.STEPS)
 def test_a_step_waits_copies_and_launches_no_more_than_it_did(found, case):
     step = found["steps"][case]

@@ -15,6 +15,7 @@ from fedmef_dist.clients.loss import cross_entropy
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
 from fedmef_dist.clients.passes import Passes, Recorder
 from fedmef_dist.clients.plan import LocalClient, RoundPlan
+from fedmef_dist.clients.slots import Steps, all_steps
 from fedmef_dist.clients.tiers import held_upload
 from fedmef_dist.cluster.gpu import Stopwatch
 from fedmef_dist.data.batches import Batch
@@ -104,12 +105,26 @@ class Client:
         Raises:
             OutOfRoomError: it did not wait, and there was too little. ``state`` is changed nevertheless.
         """
+        return all_steps(self.training(plan, batches, steps, rate, client, state, more, waits))
+
+    def training(
+        self,
+        plan: RoundPlan,
+        batches: Iterator[Batch],
+        steps: int,
+        rate: float,
+        client: LocalClient | None = None,
+        state: Keepsake | None = None,
+        more: Iterator[Batch] | None = None,
+        waits: bool = False,
+    ) -> Steps[ClientReport]:
+        """What :meth:`train` does, with a pause behind each step, in which other clients may train on other models."""
         watch = Stopwatch(self.space.values.device)
         mask, client, state = self.space.mask, client or LocalClient(), state or Keepsake()
         rooms = [pruning.room for pruning in prunings(self.model)]
         try:
             with self._passes.nothing_recorded() if waits else without_waiting(rooms):
-                packed, loss, uploads = self._train(plan, batches, steps, rate, client, state)
+                packed, loss, uploads = yield from self._train(plan, batches, steps, rate, client, state)
                 if more is not None:
                     plan.work.train_more(more, rate, self.loss)
             if overflowed(rooms):
@@ -134,7 +149,7 @@ class Client:
         rate: float,
         client: LocalClient,
         state: Keepsake,
-    ) -> tuple[Tensor, float | Tensor, dict[str, Upload]]:
+    ) -> Steps[tuple[Tensor, float | Tensor, dict[str, Upload]]]:
         space, work, sent = self.space, plan.work, self.space.mask
         space.load(plan.values)
         work.begin(client)
@@ -142,7 +157,7 @@ class Client:
         self.model.train()
         forget_thresholds(self.model)
         optimizer = local_optimizer(space, self.optimizer, state.velocity)
-        loss = self._descend(optimizer, islice(batches, steps), steps, rate, plan)
+        loss = yield from self._descend(optimizer, islice(batches, steps), steps, rate, plan)
         state.leave(space)
         packed = space.pack(space.values, plan.returns_weights).clone()
         held = held_upload(plan, space, sent)
@@ -162,7 +177,7 @@ class Client:
 
     def _descend(
         self, optimizer: MaskedSGD, batches: Iterator[Batch], steps: int, rate: float, plan: RoundPlan
-    ) -> float | Tensor:
+    ) -> Steps[float | Tensor]:
         total, samples = torch.zeros((), device=self.space.values.device), 0
         with (
             optimizer.in_backward(rate) if self.steps_in_backward(plan.work.reads_gradient) else nullcontext() as finish
@@ -174,6 +189,7 @@ class Client:
                     optimizer.step(plan.work.prepare_step(step, steps, rate))
                 else:
                     finish()
+                yield
         mean = total.double() / samples
         return mean.item() if mean.device.type == "cpu" else mean
 

@@ -32,17 +32,21 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records CUDA graphs, which share their memory: they are replayed one after another and keep nothing in it."""
+    """Records CUDA graphs, which share their memory: they are replayed one after another and keep nothing in it.
+
+    Those of two recorders share none and may be replayed beside each other: the scratch memory that cuBLAS keeps for
+    the stream of a recording is a recorder's own, too.
+    """
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """See :class:`Recorder`."""
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # Other threads, which encode messages, may go on with what a capture forbids.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 result = function()
         except BaseException:
             torch.cuda.set_stream(stream)  # one that breaks off leaves its own

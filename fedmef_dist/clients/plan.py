@@ -1,13 +1,14 @@
 """What a round asks of clients: the work in addition to SGD, what goes down, what comes up."""
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
 from fedmef_dist.data.batches import Batch
-from fedmef_dist.sparsity import Mask
+from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.wire.encodings import Encoding
 from fedmef_dist.wire.traffic import Broadcast, Collection, Upload
 
@@ -30,7 +31,8 @@ class LocalClient:
 class LocalWork:
     """What a client does in a round in addition to SGD on its loss: nothing.
 
-    One object serves all clients that a rank trains in a round, one after another.
+    One object serves all clients that a rank trains in a round, one after another; clients beside each other have
+    copies of it.
 
     Attributes:
         gradient_batches: batches behind its training on which a client takes the gradient of all positions.
@@ -50,6 +52,14 @@ class LocalWork:
     def reads_gradient(self) -> bool:
         """Whether :meth:`prepare_step` needs more than the schedule's rate; else ``space.gradient`` is not made."""
         return type(self).prepare_step is not LocalWork.prepare_step
+
+    def moved(self, here: ParameterSpace, there: ParameterSpace) -> "LocalWork":
+        """A copy that works on another space, for a client beside those of this one.
+
+        All that it holds is copied, so that neither changes the other, but for the space, in whose place the other one
+        comes wherever it is held, and for the space's mask, which both have.
+        """
+        return deepcopy(self, {id(here): there, id(here.mask): here.mask})
 
     def begin(self, client: LocalClient) -> None:
         """Called when a client has loaded the global state, before its first step."""

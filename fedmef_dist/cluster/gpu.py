@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple, SupportsFloat
 
@@ -171,3 +171,30 @@ class _Span(NamedTuple):
     def __float__(self) -> float:
         self.stop.synchronize()
         return float(self.start.elapsed_time(self.stop)) / 1000
+
+
+class SideStream:
+    """Work that a CUDA device does beside that of its current stream; elsewhere all work comes in its order anyway.
+
+    What is made in it may be used outside, and let go of there, between :meth:`join` and the next :meth:`fork`.
+
+    Args:
+        device: that works; None: no stream of its own, the work is the current stream's.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._own = torch.cuda.Stream(device) if device is not None and device.type == "cuda" else None
+
+    def within(self) -> AbstractContextManager[object]:
+        """Inside, work is given to this stream."""
+        return nullcontext() if self._own is None else torch.cuda.stream(self._own)
+
+    def fork(self) -> None:
+        """What it is given from now on comes behind all that the current stream has been given so far."""
+        if self._own is not None:
+            self._own.wait_stream(torch.cuda.current_stream(self._own.device))
+
+    def join(self) -> None:
+        """What the current stream is given from now on comes behind all that this one has been given so far."""
+        if self._own is not None:
+            torch.cuda.current_stream(self._own.device).wait_stream(self._own)

@@ -30,6 +30,7 @@ STOPPED_EARLY = 75
 _MEETING_SECONDS = 300.0
 # No machine has so many cores; asked for far more, OpenMP crashes the process.
 MOST_THREADS = 1024
+_MOST_SLOTS = 64
 
 
 class RuntimeSettings(Settings):
@@ -50,6 +51,13 @@ class RuntimeSettings(Settings):
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32",
         description="type of the layers' arithmetic, weights stay fp32; tf32: CUDA's products with 10 bits of mantissa",
+    )
+    slots: int = Field(
+        1,
+        ge=1,
+        le=_MOST_SLOTS,
+        description="clients that a rank trains beside each other, each on a model of its own and on a GPU in a stream "
+        "of its own; the same digest, that many times the memory; for networks that do not fill a GPU",
     )
     graphs: bool = Field(
         True, description="on a GPU: record clients' forward and backward passes as CUDA graphs; the same bits"

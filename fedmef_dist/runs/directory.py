@@ -22,7 +22,7 @@ Resume = Literal["auto", "never", "must"]
 
 # What may change between the parts of one run: none of it changes the weights.
 _HARMLESS = ("name", "evaluation", "checkpoint", "tracking", "wire", "data.root", "data.download", "federation.rounds")
-_HARMLESS_RUNTIME = ("runtime.backend", "runtime.timeout")
+_HARMLESS_RUNTIME = ("runtime.backend", "runtime.slots", "runtime.timeout")
 _SHOWN = 8
 _LARGEST = 1 << 18  # a configuration has some three thousand bytes
 

@@ -27,6 +27,7 @@ from fedmef_dist.tracking.tracker import Metrics
 from fedmef_dist.wire.messages import GarbledMessageError
 
 _RANKS = (2, 3)
+_SLOTS = 2
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,17 @@ MASKED, COUNTS, GLOBAL, PURE, FINITE = (
     "plan() changes nothing",
     "metrics are finite",
 )
-LEDGER, RANKS, AGAIN, RESUME = (
+LEDGER, RANKS, SLOTS, AGAIN, RESUME = (
     "the ledger equals the encoding",
     "one digest on 1, 2 and 3 ranks",
+    "one digest with clients beside each other",
     "the same digest again",
     "the same digest after a resume",
 )
 _MENDS = {
     LEDGER: "a Collection's counts must be the numbers of positions that uploads() gives in each block",
     RANKS: "take sums from the round's collections, draw with randomness.numpy_generator(seed, purpose, round)",
+    SLOTS: "reach the parameter space and what a client remembers by attributes of LocalWork, which is copied, alone",
     AGAIN: "draw only from generators keyed by (seed, purpose, round, client); use no time and no hash order",
     RESUME: "state() must give everything that later rounds depend on, and restore() take all of it back",
     MASKED: "aggregate() and grown_values() must leave positions outside of the mask at 0",
@@ -102,7 +105,7 @@ def check_method(config: Config) -> tuple[list[Promise], dict[str, float]]:
     _make_once(config)
     alone = _tried(broken, LEDGER, partial(_play, config, 1))
     if alone is None:
-        return _promises(broken, {RANKS, AGAIN, RESUME, MASKED, COUNTS, GLOBAL, PURE, FINITE}), {}
+        return _promises(broken, {RANKS, SLOTS, AGAIN, RESUME, MASKED, COUNTS, GLOBAL, PURE, FINITE}), {}
     broken |= alone.faults
     again = _tried(broken, AGAIN, partial(_play, config, 1, plans_twice=True))
     broken |= again.faults if again is not None else {}
@@ -110,6 +113,8 @@ def check_method(config: Config) -> tuple[list[Promise], dict[str, float]]:
     for ranks in _RANKS:
         other = _tried(broken, RANKS, partial(_play, config, ranks))
         _compare(broken, RANKS, alone, other, f"{ranks} ranks")
+    beside = config.model_copy(update={"runtime": config.runtime.model_copy(update={"slots": _SLOTS})})
+    _compare(broken, SLOTS, alone, _tried(broken, SLOTS, partial(_play, beside, 1)), f"{_SLOTS} slots")
     for done in range(1, config.federation.rounds, 2):
         start = alone.checkpoints[done - 1]
         other = _tried(broken, RESUME, partial(_play, config, 2, start))

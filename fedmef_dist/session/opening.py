@@ -10,6 +10,7 @@ from fedmef_dist.cluster.environment import nodes_of
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.session.memory import RunMemory
 from fedmef_dist.simulation.loop import Simulation
+from fedmef_dist.tracking.tracker import Metrics
 
 _KIBIBYTE = 1024
 _SUM_BYTES = 8  # of a value in a round's fixed-point sum
@@ -18,7 +19,7 @@ _SUM_BYTES = 8  # of a value in a round's fixed-point sum
 def opening_lines(simulation: Simulation, run_dir: Path, memory: RunMemory) -> list[str]:
     """Four lines; ``memory`` has measured a training step here, so that the process has held what that takes."""
     config, group = simulation.config, simulation.group
-    federation = config.federation
+    federation, memory_of_step = config.federation, memory.metrics()
     density = getattr(config.method, "density", 1.0)
     begun = f", goes on behind round {simulation.round}" if simulation.round else ""
     return [
@@ -27,8 +28,8 @@ def opening_lines(simulation: Simulation, run_dir: Path, memory: RunMemory) -> l
         f"{_counted(federation.rounds, 'round')}, {federation.clients_per_round} of {federation.clients} clients in "
         f"each{begun}; files in {run_dir}",
         _ranks(group),
-        f"memory: about {_megabytes(_rank_bytes(simulation))} a rank, "
-        f"{_megabytes(memory.metrics()['memory/device_bytes'])} on a simulated device",
+        f"memory: about {_megabytes(_rank_bytes(simulation, memory_of_step))} a rank, "
+        f"{_megabytes(memory_of_step['memory/device_bytes'])} on a simulated device",
     ]
 
 
@@ -43,12 +44,17 @@ def _ranks(group: Group) -> str:
     return f"{ranks} on {host}, {group.device.type}, {launcher}"
 
 
-def _rank_bytes(simulation: Simulation) -> int:
-    """The memory that a rank like this one will have used at its peak: so far, and two buffers of a round's sum."""
-    sums = 2 * _SUM_BYTES * simulation.space.total
+def _rank_bytes(simulation: Simulation, step: Metrics) -> float:
+    """The memory that a rank like this one will have used at its peak.
+
+    What it has used so far, two buffers of a round's sum, and with several slots a ``step`` in each.
+    """
+    config = simulation.config
+    slots = min(config.runtime.slots, config.federation.clients_per_round)
+    more = 2 * _SUM_BYTES * simulation.space.total + (slots * float(step["memory/peak_bytes"]) if slots > 1 else 0)
     if simulation.group.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(simulation.group.device) + sums
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIBIBYTE + sums
+        return torch.cuda.max_memory_allocated(simulation.group.device) + more
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIBIBYTE + more
 
 
 def _megabytes(size: float | int | str) -> str:

@@ -3,9 +3,10 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,9 @@ from fedmef_dist.clients.client import Client, ClientReport, OutOfRoomError
 from fedmef_dist.clients.cohort import Cohort
 from fedmef_dist.clients.kept_state import Keepsake, KeptStates, check_clients, kept_tensors
 from fedmef_dist.clients.plan import LocalClient, RoundPlan
-from fedmef_dist.clients.tiers import TierRound, Tiers
+from fedmef_dist.clients.slots import Steps, take_turns
+from fedmef_dist.clients.tiers import Tiers
+from fedmef_dist.cluster.gpu import SideStream, Stopwatch
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.interruption import GraceTime, RoundAbandonedError
 from fedmef_dist.config import Config
@@ -28,7 +31,7 @@ from fedmef_dist.data.population import Population
 from fedmef_dist.data.text import TextDataset
 from fedmef_dist.layers.random import set_generator
 from fedmef_dist.methods.base import Method
-from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sums.cohort_sum import CohortSum
 from fedmef_dist.sums.placement import Imbalance, Placement, TrainingTimes, assign
 from fedmef_dist.sums.round_sum import RoundResult
@@ -42,8 +45,40 @@ _LOG = logging.getLogger(__name__)
 _DOMINATED, _WORTH_SAYING, _DOMINATED_ROUNDS = 1.5, 1.0, 3
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What one client of the cohort has to do.
+
+    Attributes:
+        place: of the client in the cohort.
+        number, samples: the client's.
+        plan: what it is asked.
+        mask: what it trains.
+    """
+
+    place: int
+    number: int
+    samples: int
+    plan: RoundPlan
+    mask: Mask
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A task that is done, with what came of it; ``row`` is its slot, and it began at ``start``."""
+
+    task: _Task
+    report: ClientReport
+    state: Keepsake
+    row: int
+    start: float
+
+
 class LocalTraining:
     """Trains this rank's clients of each round, and keeps what must stay with them.
+
+    With one slot they train one after another on the run's own model. With several each slot has a model of its own,
+    and the run's has the round's mask all the time.
 
     Attributes:
         kept: the clients' kept states; None where nothing stays with a client.
@@ -54,7 +89,8 @@ class LocalTraining:
         group: the ranks.
         dataset: both splits.
         population: whose samples are whose.
-        client: trains one client.
+        client: trains one client, on the run's own model.
+        another: makes another one, on a model of its own.
         messages: between server and clients.
         kept: the states that stay with clients.
         grace: this rank's time once somebody has asked to stop.
@@ -70,6 +106,7 @@ class LocalTraining:
         dataset: Dataset | TextDataset,
         population: Population,
         client: Client,
+        another: Callable[[], Client],
         messages: Messages,
         kept: KeptStates | None,
         grace: GraceTime,
@@ -80,6 +117,7 @@ class LocalTraining:
         self.client, self.messages, self.kept = client, messages, kept
         self.grace, self.timeline, self.tiers = grace, timeline, tiers
         self.times = TrainingTimes()
+        self._another, self._beside = another, list[tuple[Client, SideStream]]()
         self._placement: Placement | None = None
         self._dominated = 0  # rounds in a row
         self._proved_version = -1
@@ -99,8 +137,8 @@ class LocalTraining:
         tiers = self.tiers.round(plan, self.space.mask) if len(self.tiers) else []
         own_plan, with_losses = tiers[-1].plan if tiers else plan, self.config.tracking.wandb.histograms
         total = CohortSum(self.space, cohort, own_plan, self.group, with_losses, self.tiers)
-        slots = self.place(cohort)
-        _LOG.info("round %d: trains clients %s", plan.round, cohort.clients[slots].tolist())
+        places = self.place(cohort)
+        _LOG.info("round %d: trains clients %s", plan.round, cohort.clients[places].tolist())
         start = time.perf_counter()
         self.group.watch.cohort.begin(plan.round, len(cohort.clients))
         received = self._send(plan)
@@ -108,12 +146,19 @@ class LocalTraining:
         for part in tiers:
             if part.is_part:
                 self.messages.send_model(part.plan.values, part.mask)
+        tasks = [
+            _Task(
+                place,
+                int(cohort.clients[place]),
+                int(cohort.samples[place]),
+                tiers[of[place]].plan if tiers else plan,
+                tiers[of[place]].mask if tiers else self.space.mask,
+            )
+            for place in places
+        ]
         try:
-            self.grace.begin(int(cohort.samples[slots].sum()))
-            states = {}
-            for slot in slots:
-                with self._under(tiers[of[slot]] if tiers else None) as tier:
-                    states[slot] = self._train_slot(total, slot, plan if tier is None else tier.plan, received, rate)
+            self.grace.begin(int(cohort.samples[places].sum()))
+            states = self._train_all(total, tasks, received, rate)
             self.messages.settle()
             self._conclude(plan.round, total, states)
         except RoundAbandonedError:
@@ -153,18 +198,6 @@ class LocalTraining:
         self._placement = self.times.place(cohort.samples, self.group.world_size)
         return self._placement.slots(self.group.rank)
 
-    @contextmanager
-    def _under(self, tier: TierRound | None) -> Iterator[TierRound | None]:
-        """The space has a tier's mask while one of its clients trains."""
-        mask = self.space.mask
-        if tier is not None and tier.is_part:
-            self.space.set_mask(tier.mask)
-        try:
-            yield tier
-        finally:
-            if self.space.mask is not mask:
-                self.space.set_mask(mask)
-
     def _send(self, plan: RoundPlan) -> dict[str, Any]:
         """What every client decodes of the round's broadcasts; the model is proved to decode once for each mask."""
         mask = self.space.mask
@@ -173,21 +206,70 @@ class LocalTraining:
             self._proved_version = mask.version
         return {sent.name: self.messages.broadcast(sent) for sent in plan.broadcasts}
 
-    def _train_slot(
-        self, total: CohortSum, slot: int, plan: RoundPlan, received: dict[str, Any], rate: float
-    ) -> Keepsake:
-        """Trains the client of one place in the cohort and adds its update; returns what the client has kept."""
-        number, samples = int(total.cohort.clients[slot]), int(total.cohort.samples[slot])
-        self.group.watch.place = f"round {plan.round}, client {number}"
-        start = time.perf_counter()
-        state = self.kept.recall(number, plan.values) if self.kept is not None else Keepsake()
-        client = LocalClient(number, received, state.own)
-        total.add(slot, self.train_client(plan, rate, client, state))
-        self.grace.trained(samples)
-        self.group.watch.cohort.trained()
-        self.timeline.add(f"client {number}", start, time.perf_counter(), round=plan.round, samples=samples)
+    def _train_all(
+        self, total: CohortSum, tasks: Sequence[_Task], received: Mapping[str, Any], rate: float
+    ) -> dict[int, Keepsake]:
+        """Trains clients and adds their updates up; returns what each has kept, by its place in the cohort."""
+        slots, mask, states = self._slots(len(tasks)), self.space.mask, {}
+        watch, training = Stopwatch(self.group.device), list[int]()
+        jobs = (partial(self._steps, slots, task, training, received, rate) for task in tasks)
+        try:
+            with closing(take_turns([stream for _, stream in slots], jobs)) as turns:
+                for done in turns:
+                    states[done.task.place] = done.state
+                    self._add(total, done)
+        finally:
+            _wear(self.space, mask)
+        if len(slots) > 1:
+            total.states.train_together(watch.stop())
+        return states
 
-        return state
+    def _slots(self, clients: int) -> list[tuple[Client, SideStream]]:
+        """Where clients train beside each other; models are made once so many clients are there for them."""
+        if self.config.runtime.slots == 1:
+            return [(self.client, SideStream())]
+        while len(self._beside) < min(self.config.runtime.slots, clients):
+            self._beside.append((self._another(), SideStream(self.group.device)))
+            self.space.release_gradient()
+        return self._beside
+
+    def _steps(
+        self,
+        slots: Sequence[tuple[Client, SideStream]],
+        task: _Task,
+        training: list[int],
+        received: Mapping[str, Any],
+        rate: float,
+        slot: int,
+    ) -> Steps[_Trained]:
+        """One client's training in a slot; meanwhile it is one of those in ``training``."""
+        client, plan, start = slots[slot][0], task.plan, time.perf_counter()
+        training.append(task.number)
+        self._tell_place(plan.round, training)
+        if client is not self.client:
+            plan = replace(plan, work=plan.work.moved(self.space, client.space))
+        _wear(client.space, task.mask)
+        state = self.kept.recall(task.number, plan.values) if self.kept is not None else Keepsake()
+        who = LocalClient(task.number, received, state.own)
+        report = yield from self._train_client(client, plan, rate, who, state)
+        training.remove(task.number)
+        self._tell_place(plan.round, training)
+        return _Trained(task, report, state, slot, start)
+
+    def _tell_place(self, round: int, training: Sequence[int]) -> None:
+        if training:
+            clients = ", ".join(map(str, training))
+            self.group.watch.place = f"round {round}, client{'s' if len(training) > 1 else ''} {clients}"
+
+    def _add(self, total: CohortSum, done: _Trained) -> None:
+        """Adds what the server decodes of a client's report."""
+        task = done.task
+        _wear(self.space, task.mask)
+        total.add(task.place, self._receive(done.report, task.plan))
+        self.grace.trained(task.samples)
+        self.group.watch.cohort.trained()
+        end, details = time.perf_counter(), {"round": task.plan.round, "samples": task.samples}
+        self.timeline.add(f"client {task.number}", done.start, end, row=done.row, **details)
 
     def _conclude(self, round: int, total: CohortSum, states: Mapping[int, Keepsake]) -> None:
         """Keeps the states of those whose update is accepted; on a device that is known only now."""
@@ -198,28 +280,28 @@ class LocalTraining:
             elif self.kept is not None:
                 self.kept.keep(number, states[slot])
 
-    def train_client(
-        self, plan: RoundPlan, rate: float, client: LocalClient, state: Keepsake | None = None
-    ) -> ClientReport:
+    def _train_client(
+        self, client: Client, plan: RoundPlan, rate: float, who: LocalClient, state: Keepsake
+    ) -> Steps[ClientReport]:
         """Trains one client on its own batches, which depend on nothing but (seed, round, client).
 
         If its activations needed more room on the device than was foreseen, it is trained a second time, to the result
         that it would have had.
         """
-        before = state.copy() if state is not None and self.client.may_lack_room else None
+        before = state.copy() if client.may_lack_room else None
         try:
-            return self._receive(self._trained(plan, rate, client, state), plan)
+            return (yield from self._attempt(client, plan, rate, who, state))
         except OutOfRoomError:
-            _LOG.info("round %d: client %d is trained again, with more room", plan.round, client.number)
-        if state is not None and before is not None:
+            _LOG.info("round %d: client %d is trained again, with more room", plan.round, who.number)
+        if before is not None:
             state.take(before)
-        return self._receive(self._trained(plan, rate, client, state, waits=True), plan)
+        return (yield from self._attempt(client, plan, rate, who, state, waits=True))
 
-    def _trained(
-        self, plan: RoundPlan, rate: float, client: LocalClient, state: Keepsake | None, waits: bool = False
-    ) -> ClientReport:
+    def _attempt(
+        self, client: Client, plan: RoundPlan, rate: float, who: LocalClient, state: Keepsake, waits: bool = False
+    ) -> Steps[ClientReport]:
         federation, seed = self.config.federation, self.config.seed
-        indices = self.population.samples(client.number)
+        indices = self.population.samples(who.number)
         # One pass more than it trains, where it takes the gradient of inactive weights from fresh batches.
         epochs = federation.local_epochs + (plan.work.gradient_batches > 0)
         batches = client_batches(
@@ -229,17 +311,17 @@ class LocalTraining:
             epochs=epochs + plan.work.extra_epochs,
             seed=seed,
             round=plan.round,
-            client=client.number,
+            client=who.number,
             augment=self.config.data.augment,
             device=self.group.device,
         )
         where = self.group.device if self.group.device.type == "cuda" else "cpu"
-        set_generator(self.model, torch_generator(seed, "layers", plan.round, client.number, device=where))
+        set_generator(client.model, torch_generator(seed, "layers", plan.round, who.number, device=where))
         once = steps_per_epoch(len(indices), federation.batch_size)
         own, more = _parted(self.grace.heed(batches), epochs * once)
         steps = federation.local_epochs * once
         extra = more if plan.work.extra_epochs else None
-        return self.client.train(plan, own, steps, rate, client, state, extra, waits)
+        return client.training(plan, own, steps, rate, who, state, extra, waits)
 
     def _receive(self, report: ClientReport, plan: RoundPlan) -> ClientReport:
         """A client's report as the server decodes it."""
@@ -254,6 +336,12 @@ class LocalTraining:
             if wanted.varies
         )
         return replace(report, values=values, uploads=uploads, varied_bytes=varied)
+
+
+def _wear(space: ParameterSpace, mask: Mask) -> None:
+    """The space has this mask from now on."""
+    if space.mask is not mask:
+        space.set_mask(mask)
 
 
 def _parted(batches: Iterator[Batch], count: int) -> tuple[Iterator[Batch], Iterator[Batch]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.cohort import Cohort, draw_cohort, total_weight
@@ -84,10 +84,8 @@ class Simulation:
             config.data.partition,
             config.seed,
         )
-        shape = Shape(self.dataset.shape, self.dataset.classes)
-        self.memory_plan = plan_for_budget(config, shape)
-        self.model = build_network(config, own_setting(config, self.memory_plan), shape).to(group.device)
-        self.space = ParameterSpace(self.model, prunable_weights(self.model))
+        self.memory_plan = plan_for_budget(config, self.shape)
+        self.model, self.space = self._build_model()
         self.accounting = Accounting(config, self.model, self.space, self.dataset.example())
         self.method = create_method(config.method, self.space, self._method_context())
         self.server = Server(self.space, self.method, ServerOptimizer(config.server_optimizer, self.space), group)
@@ -100,9 +98,8 @@ class Simulation:
             group,
             dataset=self.dataset,
             population=self.population,
-            client=Client(
-                self.model, self.space, config.optimizer, config.runtime.precision == "bf16", self._recorder()
-            ),
+            client=self._client(self.model, self.space),
+            another=lambda: self._client(*self._build_model()),
             messages=self.messages,
             kept=open_kept_states(config, self.method, self.space, self.population, group),
             grace=self.grace,
@@ -118,6 +115,21 @@ class Simulation:
         self.more_metrics: Callable[[], Metrics] = dict
         self.client_losses: np.ndarray | None = None
         self.round, self.stopping = 0, False
+
+    @property
+    def shape(self) -> Shape:
+        """What a model meets."""
+        return Shape(self.dataset.shape, self.dataset.classes)
+
+    def _build_model(self) -> tuple[nn.Module, ParameterSpace]:
+        """The run's network with its first weights, on the device, and the flat vector in which they live."""
+        setting = own_setting(self.config, self.memory_plan)
+        model = build_network(self.config, setting, self.shape).to(self.group.device)
+        return model, ParameterSpace(model, prunable_weights(model))
+
+    def _client(self, model: nn.Module, space: ParameterSpace) -> Client:
+        autocast = self.config.runtime.precision == "bf16"
+        return Client(model, space, self.config.optimizer, autocast, self._recorder())
 
     def _recorder(self) -> CudaRecorder | None:
         return CudaRecorder() if self.group.device.type == "cuda" and self.config.runtime.graphs else None

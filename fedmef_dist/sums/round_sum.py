@@ -107,6 +107,7 @@ class RoundSum:
         self._header = np.zeros(self._values, dtype=np.int64)
         self._added: list[_Added] = []
         self._known: list[list[float]] = []
+        self._together: SupportsFloat | None = None
         self._sent = sent
         self._words = [int.from_bytes(digest[3 * i : 3 * i + 3], "little") for i in range(_DIGEST_WORDS)]
 
@@ -143,6 +144,10 @@ class RoundSum:
         self._added.append(_Added(slot, torch.stack([accepted.double(), mean]), weight, samples, seconds))
         return accepted
 
+    def train_together(self, seconds: SupportsFloat) -> None:
+        """The clients were trained beside each other, all in so many seconds, of which each counts its share."""
+        self._together = seconds
+
     def verdicts(self) -> dict[int, bool]:
         """For the place of every client so far whether it was accepted; the host waits for the device once."""
         return {one.slot: bool(accepted) for one, (accepted, _) in zip(self._added, self._outcomes(), strict=True)}
@@ -154,7 +159,7 @@ class RoundSum:
         return self._known
 
     def _count_clients(self) -> None:
-        for one, (accepted, loss) in zip(self._added, self._outcomes(), strict=True):
+        for one, seconds, (accepted, loss) in zip(self._added, self._seconds(), self._outcomes(), strict=True):
             if accepted:
                 summed = round(min(loss, 2.0**12) * one.weight * 2**_LOSS_BITS)
                 self._count(weight=one.weight, samples=one.samples, trained=1, loss=summed)
@@ -163,9 +168,17 @@ class RoundSum:
             if self._losses < self._values:
                 fixed = round(min(loss, 2.0**12) * 2**_LOSS_BITS) if accepted else _REFUSED
                 self._header[self._losses + one.slot] = fixed
-            microseconds = round(float(one.seconds) / MICROSECOND)
+            microseconds = round(seconds / MICROSECOND)
             self._header[self._clients + one.slot] = microseconds
             self._header[self._ranks + self.group.rank] += microseconds
+
+    def _seconds(self) -> list[float]:
+        """What each client takes of this rank's time."""
+        own = [float(one.seconds) for one in self._added]
+        if self._together is None:
+            return own
+        share = float(self._together) / max(sum(own), MICROSECOND)
+        return [share * seconds for seconds in own]
 
     def note_sent(self, varied_bytes: int, tier: int = 0) -> None:
         """Counts what a client of a tier sent for collections whose length differs from client to client."""

@@ -61,11 +61,11 @@ class Timeline:
         self._epoch = time.time() - time.perf_counter()
         self._events = [self._event("process_name", "M", args={"name": f"rank {rank} on {socket.gethostname()}"})]
 
-    def add(self, name: str, start: float, end: float, **details: float) -> None:
-        """One span between two readings of ``time.perf_counter``, in seconds."""
+    def add(self, name: str, start: float, end: float, *, row: int = 0, **details: float) -> None:
+        """One span between two readings of ``time.perf_counter``, in seconds; those of one row do not overlap."""
         if self.path is not None:
             place = {"ts": round((self._epoch + start) * _MICROSECONDS), "dur": round((end - start) * _MICROSECONDS)}
-            self._events.append(self._event(name, "X", **place, args=details))
+            self._events.append(self._event(name, "X", tid=row, **place, args=details))
 
     def phases(self, round: int, phases: Phases) -> dict[str, float]:
         """Notes the spans of a round's phases; returns their seconds as metrics."""
@@ -75,7 +75,7 @@ class Timeline:
         return {f"time/{name}": end - start for name, (start, end) in phases.spans.items()}
 
     def _event(self, name: str, kind: str, **fields: Any) -> dict[str, Any]:
-        return {"name": name, "ph": kind, "pid": self._rank, "tid": 0, **fields}
+        return {"name": name, "ph": kind, "pid": self._rank, "tid": 0} | fields
 
     def _write(self) -> None:
         """Appends what has happened since, and the most memory that the process has held until now, in bytes."""

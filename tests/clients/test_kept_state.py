@@ -115,14 +115,14 @@ def test_statistics_are_the_clients_own(tmp_path):
 
 def test_a_refused_client_keeps_what_it_had(tmp_path):
     run = silos(tmp_path, "both")
-    train = run.local.client.train
+    train = run.local.client.training
 
     def spoiled(*arguments):
-        report = train(*arguments)
+        report = yield from train(*arguments)
         report.values[0] = torch.nan
         return report
 
-    run.local.client.train = spoiled
+    run.local.client.training = spoiled
     run.round = 1
     assert run.play_round()["clients/refused"] == 4
     assert not run.kept.recall(0, run.server.values).velocity.any()

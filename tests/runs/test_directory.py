@@ -129,7 +129,7 @@ def test_a_configuration_of_something_else_is_refused_with_the_keys(tmp_path):
         {"wire": {"stateful_clients": False}},
         {"data": {"root": "elsewhere", "download": True}},
         {"federation": {"rounds": 30}},
-        {"runtime": {"backend": "gloo", "timeout": 60.0}},
+        {"runtime": {"backend": "gloo", "slots": 4, "timeout": 60.0}},
     ],
     ids=lambda sections: next(iter(sections)),
 )

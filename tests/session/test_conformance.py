@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedmef_dist.base.guests import Kind, lent
+from fedmef_dist.clients.plan import LocalWork, RoundPlan
 from fedmef_dist.commands.check import check_command, configuration
 from fedmef_dist.methods.fedavg import FedAvg
 from fedmef_dist.methods.fedmef import FedMef
@@ -20,6 +21,7 @@ from fedmef_dist.session.conformance import (
     PURE,
     RANKS,
     RESUME,
+    SLOTS,
     check_method,
 )
 from fedmef_dist.wire.traffic import Upload
@@ -123,6 +125,20 @@ class Boundless(FedMef):
         return {"own/ratio": float("nan")}
 
 
+class Enclosed(FedAvg):
+    """Its clients reach the parameter space by a function, which no copy takes elsewhere."""
+
+    def plan(self, round, values):
+        space = self.space
+
+        class Work(LocalWork):
+            def prepare_step(self, step, steps, rate):
+                space.gradient.mul_(0.5)
+                return rate
+
+        return RoundPlan(round, values, Work())
+
+
 class LocalRanks(FedMef):
     """Lets the number of clients of its own rank into the state."""
 
@@ -141,6 +157,7 @@ class LocalRanks(FedMef):
         (Remembering, PURE),
         (Boundless, FINITE),
         (LocalRanks, RANKS),
+        (Enclosed, SLOTS),
     ],
 )
 def test_a_broken_promise_is_named(method, promise):
@@ -173,7 +190,7 @@ def test_a_method_that_raises_is_named_with_its_line():
 
 def test_the_command_prints_a_line_for_each_promise_and_has_a_status(capsys):
     assert check_command("fedavg", None, SMALL) == 0
-    assert capsys.readouterr().out.count("yes") == 9
+    assert capsys.readouterr().out.count("yes") == 10
     with lent({(Kind.METHOD, name_of(Untidy)): Untidy}):
         assert check_command(name_of(Untidy), None, SMALL) == 1
     out = capsys.readouterr().out

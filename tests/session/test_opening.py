@@ -20,3 +20,11 @@ def test_a_run_says_what_runs_where_and_how_much_memory_it_takes(tmp_path, monke
     # 307.2 MB so far and two buffers of 8 bytes a value
     host = (300_000 * 1024 + 16 * run.space.total) / 1e6
     assert memory == f"memory: about {host:.0f} MB a rank, 1.2 MB on a simulated device"
+
+
+def test_a_rank_with_slots_needs_a_step_in_each(tmp_path, monkeypatch):
+    run = started(tiny(runtime={"slots": 5}), alone(), tmp_path)  # three clients take part in a round
+    monkeypatch.setattr("resource.getrusage", lambda who: type("Usage", (), {"ru_maxrss": 300_000}))
+    step = {"memory/device_bytes": 1_234_000, "memory/peak_bytes": 10**9}
+    *_, memory = opening_lines(run, tmp_path, SimpleNamespace(metrics=lambda: step))
+    assert memory.startswith(f"memory: about {3000 + (300_000 * 1024 + 16 * run.space.total) / 1e6:,.0f} MB a rank, ")

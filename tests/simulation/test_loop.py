@@ -120,16 +120,16 @@ def test_sixty_rounds_keep_every_layers_count_and_nothing_outside_the_mask(simul
         checkpoint={"every": 60},
     )
     counts, uploads = run.space.layer_counts(), []
-    train = run.local.client.train
+    train = run.local.client.training
 
     def watch(*arguments):
-        report = train(*arguments)
+        report = yield from train(*arguments)
         inactive = ~run.space.mask.active
         assert not run.space.values[: run.space.n_prunable][inactive].any()
         uploads.append(report.values.numel())
         return report
 
-    run.local.client.train = watch
+    run.local.client.training = watch
     changed, masks = [], {run.space.mask.digest}
     for _ in range(60):
         run.round += 1
@@ -193,23 +193,23 @@ def test_the_metrics_of_a_mask_are_those_of_the_masks(simulation):
 # --- the average
 
 
-def count_samples(run):
-    """A list that gets the number of samples of each client that is trained from now on."""
-    samples, train_client = [], run.local.train_client
+def watched(run):
+    """Lists that get the reports of the clients that are trained from now on, and their numbers of samples."""
+    reports, samples, train = [], [], run.local.client.training
 
-    def train_and_count(plan, rate, client, *rest):
-        samples.append(len(run.population.samples(client.number)))
-        return train_client(plan, rate, client, *rest)
+    def watch(*arguments):
+        report = yield from train(*arguments)
+        reports.append(report)
+        samples.append(len(run.population.samples(arguments[4].number)))
+        return report
 
-    run.local.train_client = train_and_count
-    return samples
+    run.local.client.training = watch
+    return reports, samples
 
 
 def test_a_round_is_the_weighted_average_of_its_clients(simulation):
     run = simulation(method={"name": "fedavg"})
-    reports, train = [], run.local.client.train
-    run.local.client.train = lambda *arguments: reports.append(train(*arguments)) or reports[-1]
-    samples = count_samples(run)
+    reports, samples = watched(run)
     run.round = 1
     metrics = run.play_round()
     weights = np.array(samples) / sum(samples)
@@ -222,8 +222,7 @@ def test_a_round_is_the_weighted_average_of_its_clients(simulation):
 
 def test_with_uniform_weights_every_client_counts_once(simulation):
     run = simulation(method={"name": "fedavg"}, federation={"weighting": "uniform", "rounds": 1})
-    reports, train = [], run.local.client.train
-    run.local.client.train = lambda *arguments: reports.append(train(*arguments)) or reports[-1]
+    reports, _ = watched(run)
     (metrics,) = play(run)
     expected = torch.stack([report.values.double() for report in reports]).mean(0)
     torch.testing.assert_close(run.server.values, expected.float(), rtol=0, atol=1e-7)
@@ -263,8 +262,8 @@ def test_a_round_that_finds_nobody_leaves_the_state_as_it_was(simulation):
 
 def test_the_clients_start_is_the_servers_state(simulation):
     run = simulation()
-    starts, train = [], run.local.client.train
-    run.local.client.train = lambda plan, *rest: starts.append(plan.values.clone()) or train(plan, *rest)
+    starts, train = [], run.local.client.training
+    run.local.client.training = lambda plan, *rest: starts.append(plan.values.clone()) or train(plan, *rest)
     run.round = 1
     before = run.server.values.clone()
     run.play_round()
@@ -283,16 +282,16 @@ def test_the_data_may_give_clients_less_than_a_batch(simulation):
 
 def spoil(run, slots, spoiled):
     """Lets `spoiled` change the reports of every round's clients number `slots`, in the order of their training."""
-    train, calls = run.local.client.train, []
+    train, calls = run.local.client.training, []
 
     def train_and_spoil(*arguments):
-        report = train(*arguments)
+        report = yield from train(*arguments)
         calls.append(report)
         if (len(calls) - 1) % run.config.federation.clients_per_round in slots:
             spoiled(report)
         return report
 
-    run.local.client.train = train_and_spoil
+    run.local.client.training = train_and_spoil
     return calls
 
 
@@ -312,8 +311,8 @@ def break_the_gradient(report):
 @pytest.mark.parametrize("spoiled", [break_a_value, overflow_a_value])
 def test_an_update_that_is_not_sane_is_refused_and_the_others_average(simulation, spoiled):
     run = simulation(method={"name": "fedavg"})
-    reports = spoil(run, {1}, spoiled)
-    samples = count_samples(run)
+    spoil(run, {1}, spoiled)
+    reports, samples = watched(run)
     run.round = 1
     metrics = run.play_round()
     assert (metrics["clients/trained"], metrics["clients/refused"]) == (2, 1)
