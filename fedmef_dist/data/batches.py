@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_border
 
 from fedmef_dist.base.randomness import torch_generator
+from fedmef_dist.base.transfer import brought
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.text import TextDataset, TextSplit
 
@@ -83,13 +84,6 @@ def evaluation_batches(
         else:
             assert isinstance(dataset, Dataset)
             yield normalise(dataset, _pixel_rows(split.images[rows]).to(device)), split.labels[rows].to(device)
-
-
-def brought(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor of the host on the device. From ordinary memory a copy to CUDA would first wait for all work there."""
-    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def normalise(dataset: Dataset, images: Tensor) -> Tensor:

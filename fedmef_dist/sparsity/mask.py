@@ -1,24 +1,29 @@
 """Which prunable weights are active."""
 
 import hashlib
+from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedmef_dist.base.transfer import brought
+
 
 class Mask:
     """An immutable boolean mask over the prunable part of the flat vector.
 
     Args:
-        active: bool (n_prunable,), in storage order; a byte a weight, and all that a mask keeps.
+        active: bool (n_prunable,), in storage order; a byte a weight, and on the CPU all that a mask keeps.
         version: how many times the run has changed its mask.
+        known: the same on the host, if it is there anyway: what is asked of a mask on a device then waits for nothing.
     """
 
-    def __init__(self, active: Tensor, version: int = 0) -> None:
+    def __init__(self, active: Tensor, version: int = 0, known: np.ndarray | None = None) -> None:
         self.active = active
         self.version = version
+        self._known = None if active.device.type == "cpu" else known
         self._index: Tensor | None = None
 
     @classmethod
@@ -36,13 +41,25 @@ class Mask:
         if self.active.device.type == "cpu":
             return self.active.nonzero().flatten()
         if self._index is None:
-            self._index = self.active.nonzero().flatten()
+            if self._known is None:
+                self._index = self.active.nonzero().flatten()
+            else:
+                self._index = brought(torch.from_numpy(np.flatnonzero(self._known)), self.active.device)
         return self._index
 
     @cached_property
     def count(self) -> int:
         """Number of active weights."""
+        if self._known is not None:
+            return int(np.count_nonzero(self._known))
         return int(self.active.count_nonzero())  # a sum would first turn every bool into eight bytes
+
+    def counts(self, parts: Iterable[slice]) -> list[int]:
+        """Number of active weights in each of these parts."""
+        if self._known is not None:
+            return [int(np.count_nonzero(self._known[part])) for part in parts]
+        found = [self.active[part].count_nonzero() for part in parts]
+        return torch.stack(found).tolist() if found else []
 
     @cached_property
     def is_full(self) -> bool:
@@ -51,7 +68,8 @@ class Mask:
 
     def to_bits(self) -> Tensor:
         """One bit a weight, uint8 (ceil(n_prunable / 8),) on the CPU."""
-        return torch.from_numpy(np.packbits(self.active.cpu().numpy(), bitorder="little"))
+        known = self.active.cpu().numpy() if self._known is None else self._known
+        return torch.from_numpy(np.packbits(known, bitorder="little"))
 
     @classmethod
     def from_bits(cls, bits: Tensor, length: int, version: int, device: torch.device | str = "cpu") -> "Mask":
@@ -59,7 +77,7 @@ class Mask:
         active = np.unpackbits(bits.cpu().numpy(), count=length, bitorder="little").view(np.bool_)
         if active.all():
             return cls.full(length, device, version)
-        return cls(torch.from_numpy(active).to(device), version)
+        return cls(brought(torch.from_numpy(active), device), version, active)
 
     @cached_property
     def digest(self) -> bytes:

@@ -208,8 +208,7 @@ class ParameterSpace:
         """Active weights in each prunable layer."""
         mask = mask or self.mask
         if mask is not self._counted:  # asked for with every client's message, of a mask that does not change
-            counts = [mask.active[layer.start : layer.stop].count_nonzero() for layer in self.layers]
-            self._counts = torch.stack(counts).tolist() if counts else []
+            self._counts = mask.counts(slice(layer.start, layer.stop) for layer in self.layers)
             self._counted = mask
         return list(self._counts)
 

@@ -200,7 +200,8 @@ class InFilters(Encoding):
     def __init__(self, space: ParameterSpace, counts: Tensor) -> None:
         rows = [layer.rows for layer in space.layers]
         starts = [layer.start for layer in space.layers]
-        self._counts = {start: part.cpu().numpy() for start, part in zip(starts, counts.split(rows), strict=True)}
+        parts = counts.cpu().split(rows)
+        self._counts = {start: part.numpy() for start, part in zip(starts, parts, strict=True)}
 
     def length(self, block: Block, count: int, number: Number) -> int:
         """Bytes of positions and values."""

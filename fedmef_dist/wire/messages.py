@@ -4,6 +4,7 @@ What the server adds up is what it decoded. As fp32 that is what the clients sen
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -41,13 +42,26 @@ class Messages:
             mask: its mask.
             mask_update: how both travel to a client that knows an earlier mask, if in another way.
 
+        On a device a thread proves that: see :meth:`settle`.
+
         Raises:
             GarbledMessageError: it is not as long as the ledger counts, or does not decode to what was sent.
         """
-        if not mask.is_full:
-            self._send_with_mask(values, mask, FP32, WithMask())
-            if mask_update is not None:
-                self._send_with_mask(values, mask, FP32, mask_update)
+        for encoding in () if mask.is_full else (WithMask(), *([] if mask_update is None else [mask_update])):
+            weights = values[mask.index]
+            expected = self.ledger.weights_with_mask_bytes(mask, FP32, encoding)
+            prove = partial(self._prove_model, encoding, expected)
+            if values.device.type == "cpu":
+                prove(mask.active.numpy(), weights.numpy())
+            else:
+                self._proofs.later(prove, mask.active, weights)
+
+    def _prove_model(self, encoding: Encoding, expected: int, active: np.ndarray, weights: np.ndarray) -> None:
+        sent = Upload(torch.from_numpy(np.flatnonzero(active)), torch.from_numpy(weights))
+        received, length = self._send(sent, prunable(self.space), encoding, lambda block: FP32)
+        self._check(length, expected, "a model's weights")
+        if not torch.equal(_positions(received), _positions(sent)) or not _same(received.values, sent.values):
+            raise GarbledMessageError("the model does not decode to what was sent")
 
     def return_model(self, values: Tensor, mask: Mask) -> Tensor:
         """A client's whole state (float32 (total,)) on its way up, with a mask of its own; as the server decodes it.
@@ -56,7 +70,7 @@ class Messages:
             GarbledMessageError: as :meth:`send_model`.
         """
         received = torch.zeros_like(values)
-        received[: self.space.n_prunable] = self._send_with_mask(values, mask, self.ledger.settings.uplink, WithMask())
+        received[: self.space.n_prunable] = self._returned_with_mask(values, mask)
         received[self.space.n_prunable :] = values[self.space.n_prunable :]
         return received
 
@@ -104,7 +118,7 @@ class Messages:
         return packed if decoded is weights else torch.cat([decoded, tail])
 
     def settle(self) -> None:
-        """Waits until every state that has been returned is proved.
+        """Waits until every model that has been sent and every state that has been returned is proved.
 
         Raises:
             GarbledMessageError: one is not as long as the ledger counts, or does not decode to what is added up.
@@ -130,11 +144,11 @@ class Messages:
         self._check(length, self.ledger.collection_bytes(wanted, counts), f"a client's {wanted.name}")
         return received
 
-    def _send_with_mask(self, values: Tensor, mask: Mask, number: Number, encoding: Encoding) -> Tensor:
-        """Prunable weights with their mask; returns what is decoded, float32 (n_prunable,)."""
-        sent = Upload(mask.index, values[mask.index])
-        received, length = self._send(sent, prunable(self.space), encoding, lambda block: number)
-        self._check(length, self.ledger.weights_with_mask_bytes(mask, number, encoding), "a model's weights")
+    def _returned_with_mask(self, values: Tensor, mask: Mask) -> Tensor:
+        """A client's prunable weights with their mask; returns what is decoded, float32 (n_prunable,)."""
+        sent, number = Upload(mask.index, values[mask.index]), self.ledger.settings.uplink
+        received, length = self._send(sent, prunable(self.space), WithMask(), lambda block: number)
+        self._check(length, self.ledger.weights_with_mask_bytes(mask, number), "a model's weights")
         same = number != FP32 or _same(received.values, sent.values)
         if not torch.equal(_positions(received), mask.index) or not same:
             raise GarbledMessageError("the model does not decode to what was sent")

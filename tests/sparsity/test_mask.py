@@ -1,3 +1,4 @@
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,3 +58,14 @@ def test_a_mask_keeps_nothing_but_a_byte_a_weight():
     _ = mask.index, mask.count, mask.is_full
     tensors = [value for value in vars(mask).values() if isinstance(value, torch.Tensor)]
     assert [tensor.nbytes for tensor in tensors] == [3]
+
+
+def test_a_mask_that_came_as_bits_asks_no_device():
+    """Nothing can be read of a tensor on torch's device "meta", as nothing should be of one on a GPU."""
+    flags = np.array([True, False, True, True, False])
+    here, there = Mask(torch.from_numpy(flags)), Mask(torch.empty(5, dtype=torch.bool, device="meta"), 0, flags)
+    assert there.counts([slice(0, 2), slice(2, 5)]) == here.counts([slice(0, 2), slice(2, 5)]) == [1, 2]
+    assert there.count == here.count
+    assert not there.is_full
+    assert there.digest == here.digest
+    assert there.index.shape == here.index.shape
