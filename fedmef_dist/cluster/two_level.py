@@ -81,7 +81,7 @@ class LevelTransport(TorchTransport):
             return self._sums == "short"
         nodes, link = self.peers.size, self.network.between
         saved = 2 * (nodes - 1) / nodes * count * (_WHOLE - _SHORT) / link.bandwidth
-        return saved > count / self.network.local * _PACKING_SECONDS + 2 * nodes * link.latency
+        return saved > count / self.network.local * _PACKING_SECONDS + 4 * nodes * link.latency
 
     def all_reduce_short(self, tensor: Tensor) -> None:
         """Sum of int64 over all ranks, with fewer bytes for what is small."""

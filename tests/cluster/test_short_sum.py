@@ -46,15 +46,27 @@ def test_a_short_sum_is_the_sum(ranks, count, bits, seed):
 
 
 @pytest.mark.parametrize(
-    ("most", "width"),
-    [(2**30 - 1, 4), (2**30, 5), (2**38 - 1, 5), (2**38, 6), (2**46 - 1, 6), (2**46, 8), (2**62, 8), (2**63 - 1, 8)],
+    ("value", "there", "back"),
+    [
+        (2**30 - 1, 4, 4),
+        (2**30, 4, 5),
+        (-(2**30), 4, 4),
+        (-(2**30) - 1, 4, 5),
+        (2**31, 5, 5),
+        (2**38 - 1, 5, 5),
+        (2**38, 5, 6),
+        (-(2**39), 5, 6),
+        (2**39, 6, 6),
+        (2**46, 6, 8),
+        (2**47, 8, 8),
+        (2**62, 8, 8),
+        (2**63 - 1, 8, 4),  # the sum wraps to -2
+    ],
 )
-@pytest.mark.parametrize("sign", [1, -1])
-def test_the_width_holds_the_sum_of_two_ranks(most, width, sign):
-    rows = torch.full((2, 2048), sign * most)
-    values, travelled = summed(rows)
-    assert travelled == width
-    assert int(values[0]) == (sign * 2 * most + 2**63) % 2**64 - 2**63
+def test_there_a_width_holds_the_values_of_two_ranks_and_back_their_sum(value, there, back):
+    values, travelled = summed(torch.full((2, 2048), value))
+    assert travelled == (there + back) / 2
+    assert int(values[0]) == (2 * value + 2**63) % 2**64 - 2**63
 
 
 def test_one_large_value_costs_its_block_only():
