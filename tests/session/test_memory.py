@@ -26,6 +26,18 @@ def test_it_is_told_once_where_they_stay(tmp_path):
     assert [row["round"] for row in rows if "memory/device_bytes" in row] == [1]
 
 
+def test_a_lower_tier_needs_less_memory_of_activations_too_where_they_follow_its_weights(tmp_path):
+    saved = {}
+    for name in ("feddst", "sparsyfed"):
+        federation = {"tiers": [{"share": 0.5, "density": 0.3}], "rounds": 1}
+        simulate(tiny(method={"name": name, "density": 0.5}, federation=federation), alone(), tmp_path / name, "auto")
+        (row,) = rows_of(tmp_path / name)
+        assert row["tier1/device_bytes"] == row["memory/device_bytes"]
+        fewer = row["tier1/device_bytes"] - row["tier0/device_bytes"]
+        saved[name] = fewer / (row["sparsity/density"] - 0.3)  # the next round's masks
+    assert saved["sparsyfed"] > 1.3 * saved["feddst"] > 0
+
+
 def rows_of(directory):
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
