@@ -45,7 +45,7 @@ def _plan(config: Config, device: Any, as_objects: bool, out: Path | None, budge
     found = plan_memory(config, shape_of(config.data), budget)
     print(json.dumps(plan_object(found, budget), indent=2) if as_objects else plan_report(found, budget))
     if out is not None:
-        save_front(found.planner, measure(config, device, 1), out)
+        save_front(found.planner, measure(config, device, 1, every_round=True), out)
 
 
 def plan_object(found: Planned, budget: int) -> dict[str, Any]:

@@ -68,6 +68,11 @@ def method_of(settings: Settings) -> type[Method[Any]]:
     return _METHOD_OF[type(settings)]
 
 
+def method_named(name: str) -> type[Method[Any]]:
+    """The class that a configuration calls so. Errors: see :func:`settings_of`."""
+    return _METHOD_OF[settings_of(name)]
+
+
 def name_of(method: type[Method[Any]]) -> str:
     """What a configuration calls a method that a program has: its short name, or that of a guest."""
     own = {cls: name for name, cls in METHODS.items()}

@@ -14,7 +14,8 @@ _ROWS = 20
 _NOTE = """\
 front: plans of which none is beaten. again: operations that are computed a second time, as a share of a step's forward
 pass in all blocks. pruned: the largest share of an input that is dropped; exact where it is none. Peaks are predicted
-from three traced steps."""
+from three traced steps, of the round that takes most: where the method ever reads the gradient of all parameters, that
+is in them."""
 
 
 def plan_report(found: Planned, budget: int) -> str:
@@ -58,6 +59,8 @@ def thinned(front: Sequence[Candidate]) -> list[Candidate]:
 
 def save_front(planner: Planner, footprints: Sequence[Footprint], path: Path) -> None:
     """Draw the front, predicted peak over repeated operations, exact and pruned plans apart, and the named settings.
+
+    These have to be measured in the round that takes most (``every_round``), as plans are.
 
     Raises UserError where ``path`` cannot be written.
     """

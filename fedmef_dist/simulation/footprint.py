@@ -18,6 +18,7 @@ from fedmef_dist.devices.training_step import TrainingStep
 from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.layers.dropped import Dropped
 from fedmef_dist.methods.fedmef import FedMef, FedMefSettings
+from fedmef_dist.methods.registry import method_named
 from fedmef_dist.methods.sparsyfed import SparsyFed, SparsyFedSettings
 from fedmef_dist.models import build_model, prunable_weights
 from fedmef_dist.models.plan import MemoryPlan, apply_plan
@@ -266,21 +267,35 @@ class Footprint:
         ]
 
 
-def measure(config: Config, device: torch.device, steps: int) -> list[Footprint]:
+def measure(config: Config, device: torch.device, steps: int, *, every_round: bool = False) -> list[Footprint]:
     """Every compared setting; ``steps`` timed steps of each, one of every setting in turn.
+
+    A step is that of an ordinary round, with ``every_round`` of the round that takes most, as budgets mean it: where a
+    method ever reads the gradient of all parameters, that is there.
 
     Raises:
         UserError: model or density are not to be had.
     """
     shape = shape_of(config.data)
-    return measure_settings(config, shape, random_batch(config, shape, device), compared_settings(config), steps)
+    batch, settings = random_batch(config, shape, device), compared_settings(config)
+    return measure_settings(config, shape, batch, settings, steps, every_round=every_round)
 
 
 def measure_settings(
-    config: Config, shape: Shape, batch: Batch, settings: Sequence[Setting], steps: int
+    config: Config,
+    shape: Shape,
+    batch: Batch,
+    settings: Sequence[Setting],
+    steps: int,
+    *,
+    every_round: bool = False,
 ) -> list[Footprint]:
     """These settings on one batch. Arguments and errors: see :func:`measure`."""
-    candidates = [training_step(config, setting, shape, batch) for setting in settings]
+    keeps = [every_round and not method_named(setting.method).plain_steps for setting in settings]
+    candidates = [
+        training_step(config, setting, shape, batch, keeps_gradient=kept)
+        for setting, kept in zip(settings, keeps, strict=True)
+    ]
     cosines = _faithfulness(config, shape, batch, settings, candidates)
     dropped = [step.dropped() for step in candidates]
     memory = [step.measure() for step in candidates]
