@@ -180,10 +180,20 @@ def test_an_array_runs_every_cell_and_one_failure_is_that_cells_alone(slurm, sen
     assert {read(path)["rounds"] for path in runs.values()} == {4}
 
 
-def test_a_scaling_study_measures_each_point_as_a_step(slurm, send, log, batch_config, tmp_path):
+def test_a_scaling_study_measures_each_point_as_a_step_and_survives_a_preemption(
+    slurm, send, log, batch_config, tmp_path
+):
     out = tmp_path / "study"
-    job = send("scaling", ["--nodes=2"], batch_config, "--ranks", "1,2", "--repeats", 1, "--rounds", 2, "--out", out)
-    slurm.wait(job, "COMPLETED")
+    job = send("scaling", ["--nodes=2"], batch_config, "--ranks", "1,2", "--repeats", 1, "--rounds", 10, "--out", out)
+    while not [*out.glob("points/ranks-2*/metrics.jsonl")]:
+        assert "FAILED" not in [each["JobState"] for each in slurm.jobs(job)], log()
+        time.sleep(0.05)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("points/*/process.json")}
+    assert slurm.run(["scancel", "--signal=USR2", job]).returncode == 0
+    (ended,) = slurm.wait(job, "COMPLETED", timeout=240)
+    assert ended["Restarts"] == "1", log()
+    assert len(before) == 1
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())  # what was measured stays
     with (out / "scaling.csv").open() as file:
         measured = [(row["ranks"], row["local_ranks"]) for row in csv.DictReader(file)]
     assert sorted(measured) == [("1", "1"), ("2", "1"), ("2", "1")]
