@@ -18,7 +18,7 @@ from fedmef_dist.tracking.wandb_run import run_id
 
 pytest.importorskip("wandb")
 
-# Rounds first to last of a run; a kill comes at once behind the last one.
+# Rounds first to last of a run; a kill comes at once behind the last one, and a requeue closes without a summary.
 RUN = """
 import json, os, pathlib, signal, sys, time
 import numpy as np
@@ -47,7 +47,8 @@ if end == "kill":
         time.sleep(0.1)
     time.sleep(1)
     os.kill(os.getpid(), signal.SIGKILL)
-trackers.finish({"eval/accuracy_last": 0.875})
+if end != "requeue":
+    trackers.finish({"eval/accuracy_last": 0.875})
 logged = time.monotonic() - started
 trackers.close()
 print(json.dumps({"opened": opened, "logged": logged}))
@@ -123,9 +124,10 @@ def test_nothing_but_results_is_written_or_said(offline):
     assert len(result.stdout.splitlines()) == 1
 
 
-def test_a_run_that_was_killed_and_goes_on_is_whole_in_one_file(tmp_path):
+@pytest.mark.parametrize("end", ["kill", "requeue"])
+def test_a_run_that_was_killed_or_requeued_and_goes_on_is_whole_in_one_file(tmp_path, end):
     directory = tmp_path / "run"
-    run(directory, last=4, end="kill", check=False)
+    run(directory, last=4, end=end, check=False)
     (before,) = files(directory)
     result = run(directory, first=3, last=5)
     (file,) = files(directory)
