@@ -55,6 +55,7 @@ class SparsyFed(Dense[SparsyFedSettings]):
 
     Settings: ClassVar[type[SparsyFedSettings]] = SparsyFedSettings
     keeps_counts = False
+    plain_steps = True
     preferences = Preferences(activation_pruning=True, pruned_share="weights")
 
     def __init__(self, settings: SparsyFedSettings, space: ParameterSpace, context: MethodContext) -> None:
