@@ -116,12 +116,15 @@ def on(device):
 def two_ranks(changes, device):
     """The digest of each of two ranks."""
     meeting, found = _Meeting(2), {}
+    places = [Environment("torchrun", rank, 2, rank, 2, "localhost", 1) for rank in range(2)]
+    groups = [Group(place, device, "nccl", NcclRules(place.rank, meeting)) for place in places]
+    # One after another: first weights are drawn from torch's generator, which all threads share.
+    simulations = [Simulation(tiny(**changes), group) for group in groups]
 
     def be(rank):
-        environment = Environment("torchrun", rank, 2, rank, 2, "localhost", 1)
         try:
-            group = Group(environment, device, "nccl", NcclRules(rank, meeting))
-            found[rank] = play(started(changes, group))
+            simulations[rank].start()
+            found[rank] = play(simulations[rank])
         except Exception as error:
             found[rank] = f"{type(error).__name__}: {error}"
             meeting.barrier.abort()

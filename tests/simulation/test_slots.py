@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from device_on_cpu import take_the_cpu_for_a_device
-from tiny import alone, started, tiny
+from tiny import Run, alone, started, tiny
 
 from fedmef_dist.clients.client import OutOfRoomError
 from fedmef_dist.clients.cohort import draw_cohort
@@ -70,14 +70,16 @@ def test_layers_that_draw_draw_each_clients_own_numbers():
 def test_two_ranks_with_slots_have_the_digest_of_one_without():
     config = tiny(runtime={"slots": 2}, federation=BATCHES)
     ranks = ThreadRanks(2)
+    # One after another: first weights are drawn from torch's generator, which all threads share.
+    runs = [Run(config, group) for group in ranks.groups]
 
-    def play(group):
-        run = started(config, group)
+    def play(run):
+        run.start()
         for run.round in (1, 2):
             run.play_round()
         return run.server.digest()
 
-    assert ranks.run(ranks.groups, play) == 2 * [played(1)[0].server.digest()]
+    assert ranks.run(runs, play) == 2 * [played(1)[0].server.digest()]
 
 
 def test_clients_without_enough_room_are_trained_again_beside_the_others(monkeypatch, caplog):
