@@ -9,6 +9,7 @@ of largest aggregated gradient. Scaled activation pruning (section 3.3) lives in
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -209,7 +210,8 @@ class FedMef(RandomStart[FedMefSettings]):
         if plan.marked is None:
             return {}
         deviation = self._deviation()
-        old, new = (deviation.of(state)[plan.marked].norm().item() for state in (plan.values, values))
+        norms = [deviation.of(state)[plan.marked].norm() for state in (plan.values, values)]
+        old, new = torch.stack(norms).tolist()
         return {
             "extrusion/norm_before": old,
             "extrusion/norm_after": new,

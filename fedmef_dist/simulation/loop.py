@@ -307,7 +307,7 @@ class Simulation:
         moved = mask.version != before.version
         metrics: Metrics = {
             "sparsity/density": self.space.density,
-            "sparsity/changed": int((mask.active & ~before.active).count_nonzero()) if moved else 0,
+            "sparsity/changed": mask.without(before).count if moved else 0,
         }
         if mask.is_full or not (moved or self.round == 1):
             return metrics

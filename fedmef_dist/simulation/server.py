@@ -49,8 +49,8 @@ class Server(GlobalState):
         """Prunes and grows; yields ``after_prune`` and ``after_grow`` when the state has come so far."""
         old = self.space.mask
         new = self._agree_on_mask(plan, sums)
-        grown = (new.active & ~old.active).nonzero().flatten()
-        self.set_state(self.values, Mask(old.active & new.active, new.version))
+        grown = new.without(old).index
+        self.set_state(self.values, new.within(old))
         yield "after_prune"
         start = self.method.grown_values(self.values, grown)
         self.set_state(self.values, new)

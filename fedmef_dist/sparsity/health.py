@@ -41,7 +41,8 @@ def thin_filters(space: ParameterSpace, mask: Mask) -> int:
     """
     layers = [layer for layer in space.layers if layer.size // layer.rows >= FEWEST]
     active = (mask.active[layer.start : layer.stop].view(layer.rows, -1).sum(1) for layer in layers)
-    return sum(int((filters < FEWEST).sum()) for filters in active)
+    thin = [(filters < FEWEST).sum() for filters in active]
+    return int(torch.stack(thin).sum()) if thin else 0
 
 
 class MaskHealth:
@@ -57,7 +58,7 @@ class MaskHealth:
 
     def adjusted(self, before: Mask, after: Mask) -> dict[str, float]:
         """The metrics of one adjustment; those are left out for which nothing has grown."""
-        grown = Mask(after.active & ~before.active)
+        grown = after.without(before)
         found = {
             "sparsity/grown_survived": grown_survived(self._grown.index, after),
             "sparsity/growth_concentration": growth_concentration(self._space, grown.index),

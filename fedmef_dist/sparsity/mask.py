@@ -95,11 +95,22 @@ class Mask:
         """The version behind this one, with these weights (bool (n_prunable,)) active."""
         return Mask(active, self.version + 1)
 
+    def within(self, other: "Mask") -> "Mask":
+        """What of it is active in the other one, too."""
+        known = None if self._known is None or other._known is None else self._known & other._known
+        return Mask(self.active & other.active, self.version, known)
+
+    def without(self, other: "Mask") -> "Mask":
+        """What of it is not active in the other one."""
+        known = None if self._known is None or other._known is None else self._known & ~other._known
+        return Mask(self.active & ~other.active, self.version, known)
+
     def overlap(self, other: "Mask") -> float:
         """Jaccard's index of two masks: weights active in both over those active in either."""
-        either = int((self.active | other.active).count_nonzero())
-        return int((self.active & other.active).count_nonzero()) / either if either else 1.0
+        both = self.within(other).count
+        either = self.count + other.count - both
+        return both / either if either else 1.0
 
     def survived(self, later: "Mask") -> float:
         """The share of this mask's weights that are active in ``later``."""
-        return int((self.active & later.active).count_nonzero()) / max(self.count, 1)
+        return self.within(later).count / max(self.count, 1)

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmef_dist.base.transfer import brought
+
 
 def largest(scores: Tensor, count: int, generator: np.random.Generator | None = None) -> Tensor:
     """Positions of the ``count`` largest scores, int64 (count,), sorted by position.
@@ -19,6 +21,8 @@ def largest(scores: Tensor, count: int, generator: np.random.Generator | None = 
     if count <= 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
+    if scores.device.type != "cpu":
+        return _largest_on_device(scores, count, generator)
     threshold = scores.topk(count, sorted=False).values.min()
     above = (scores > threshold).nonzero().flatten()
     tied = (scores == threshold).nonzero().flatten()
@@ -26,6 +30,18 @@ def largest(scores: Tensor, count: int, generator: np.random.Generator | None = 
     if generator is not None and missing < tied.numel():
         tied = tied[torch.from_numpy(generator.permutation(tied.numel())).to(tied.device)]
     return torch.cat([above, tied[:missing]]).sort().values
+
+
+def _largest_on_device(scores: Tensor, count: int, generator: np.random.Generator | None) -> Tensor:
+    """The same by a sort, for which the host waits only where lots are drawn: it must know among how many."""
+    order = scores.argsort(descending=True, stable=True)
+    if generator is not None:
+        threshold = scores[order[count - 1 : count]]  # of one element: to index by a number would wait for it
+        above, tied = torch.stack([(scores > threshold).sum(), (scores == threshold).sum()]).tolist()
+        if count < above + tied:
+            lots = brought(torch.from_numpy(generator.permutation(tied)), scores.device)
+            order = torch.cat([order[:above], order[above : above + tied][lots]])
+    return order[:count].sort().values
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:

@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedmef_dist.sparsity import selection
 from fedmef_dist.sparsity.selection import largest, row_largest, row_ranks, smallest
 
 
@@ -66,3 +68,16 @@ def test_the_first_ranks_of_a_row_are_its_largest(rows, columns, data):
     chosen = (row_ranks(scores) < count).flatten().nonzero().flatten()
     assert chosen.tolist() == sorted(row_largest(scores, count).tolist())
     assert all(sorted(row) == list(range(columns)) for row in row_ranks(scores).tolist())
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_what_a_sort_finds_on_a_device_is_what_the_cpu_finds(draws):
+    source = torch.Generator().manual_seed(0)
+    for size, count in ((1, 1), (40, 1), (40, 17), (40, 40), (300, 120)):
+        scores = torch.randint(-3, 4, (size,), generator=source).float()
+        scores[::13] = torch.nan
+        here, there = (np.random.default_rng(7) if draws else None for _ in range(2))
+        expected = selection.largest(scores, count, here)
+        sane = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
+        assert selection._largest_on_device(sane, count, there).equal(expected)
+        assert not draws or here.random() == there.random()
