@@ -188,6 +188,9 @@ def open_board(group: Gathering) -> tuple[tuple[tuple[int, ...], ...], Board]:
     told = group.all_gather(torch.tensor([_machine(), token])).tolist()
     here = [rank for rank, (machine, _) in enumerate(told) if machine == told[place.rank][0]]
     file = _join(_path(told[here[0]][1]), place.rank) if len(here) > 1 else None
+    if file is not None and not _has_room(file, len(here)):
+        file.close()
+        file = None
     joined = group.all_gather(torch.tensor([int(file is not None)])).flatten().tolist()
     if founds:
         _path(token).unlink(missing_ok=True)  # whoever opens it has done so
@@ -216,7 +219,7 @@ def _create(path: Path, ranks: int) -> None:
     """A file with room for the slots of so many ranks; none where there is no room."""
     with suppress(OSError):
         path.touch(0o600, exist_ok=False)
-        os.truncate(path, ranks * _SLOT)  # takes memory only where it is written
+        os.truncate(path, ranks * _SLOT)  # takes no memory yet
 
 
 def _join(path: Path, rank: int) -> BinaryIO | None:
@@ -227,3 +230,13 @@ def _join(path: Path, rank: int) -> BinaryIO | None:
     except OSError:
         return None
     return file
+
+
+def _has_room(file: BinaryIO, ranks: int) -> bool:
+    """Whether there is memory for so many slots; to write where there is none ends a process with SIGBUS."""
+    if hasattr(os, "posix_fallocate"):  # not on every system
+        try:
+            os.posix_fallocate(file.fileno(), 0, ranks * _SLOT)
+        except OSError:
+            return False
+    return True

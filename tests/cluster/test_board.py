@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 
@@ -123,6 +124,15 @@ def test_a_rank_that_cannot_share_memory_counts_as_a_node(monkeypatch):
     monkeypatch.setattr(module, "_join", lambda path, rank: None if rank == 1 else join(path, rank))
     assert open_on(3, 3) == [(((0, 2), (1,)), members) for members in ((0, 2), (1,), (0, 2))]
     monkeypatch.setattr(module, "_create", lambda path, ranks: None)  # no room
+    assert open_on(2, 2) == [(((0,), (1,)), (rank,)) for rank in range(2)]
+    assert leftovers() == []
+
+
+def test_full_shared_memory_leaves_each_rank_alone(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
     assert open_on(2, 2) == [(((0,), (1,)), (rank,)) for rank in range(2)]
     assert leftovers() == []
 
