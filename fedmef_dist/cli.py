@@ -131,11 +131,21 @@ def compare(
     baseline: Annotated[
         str | None, typer.Option(metavar="GROUP", help="a group's name, or a part of it: differences paired by seed")
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="lay the runs along this setting; the baseline is then that of the same value"
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="FLOPS,DOWN,UP", help="FLOPs and bytes a second: accuracy over a device's modelled time"),
+    ] = None,
 ) -> None:
     """Write one page, tables (Markdown, CSV) and plots over runs: accuracy, costs, memory, masks, time."""
     from fedmef_dist.report import compare as compare_runs
 
-    compare_runs(run_dirs, out, target, baseline)
+    compare_runs(run_dirs, out, target, baseline, by, device)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Accuracy against rounds, bytes and FLOPs, and around the adjustments of the mask."""
+"""Accuracy against rounds, bytes, FLOPs and a device's seconds, and around the adjustments of the mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedmef_dist.report.adjustments import STEPS, around_adjustments
+from fedmef_dist.report.device_time import SECONDS
 from fedmef_dist.report.figures import add_legend, draw_line, legend_label, look, new_figure, save_figure
 from fedmef_dist.report.groups import RunGroup
 from fedmef_dist.report.mean_lines import Line, logged, mean_line
@@ -32,6 +33,7 @@ CURVES = (
     AccuracyCurve("accuracy_rounds.png", "round", "Round", 1.0),
     AccuracyCurve("accuracy_wire.png", "wire/total_bytes", "Bytes on the wire (MB)", 1e6),
     AccuracyCurve("accuracy_flops.png", "flops/total", "Training compute (TFLOP)", 1e12),
+    AccuracyCurve("accuracy_seconds.png", SECONDS, "Time of a device, modelled (s)", 1.0),
 )
 
 

@@ -31,7 +31,7 @@ def save_differences(differences: Differences, directory: Path) -> list[Path]:
     ends = [end for axes in panels for end in axes.get_xlim()]
     for axes in panels:
         axes.set_xlim(min(ends), max(ends))
-    figure.suptitle(folded(f"Against {differences.baseline.label}; 95 % intervals", 60 * len(panels)), fontsize=9)
+    figure.suptitle(folded(f"Against {differences.against}; 95 % intervals", 60 * len(panels)), fontsize=9)
     return [save_figure(figure, directory / "differences.png")]
 
 

@@ -19,10 +19,10 @@ def difference_tables(differences: Differences) -> list[Table]:
 def _table(differences: Differences, measure: str) -> Table:
     rows = differences.by_measure[measure]
     return Table(
-        f"{MEASURES[measure].capitalize()} against {differences.baseline.label}",
+        f"{MEASURES[measure].capitalize()} against {differences.against}",
         ("Run", "Pairs", "Difference", "Standard error", "95 % interval", "Effect size", "Verdict"),
         [(row.label, *_cells(row.numbers)) for row in rows],
-        " ".join([_meaning(differences, measure), *_unmatched(differences.baseline.label, rows)]),
+        " ".join([_meaning(differences, measure), *_unmatched(differences.against, rows)]),
     )
 
 
@@ -62,16 +62,16 @@ def _seeds(seeds: Sequence[int]) -> str:
 _NUMBERS = ("pairs", "mean", "error", "low", "high", "effect", "verdict")
 
 
-def differences_as_csv(differences: Differences) -> str:
+def differences_as_csv(*all_differences: Differences) -> str:
     """All numbers as CSV, one row a group and measure; shares as they are, empty where there are too few pairs."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = ("pairs", "mean", "standard_error", "low", "high", "effect_size", "verdict")
     writer.writerow(["run", "baseline", "measure", *names, "seeds_without_baseline", "seeds_of_baseline_alone"])
-    for measure, rows in differences.by_measure.items():
-        for row in rows:
-            numbers = [getattr(row.numbers, name) for name in _NUMBERS]
-            seeds = (" ".join(map(str, seeds)) for seeds in (row.unmatched, row.missed))
-            cells = [row.label, differences.baseline.label, measure, *numbers, *seeds]
-            writer.writerow(map(csv_cell, cells))
+    found = [(measure, row) for one in all_differences for measure, rows in one.by_measure.items() for row in rows]
+    for measure, row in found:
+        numbers = [getattr(row.numbers, name) for name in _NUMBERS]
+        seeds = (" ".join(map(str, seeds)) for seeds in (row.unmatched, row.missed))
+        cells = [row.label, row.baseline, measure, *numbers, *seeds]
+        writer.writerow(map(csv_cell, cells))
     return out.getvalue()

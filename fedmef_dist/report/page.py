@@ -55,10 +55,15 @@ class Section:
         return not (self.lines or self.intervals or self.bars or self.strips or self.spans or self.tables)
 
 
-def report_page(groups: Sequence[RunGroup], target: AccuracyTarget | None, differences: Differences | None) -> str:
-    """The page over groups of runs, with the differences from a baseline where there is one."""
+def report_page(
+    groups: Sequence[RunGroup],
+    target: AccuracyTarget | None,
+    along: Sequence[Table] = (),
+    differences: Sequence[Differences] = (),
+) -> str:
+    """The page over groups of runs, with tables along a setting and differences from baselines where there are any."""
     title = groups[0].label if len(groups) == 1 else f"{len(groups)} groups compared"
-    sections = [section for section in _sections(groups, target, differences) if not section.is_empty]
+    sections = [section for section in _sections(groups, target, along, differences) if not section.is_empty]
     return render(
         "report.html.jinja",
         title,
@@ -87,19 +92,22 @@ def _introduction(groups: Sequence[RunGroup]) -> str:
 
 
 def _sections(
-    groups: Sequence[RunGroup], target: AccuracyTarget | None, differences: Differences | None
+    groups: Sequence[RunGroup],
+    target: AccuracyTarget | None,
+    along: Sequence[Table],
+    differences: Sequence[Differences],
 ) -> list[Section]:
-    against = [] if differences is None else [_against(differences)]
-    return [_accuracy(groups, target), *against, *_ledgers(groups), *_training(groups), *_surroundings(groups)]
+    against = [_against(one, number) for number, one in enumerate(differences)]
+    return [_accuracy(groups, target, along), *against, *_ledgers(groups), *_training(groups), *_surroundings(groups)]
 
 
-def _accuracy(groups: Sequence[RunGroup], target: AccuracyTarget | None) -> Section:
+def _accuracy(groups: Sequence[RunGroup], target: AccuracyTarget | None, along: Sequence[Table]) -> Section:
     return Section(
         "accuracy",
         "Accuracy",
         "How well the global model does on the test set, and what it has cost until then.",
         lines=accuracy_lines(groups),
-        tables=[accuracy_table(groups), *target_tables(groups, target)],
+        tables=[accuracy_table(groups), *along, *target_tables(groups, target)],
     )
 
 
@@ -167,10 +175,10 @@ def _surroundings(groups: Sequence[RunGroup]) -> list[Section]:
     ]
 
 
-def _against(differences: Differences) -> Section:
+def _against(differences: Differences, number: int) -> Section:
     return Section(
-        "baseline",
-        f"Against {differences.baseline.label}",
+        f"baseline{number or ''}",
+        f"Against {differences.against}",
         "Runs with the same seed start from the same weights and ask the same clients, so they are compared pair by "
         "pair. An interval is for its row alone: of twenty rows without any effect about one looks settled.",
         intervals=difference_intervals(differences),

@@ -183,7 +183,7 @@ def difference_intervals(differences: Differences) -> list[IntervalChart]:
     low, high = low - room, high + room
     return [
         IntervalChart(
-            f"{MEASURES[measure].capitalize()} against {differences.baseline.label}",
+            f"{MEASURES[measure].capitalize()} against {differences.against}",
             "Mean difference in percentage points over pairs of runs with the same seed, with its 95 % interval. Left "
             "of the line is lower, right is higher; a hollow dot says that the interval includes 0, so nothing is "
             f"settled. The width goes from {100 * low:+.1f} to {100 * high:+.1f} points.",

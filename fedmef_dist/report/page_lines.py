@@ -7,6 +7,7 @@ import numpy as np
 
 from fedmef_dist.report.adjustments import STEPS, around_adjustments
 from fedmef_dist.report.charts import ROUND, LineChart, Series, line_chart
+from fedmef_dist.report.device_time import SECONDS
 from fedmef_dist.report.groups import RunGroup
 from fedmef_dist.report.masks import survived
 from fedmef_dist.report.mean_lines import Line, Quantity, logged, mean_line
@@ -23,6 +24,8 @@ def accuracy_lines(groups: Sequence[RunGroup]) -> list[LineChart]:
         "bytes": "All bytes that server and clients have exchanged so far, as encoded. The line furthest left and "
         "highest gets the most accuracy out of a byte.",
         "flops": "Floating point operations of all clients' training so far, modelled from layers and density.",
+        "seconds": "Modelled: a round takes what the mean client receives, computes and sends, at the speeds given "
+        "with --device. Who waits for the slowest client of a round takes longer.",
         "loss": "Cross-entropy of the global model on the test set; lower is better. Rising while accuracy stays is "
         "overconfidence.",
         "train": "Mean loss of the clients on their own batches while they train; lower is better. It differs from the "
@@ -33,6 +36,7 @@ def accuracy_lines(groups: Sequence[RunGroup]) -> list[LineChart]:
         *_over(groups, "Accuracy over rounds", read["rounds"], (ROUND, label), _ROUND, accuracy),
         *_over_amount(groups, "Accuracy over bytes", read["bytes"], "Bytes on the wire", "B", "wire/total_bytes"),
         *_over_amount(groups, "Accuracy over compute", read["flops"], "Training compute", "FLOP", "flops/total"),
+        *_over_amount(groups, "Accuracy over a device's time", read["seconds"], "Time of a device", "s", SECONDS),
         *_over(groups, "Test loss", read["loss"], (ROUND, "Test loss (nats)"), _ROUND, logged("eval/loss")),
         *_over(groups, "Training loss", read["train"], (ROUND, "Loss (nats)"), _ROUND, logged("train/loss")),
         *_over(groups, "Perplexity", read["perplexity"], (ROUND, "Test perplexity"), _ROUND, logged("eval/perplexity")),

@@ -12,11 +12,13 @@ _TITLES = {
     "accuracy_rounds.png": "Test accuracy over rounds",
     "accuracy_wire.png": "Test accuracy over bytes on the wire",
     "accuracy_flops.png": "Test accuracy over training FLOPs",
+    "accuracy_seconds.png": "Test accuracy over a device's modelled seconds",
     "costs.png": "Bytes on the wire beside dense FedAvg's, and training FLOPs",
     "memory.png": "Memory of a training step",
     "layer_density.png": "Density of every layer over the rounds",
     "mask_stability.png": "Jaccard overlap with the previous mask, and what is left of the first one",
     "around_adjustment.png": "Test accuracy around the adjustments of the mask",
+    "along.png": "Test accuracy along a setting",
     "differences.png": "Differences from the baseline, with 95 % intervals",
 }
 

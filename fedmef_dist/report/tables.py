@@ -105,11 +105,12 @@ def target_tables(groups: Sequence[RunGroup], target: AccuracyTarget | None) -> 
     if target is None:
         return []
     found = [(group, reached(group, target)) for group in groups]
+    timed = any(one.seconds.mean is not None for _, one in found)
     origin = "That is 95 % of the best row's mean best accuracy, rounded down to a whole per cent. "
     return [
         Table(
             f"To reach {100 * target.accuracy:g} % test accuracy",
-            ("Run", "Seeds that did", "Rounds", "Bytes", "FLOPs"),
+            ("Run", "Seeds that did", "Rounds", "Bytes", "FLOPs", *(["Time of a device"] if timed else [])),
             [
                 (
                     group.label,
@@ -117,13 +118,20 @@ def target_tables(groups: Sequence[RunGroup], target: AccuracyTarget | None) -> 
                     scaled_spread(one.rounds.mean, one.rounds.deviation, ""),
                     scaled_spread(one.bytes.mean, one.bytes.deviation, "B"),
                     scaled_spread(one.flops.mean, one.flops.deviation, ""),
+                    *([scaled_spread(one.seconds.mean, one.seconds.deviation, "s")] if timed else []),
                 )
                 for group, one in found
             ],
             f"{origin if target.chosen else ''}Up to the first test with at least this accuracy; the mean ± the sample "
-            "standard deviation is over the seeds that reached it, and leaves the others out.",
+            "standard deviation is over the seeds that reached it, and leaves the others out."
+            f"{_TIMED if timed else ''}",
         )
     ]
+
+
+_TIMED = (
+    " Time of a device, modelled: a round takes what the mean client receives, computes and sends, at the speeds given."
+)
 
 
 def adjustment_tables(groups: Sequence[RunGroup]) -> list[Table]:
@@ -183,7 +191,7 @@ def _plain(value: float | None) -> str:
     return DASH if value is None else f"{value:.3g}"
 
 
-_REACHED = ("rounds", "bytes", "flops")
+_REACHED = ("rounds", "bytes", "flops", "seconds")
 
 
 def comma_separated(groups: Sequence[RunGroup], target: AccuracyTarget | None) -> str:

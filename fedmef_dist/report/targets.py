@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.report.device_time import SECONDS
 from fedmef_dist.report.groups import RunGroup, Spread, spread
 from fedmef_dist.report.runs import Run
 
@@ -22,12 +23,16 @@ class AccuracyTarget:
 
 @dataclass(frozen=True)
 class Reached:
-    """``seeds`` of a group's seeds have reached the target; the spreads are over those, at their first such round."""
+    """``seeds`` of a group's seeds have reached the target; the spreads are over those, at their first such round.
+
+    ``seconds`` are a device's, see `with_device_seconds`.
+    """
 
     seeds: int
     rounds: Spread
     bytes: Spread
     flops: Spread
+    seconds: Spread
 
 
 def target_of(groups: Sequence[RunGroup], accuracy: float | None) -> AccuracyTarget | None:
@@ -49,7 +54,7 @@ def target_of(groups: Sequence[RunGroup], accuracy: float | None) -> AccuracyTar
 def reached(group: RunGroup, target: AccuracyTarget) -> Reached:
     """When the group's seeds first had the target's accuracy in a test, and what they had cost by then."""
     lines = [line for run in group.runs if (line := _first(run, target.accuracy)) is not None]
-    keys = ("round", "wire/total_bytes", "flops/total")
+    keys = ("round", "wire/total_bytes", "flops/total", SECONDS)
     return Reached(len(lines), *(spread(line.get(key) for line in lines) for key in keys))
 
 

@@ -126,7 +126,7 @@ def test_a_group_without_pairs_is_in_the_table_and_not_drawn(make_run, tmp_path)
 
 def test_a_part_of_a_name_is_enough_where_only_one_has_it(make_runs):
     groups = group_runs([read_run(path) for path in make_runs()])
-    assert differences_from(groups, "til").baseline.label == "still"
+    assert differences_from(groups, "til").against == "still"
     with pytest.raises(UserError, match="2 groups have 'o' in their names") as error:
         differences_from(groups, "o")
     assert "moved; other" in str(error.value)
@@ -137,7 +137,7 @@ def test_a_part_of_a_name_is_enough_where_only_one_has_it(make_runs):
 
 def test_a_whole_name_comes_before_a_part_of_another(make_run):
     runs = [make_run("fed"), make_run("fedavg", method="fedavg")]
-    assert differences_from(group_runs([read_run(path) for path in runs]), "fed").baseline.label == "fed"
+    assert differences_from(group_runs([read_run(path) for path in runs]), "fed").against == "fed"
 
 
 def test_what_cannot_be_paired_is_refused(make_run):

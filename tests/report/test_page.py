@@ -74,7 +74,7 @@ class Read(HTMLParser):
 
 def page_of(*paths, baseline=None):
     groups = group_runs([read_run(path) for path in paths])
-    return report_page(groups, None, None if baseline is None else differences_from(groups, baseline))
+    return report_page(groups, None, differences=[] if baseline is None else [differences_from(groups, baseline)])
 
 
 def seeds(make_run, name, method, *accuracies):
