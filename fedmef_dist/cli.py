@@ -326,12 +326,21 @@ def scale(
         Path | None, typer.Option(callback=_plain, metavar="FILE.yaml", help="the cluster meant, see configs/clusters/")
     ] = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="replay what is predicted in SimGrid too")] = False,
+    lone_rank: Annotated[
+        bool, typer.Option("--lone-rank", help="play one rank of the most predicted for real, without the others")
+    ] = False,
+    hosts: Annotated[str, typer.Option(help="where mpirun starts ranks, as node1:8,node2:8; see MPIRUN")] = "",
 ) -> None:
-    """Measure strong and weak scaling, fit a cost model, predict larger clusters; on this machine or an allocation."""
+    """Measure strong and weak scaling, fit a cost model, predict larger clusters; on this machine or an allocation.
+
+    With runtime.backend=mpi, and on hosts that --hosts names, mpirun starts the ranks; MPIRUN="mpirun --bind-to core"
+    in the environment adds options to it.
+    """
     from fedmef_dist.scaling.scale import Outlook
     from fedmef_dist.scaling.scale import scale as run_study
 
-    run_study(config, overrides or [], ranks, clients, repeats, rounds, out, Outlook(predict, cluster, simulate))
+    outlook = Outlook(predict, cluster, simulate, lone_rank)
+    run_study(config, overrides or [], ranks, clients, repeats, rounds, out, outlook, hosts)
 
 
 @app.command(hidden=True)
@@ -344,6 +353,22 @@ def probe(
     from fedmef_dist.scaling.probe import probe as run_probe
 
     run_probe(config, overrides or [], out)
+
+
+@app.command(hidden=True)
+def lone_rank(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    rank: Annotated[int, typer.Option(min=0, help="which one this is")] = 17,
+    ranks: Annotated[int, typer.Option(min=1, help="of how many")] = 4096,
+    ranks_per_node: Annotated[int, typer.Option(min=1, help="of which share a node")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="to be played")] = 4,
+    out: Annotated[Path, typer.Option(callback=_plain, help="the file that is written")] = Path("lone-rank.json"),
+) -> None:
+    """Play one rank of many for real, without the others; a part of `scale`."""
+    from fedmef_dist.session.lone_rank import play_lone_rank
+
+    play_lone_rank(config, overrides or [], rank, ranks, ranks_per_node, rounds, out)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

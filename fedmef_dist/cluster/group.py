@@ -262,7 +262,8 @@ def _open_transport(
     environment: Environment, settings: RuntimeSettings, device: torch.device, backend: str, store: dist.Store
 ) -> Transport:
     if backend == "mpi":
-        return MpiTransport(mpi_world(environment), settings.timeout)
+        crowded = environment.local_world_size > (os.cpu_count() or 1)
+        return MpiTransport(mpi_world(environment), settings.timeout, crowded)
     if backend == "gloo":
         prepare_gloo(environment, meeting_host(environment))
     if backend == "nccl":

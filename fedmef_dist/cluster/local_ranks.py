@@ -31,10 +31,17 @@ def run_ranks(arguments: Sequence[str], ranks: int, output: IO[bytes] | None = N
     return wait_for([(command, environment) for environment in _environments(ranks)], output)
 
 
-def wait_for(commands: Sequence[tuple[Sequence[str], Mapping[str, str]]], output: IO[bytes] | None = None) -> int:
-    """Start each command with its environment and wait for all; otherwise as :func:`run_ranks`."""
+def wait_for(
+    commands: Sequence[tuple[Sequence[str], Mapping[str, str]]],
+    output: IO[bytes] | None = None,
+    handed_on_as: Mapping[signal.Signals, signal.Signals] | None = None,
+) -> int:
+    """Start each command with its environment and wait for all; otherwise as :func:`run_ranks`.
+
+    ``handed_on_as`` tells which signals reach the commands as others.
+    """
     processes: list[subprocess.Popen[bytes]] = []
-    with _forwarding(processes) as handed_on:
+    with _forwarding(processes, handed_on_as or {}) as handed_on:
         for command, environment in commands:
             # A session of its own: Ctrl-C reaches the ranks once, through this process.
             processes.append(
@@ -57,14 +64,16 @@ def _environments(ranks: int) -> list[dict[str, str]]:
 
 
 @contextmanager
-def _forwarding(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[set[int]]:
+def _forwarding(
+    processes: Sequence["subprocess.Popen[bytes]"], handed_on_as: Mapping[signal.Signals, signal.Signals]
+) -> Iterator[set[int]]:
     """Hands signals on while the body runs; yields those that came."""
     handed_on: set[int] = set()
 
     def forward(number: int, frame: FrameType | None) -> None:
         handed_on.add(number)
         for process in processes:
-            process.send_signal(number)
+            process.send_signal(handed_on_as.get(signal.Signals(number), number))
 
     # What is ignored here, as HUP under nohup, is ignored by the ranks too.
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]

@@ -84,6 +84,8 @@ def _fit_clients(runs: Sequence[Measurement]) -> tuple[float, float, float]:
     samples = np.concatenate([run.samples for run in runs])
     others = np.concatenate([np.full(len(run.samples), run.local_ranks - 1) for run in runs])
     jobs = np.concatenate([run.job_seconds for run in runs])
+    if not np.ptp(others):  # what a neighbour costs cannot be told from what a sample costs
+        others = np.zeros_like(others)
     client, sample, neighbour = non_negative([np.ones_like(samples), samples, samples * others], jobs)
     return client, sample, neighbour
 

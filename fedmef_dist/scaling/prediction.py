@@ -9,13 +9,15 @@ from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.cluster.collective_costs import Network
 from fedmef_dist.scaling.cluster_file import Cluster
 from fedmef_dist.scaling.cost_model import CostModel, Work
-from fedmef_dist.scaling.fitting import work_of
-from fedmef_dist.scaling.measurement import Measurement, Results
-from fedmef_dist.scaling.points import Study
+from fedmef_dist.scaling.fitting import fit, work_of
+from fedmef_dist.scaling.measurement import Measurement, Results, round_seconds
+from fedmef_dist.scaling.points import Point, Study
+from fedmef_dist.scaling.probe import Probe
 
 _COHORTS = tuple(10**power for power in range(1, 8))
 _WORTH = 1.05  # ranks beyond which a round gets faster by less than this factor are of no use
 _HOUR = 3600.0
+FEW = 4  # ranks that a fit is given to say something of more
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,31 @@ def modelled_seconds(model: CostModel, runs: Sequence[Measurement]) -> float:
     run, work = runs[0], work_of(runs[0])
     network = model.network(run.point.ranks, run.local_ranks)
     return float(np.mean([sum(model.parts(samples, network, work).values()) for samples in run.cohorts]))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A measured point that the fit has not seen; seconds of a round."""
+
+    point: Point
+    measured: float
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        """Of the prediction, relative to what was measured."""
+        return self.predicted / self.measured - 1
+
+
+def held_out(results: Results, probes: Sequence[Probe], draw: float) -> list[HeldOut]:
+    """Measured points of more ranks than four, predicted from those with at most four; none without either."""
+    few = [run for runs in results.values() for run in runs if run.point.ranks <= FEW]
+    many = {point: runs for point, runs in results.items() if point.ranks > FEW}
+    if not few or not many:
+        return []
+    model = fit(few, [probe for probe in probes if probe.ranks <= FEW], draw).model
+    found = [HeldOut(point, round_seconds(runs).median, modelled_seconds(model, runs)) for point, runs in many.items()]
+    return sorted(found, key=lambda each: (each.point.ranks, each.point.cohort))
 
 
 def all_runs(results: Results) -> list[Measurement]:

@@ -6,14 +6,13 @@ from fedmef_dist.report.rendering import markdown_code
 from fedmef_dist.report.units import scaled
 from fedmef_dist.scaling.cluster_file import Cluster
 from fedmef_dist.scaling.cost_model import PARTS
-from fedmef_dist.scaling.fitting import Fit, fit
-from fedmef_dist.scaling.measurement import Results, round_seconds
-from fedmef_dist.scaling.prediction import Prediction, Predictions, Predictor, modelled_seconds
+from fedmef_dist.scaling.fitting import Fit
+from fedmef_dist.scaling.measurement import Results
+from fedmef_dist.scaling.prediction import FEW, Prediction, Predictions, Predictor, held_out
 from fedmef_dist.scaling.probe import Probe
 from fedmef_dist.scaling.simulation import Simulated
 from fedmef_dist.scaling.text import table
 
-_FEW = 4
 _PARTS = {
     "training": "what ranks with equal work would train",
     "slowest client": "what the largest client takes beyond that: no rank ends before it",
@@ -44,18 +43,18 @@ def model_section(fit: Fit) -> str:
 
 def held_out_section(results: Results, probes: Sequence[Probe], draw: float) -> str:
     """Measured points of more ranks than four, predicted from those with at most four; empty without such points."""
-    few = [run for runs in results.values() for run in runs if run.point.ranks <= _FEW]
-    many = {point: runs for point, runs in results.items() if point.ranks > _FEW}
-    if not few or not many:
-        return ""
-    model = fit(few, [probe for probe in probes if probe.ranks <= _FEW], draw).model
-    rows = []
-    for point, runs in sorted(many.items(), key=lambda item: (item[0].ranks, item[0].cohort)):
-        measured, predicted = round_seconds(runs).median, modelled_seconds(model, runs)
-        error = f"{100 * (predicted / measured - 1):+.1f}"
-        rows.append([str(point.ranks), f"{point.cohort:,}", f"{measured:.3f}", f"{predicted:.3f}", error])
+    rows = [
+        [
+            str(each.point.ranks),
+            f"{each.point.cohort:,}",
+            f"{each.measured:.3f}",
+            f"{each.predicted:.3f}",
+            f"{100 * each.error:+.1f}",
+        ]
+        for each in held_out(results, probes, draw)
+    ]
     header = ("Ranks", "Cohort", "Measured (s)", "Predicted (s)", "Error (%)")
-    return f"What a fit to at most {_FEW} ranks says of more:\n\n{table(header, rows)}"
+    return f"What a fit to at most {FEW} ranks says of more:\n\n{table(header, rows)}" if rows else ""
 
 
 def prediction_section(predictor: Predictor, predictions: Predictions, rounds: int) -> str:

@@ -1,83 +1,25 @@
-"""Starts the runs of a study: as processes of this machine, or with srun over an allocation."""
+"""The runs of a study and the probes of its network: started unless they lie there finished."""
 
-import os
 import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from fedmef_dist.base.atomic import write_json
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.text import printable
 from fedmef_dist.base.trees import differing_keys, read_tree_file
 from fedmef_dist.cluster.ending import INTERRUPTED
-from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import STOPPED_EARLY
-from fedmef_dist.cluster.local_ranks import run_ranks, wait_for
-from fedmef_dist.cluster.slurm import expand_tasks
 from fedmef_dist.config import load_config, to_tree
+from fedmef_dist.scaling.launch_site import LaunchSite
 from fedmef_dist.scaling.points import Point
 from fedmef_dist.scaling.probe import Probe, read_probes
 
 PROCESS_FILE = "process.json"
 _TAIL = 12
-
-
-@dataclass(frozen=True)
-class LaunchSite:
-    """Where the ranks run: ``tasks_per_node`` of an allocation, or None for this machine alone."""
-
-    tasks_per_node: tuple[int, ...] | None
-
-    def check(self, ranks: int) -> None:
-        """Raises UserError where the allocation is too small for so many ranks."""
-        if self.tasks_per_node is not None and ranks > sum(self.tasks_per_node):
-            raise UserError(
-                f"the allocation has {sum(self.tasks_per_node)} tasks, not {ranks}",
-                where="--ranks",
-                mend="ask for more nodes or tasks, or measure fewer ranks",
-            )
-
-    def probes(self, ranks: Sequence[int]) -> list[tuple[int, bool]]:
-        """On how many ranks the network is measured, and whether each has a node of its own."""
-        nodes = 1 if self.tasks_per_node is None else len(self.tasks_per_node)
-        here = max(ranks) if self.tasks_per_node is None else self.tasks_per_node[0]
-        inside = sorted({number for number in ranks if 1 < number <= here})
-        spread = sorted({2, nodes} & set(range(2, nodes + 1)))
-        return [*((number, False) for number in inside), *((number, True) for number in spread)]
-
-    def local_ranks(self, ranks: int) -> int:
-        """How many of the ranks share a node."""
-        return ranks if self.tasks_per_node is None else min(ranks, self.tasks_per_node[0])
-
-    def run(self, arguments: Sequence[str], ranks: int, log: Path, *, spread: bool = False) -> int:
-        """Run ``fedmef-dist ARGUMENTS`` on so many ranks; returns the exit status. What they print goes to ``log``.
-
-        ``spread`` puts each rank of an allocation on a node of its own.
-        """
-        with log.open("wb") as output:
-            if self.tasks_per_node is None:
-                return run_ranks(arguments, ranks, output)
-            nodes = ranks if spread else -(-ranks // self.tasks_per_node[0])
-            threads = os.environ.get("SLURM_CPUS_PER_TASK", "1")
-            step = [f"--nodes={nodes}", f"--ntasks={ranks}", f"--cpus-per-task={threads}", "--kill-on-bad-exit=0"]
-            command = ["srun", *step, "--wait=30", sys.executable, "-m", "fedmef_dist", *arguments]
-            return wait_for([(command, os.environ)], output)
-
-
-def find_place() -> LaunchSite:
-    """The machine itself, or the allocation whose batch script runs here. Raises UserError inside a launcher's rank."""
-    environment = detect(os.environ)
-    if environment.launcher != "single":
-        raise UserError(
-            f"scale starts its ranks itself, {environment.launcher} has started it",
-            where="command line",
-            mend="call it without a launcher; inside an allocation it uses srun",
-        )
-    tasks = os.environ.get("SLURM_TASKS_PER_NODE") if "SLURM_JOB_ID" in os.environ else None
-    return LaunchSite(None if tasks is None else tuple(expand_tasks(tasks)))
 
 
 def measure(
@@ -100,7 +42,7 @@ def measure(
     start = time.perf_counter()
     status = place.run(["run", str(config), *changes, "--run-dir", str(run_dir)], point.ranks, log)
     if status:
-        _give_up(status, point.name, log)
+        give_up(status, point.name, log)
     write_json(run_dir / PROCESS_FILE, {"seconds": time.perf_counter() - start})
     return run_dir
 
@@ -121,7 +63,7 @@ def measure_network(
             log = file.with_suffix(".log")
             status = place.run(["probe", str(config), *overrides, "--out", str(file)], number, log, spread=spread)
             if status:
-                _give_up(status, file.stem, log)
+                give_up(status, file.stem, log)
         found += read_probes(file)
     return found
 
@@ -136,7 +78,8 @@ def _refuse_another(run_dir: Path, wanted: dict[str, object]) -> None:
         )
 
 
-def _give_up(status: int, name: str, log: Path) -> None:
+def give_up(status: int, name: str, log: Path) -> NoReturn:
+    """Ends with the status of a run that failed, and shows the last lines of its log; raises SystemExit."""
     if status in (STOPPED_EARLY, INTERRUPTED):
         raise SystemExit(status)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]

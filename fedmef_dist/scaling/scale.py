@@ -23,6 +23,8 @@ from fedmef_dist.report.rendering import markdown_code
 from fedmef_dist.scaling.cluster_file import load_cluster
 from fedmef_dist.scaling.drawing import drawing_seconds
 from fedmef_dist.scaling.fitting import Fit, fit
+from fedmef_dist.scaling.launch_site import LaunchSite, find_place
+from fedmef_dist.scaling.lone_rank import LoneRank, lone_rank_section, measure_lone_rank
 from fedmef_dist.scaling.measurement import Results, read_measurement
 from fedmef_dist.scaling.plots import save_plots
 from fedmef_dist.scaling.points import Point, Study, parse_numbers, plan_study
@@ -36,7 +38,7 @@ from fedmef_dist.scaling.prediction_report import (
 )
 from fedmef_dist.scaling.probe import Probe
 from fedmef_dist.scaling.report import comma_separated, markdown
-from fedmef_dist.scaling.runs import LaunchSite, find_place, measure, measure_network
+from fedmef_dist.scaling.runs import measure, measure_network
 from fedmef_dist.scaling.simulation import Simulated, find_simulator, simulate
 from fedmef_dist.tracking.timeline import read_timelines
 
@@ -51,11 +53,13 @@ class Outlook:
         ranks: numbers of ranks to predict, separated by commas; empty: doublings of the most that are measured.
         cluster: the file that describes the cluster; None: more of the machines that are measured.
         simulates: whether SimGrid replays the predicted rounds.
+        plays: whether one rank of the most that are predicted is played for real, without the others.
     """
 
     ranks: str = ""
     cluster: Path | None = None
     simulates: bool = False
+    plays: bool = False
 
     def predictor(
         self, config: Config, results: Results, probes: Sequence[Probe], draw: float
@@ -90,12 +94,13 @@ def scale(
     rounds: int,
     out: Path | None,
     outlook: Outlook,
+    hosts: str = "",
 ) -> None:
     """Measure every point, as far as it is not there already, fit, predict, and write the report.
 
     Raises:
         UserError: the configuration, a list of numbers or the cluster does not fit, there are too few tasks or clients,
-            or the simulator that is asked for is not there.
+            or the simulator or mpirun that is asked for is not there.
         SystemExit: a run failed, or a signal stopped it.
     """
     config = load_config(path, overrides)
@@ -106,7 +111,7 @@ def scale(
     if outlook.simulates:
         find_simulator()
     study = plan_study(config, numbers, parse_numbers(clients, "--clients"))
-    place = find_place()
+    place = find_place(config.runtime.backend, hosts)
     place.check(max(numbers))
     for point in study.points:
         load_config(path, [*overrides, *point.overrides(rounds)])  # wrong before the first run is better than after it
@@ -117,6 +122,11 @@ def scale(
         draw = drawing_seconds()
         predictor, found = outlook.predictor(config, results, probes, draw)
         simulated = _simulate(predictor, study, predicted, directory) if outlook.simulates else []
+        lone = (
+            _play(place, path, overrides, config, predictor, study, max(predicted), directory)
+            if outlook.plays
+            else None
+        )
     sections = [
         markdown(study, results, found.model, _head(path, overrides, place)),
         "\n\n".join(
@@ -124,6 +134,7 @@ def scale(
         ),
         "## Prediction\n\n" + prediction_section(predictor, predictor.all(study, predicted), config.federation.rounds),
         *([f"## Simulation\n\n{simulation_section(simulated)}"] if outlook.simulates else []),
+        *([_lone_rank(lone, found, predictor)] if lone is not None else []),
     ]
     files = ["scaling.md", "scaling.csv", "cost_model.json", "timeline.json"]
     write_text(directory / "scaling.md", "\n\n".join(sections) + "\n")
@@ -146,6 +157,26 @@ def _simulate(predictor: Predictor, study: Study, ranks: Sequence[int], director
         print(f"simulation: {number} ranks, {size} clients", flush=True)
         found.append(simulate(predictor, number, size, directory / "simulation"))
     return found
+
+
+def _play(
+    place: LaunchSite,
+    path: Path,
+    overrides: Sequence[str],
+    config: Config,
+    predictor: Predictor,
+    study: Study,
+    ranks: int,
+    directory: Path,
+) -> LoneRank:
+    """A weak point, as far as the population goes."""
+    cohort = min(max(study.strong[0].cohort * ranks // study.strong[0].ranks, 1), config.federation.clients)
+    return measure_lone_rank(place, path, overrides, ranks, predictor.network(ranks).local, cohort, directory / "alone")
+
+
+def _lone_rank(lone: LoneRank, found: Fit, predictor: Predictor) -> str:
+    section = lone_rank_section(lone, found.model, predictor.samples(lone.cohort), predictor.work)
+    return f"## One rank of {lone.ranks:,}\n\n{section}"
 
 
 def _measure_all(
@@ -177,10 +208,8 @@ def _write_timeline(point: Point, directory: Path) -> None:
 
 
 def _head(path: Path, overrides: Sequence[str], place: LaunchSite) -> str:
-    nodes = place.tasks_per_node
-    where = "one machine" if nodes is None else f"an allocation of {len(nodes)} nodes with {sum(nodes)} tasks"
     return (
-        f"{datetime.date.today().isoformat()}, {where}, {processor_name()}, {os.cpu_count()} processors a node; "
+        f"{datetime.date.today().isoformat()}, {place}, {processor_name()}, {os.cpu_count()} processors a node; "
         f"fedmef_dist {VERSION}, torch {torch.__version__}, Python {platform.python_version()}.\n\n"
         f"Configuration: {markdown_code(' '.join([path.name, *overrides]))}."
     )

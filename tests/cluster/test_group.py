@@ -7,9 +7,10 @@ import torch
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.cluster import group as module
+from fedmef_dist.cluster import transport
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group, RuntimeSettings, choose_backend, choose_device, choose_threads, open_group
-from fedmef_dist.cluster.transport import mpi_world
+from fedmef_dist.cluster.transport import MpiTransport, PeerLostError, mpi_world
 
 SINGLE = Environment("single", 0, 1, 0, 1, None, None)
 PAIR = Environment("torchrun", 1, 2, 1, 2, "localhost", 29500)
@@ -163,3 +164,40 @@ def test_opening_one_rank_leaves_the_environment_alone():
     with open_group(SINGLE, RuntimeSettings(device="cpu")) as group:
         assert isinstance(group, Group)
     assert dict(os.environ) == before
+
+
+class Late:
+    """A clock, on which asking takes 10 us, and of COMM_WORLD the barrier, which the others reach after 0.1 s."""
+
+    def __init__(self):
+        self.asked, self.now = 0, 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def Ibarrier(self):
+        return self
+
+    def Test(self):
+        self.asked += 1
+        self.now += 1e-5
+        return self.now > 0.1
+
+
+@pytest.mark.parametrize(("crowded", "fewest", "most"), [(False, 9_900, 10_100), (True, 300, 2_000)])
+def test_ranks_that_share_cores_leave_them_to_those_whom_mpi_waits_for(monkeypatch, crowded, fewest, most):
+    late = Late()
+    monkeypatch.setattr(transport, "time", late)
+    MpiTransport(late, 60.0, crowded).barrier()
+    assert fewest < late.asked < most
+    assert late.now < 0.1011
+
+
+def test_mpi_gives_up_on_a_silent_rank(monkeypatch):
+    late = Late()
+    monkeypatch.setattr(transport, "time", late)
+    with pytest.raises(PeerLostError, match=r"barrier: timed out after 0.01 s"):
+        MpiTransport(late, 0.01, crowded=True).barrier()

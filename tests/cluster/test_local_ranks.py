@@ -33,11 +33,19 @@ def test_ranks_that_hang_after_a_failure_are_ended(monkeypatch):
     assert time.monotonic() - start < 10
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])
-def test_signals_reach_every_rank_and_handlers_come_back(number, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "handed_on_as"),
+    [
+        (signal.SIGTERM, {}),
+        (signal.SIGUSR2, {}),
+        (signal.SIGHUP, {}),
+        (signal.SIGUSR2, {signal.SIGUSR2: signal.SIGUSR1}),
+    ],
+)
+def test_signals_reach_every_rank_and_handlers_come_back(number, handed_on_as, tmp_path):
     code = f"""
 import pathlib, signal, sys, time
-signal.signal({int(number)}, lambda *_: sys.exit(75))
+signal.signal({int(handed_on_as.get(number, number))}, lambda *_: sys.exit(75))
 pathlib.Path(sys.argv[1]).touch()
 time.sleep(60)
 """
@@ -54,7 +62,7 @@ time.sleep(60)
     try:
         sender = threading.Thread(target=send)
         sender.start()
-        assert wait_for(commands) == 75
+        assert wait_for(commands, None, handed_on_as) == 75
         sender.join()
         assert signal.getsignal(number) is signal.SIG_DFL
     finally:

@@ -57,6 +57,13 @@ def test_the_fit_finds_the_costs_that_made_the_measurements():
     assert max(errors.values()) < 1e-6
 
 
+def test_runs_with_equally_many_neighbours_say_nothing_of_what_one_costs():
+    """Of 0.1 s a sample none is put down to the neighbour, which other nodes may not have."""
+    model = fit([made(CostModel(client=0.5, sample=0.1), 2)], probes(NEAR, True)).model
+    assert model.neighbour == 0
+    assert model.sample == pytest.approx(0.1)
+
+
 def test_without_a_probe_links_are_fitted_to_the_rounds_reductions():
     runs = [measurement(ranks, 1.0, reduce=2 * (ranks - 1) * 0.25) for ranks in (1, 2, 4)]
     assert fit(runs).model.inside.latency == pytest.approx(0.25)

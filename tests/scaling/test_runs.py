@@ -1,6 +1,4 @@
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,18 +6,12 @@ from run_dirs import configured
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import load_config, to_tree
-from fedmef_dist.scaling import runs as module
+from fedmef_dist.scaling import launch_site as module
+from fedmef_dist.scaling.launch_site import LaunchSite
 from fedmef_dist.scaling.points import Point
-from fedmef_dist.scaling.runs import LaunchSite, find_place, measure
+from fedmef_dist.scaling.runs import measure
 
 POINT = Point(2, 30, 3)
-
-
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch):
-    for name in [*os.environ]:
-        if name.startswith(("SLURM_", "PMI_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -34,7 +26,7 @@ def started(monkeypatch):
     """Collects the commands in place of starting them; they end with the status at the list's front."""
     calls, statuses = [], []
 
-    def wait_for(commands, output):
+    def wait_for(commands, output, handed_on_as=None):
         calls.extend(command for command, _ in commands)
         output.write(b"first line\nlast line\n")
         if "--run-dir" in calls[-1]:
@@ -44,34 +36,6 @@ def started(monkeypatch):
     monkeypatch.setattr(module, "wait_for", wait_for)
     monkeypatch.setattr(module, "run_ranks", lambda arguments, ranks, output: wait_for([(arguments, None)], output))
     return calls, statuses
-
-
-def test_alone_the_ranks_are_this_machines():
-    assert find_place() == LaunchSite(None)
-    assert LaunchSite(None).local_ranks(3) == 3
-    LaunchSite(None).check(64)
-
-
-def test_inside_an_allocation_every_point_is_a_step(monkeypatch, started, tmp_path):
-    monkeypatch.setenv("SLURM_JOB_ID", "1")
-    monkeypatch.setenv("SLURM_TASKS_PER_NODE", "4(x2)")
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
-    place = find_place()
-    assert place == LaunchSite((4, 4))
-    assert [place.local_ranks(ranks) for ranks in (1, 4, 6)] == [1, 4, 4]
-    assert place.run(["run", "x"], 6, tmp_path / "log") == 0
-    options = ["--nodes=2", "--ntasks=6", "--cpus-per-task=3", "--kill-on-bad-exit=0", "--wait=30"]
-    assert started[0] == [["srun", *options, sys.executable, "-m", "fedmef_dist", "run", "x"]]
-    with pytest.raises(UserError, match="allocation has 8 tasks, not 9\nwhere: --ranks"):
-        place.check(9)
-
-
-def test_a_rank_cannot_start_a_study(monkeypatch):
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 1}.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with pytest.raises(UserError, match="torchrun has started it"):
-        find_place()
 
 
 def test_a_run_is_started_once_and_its_time_kept(config, started, tmp_path):
