@@ -22,7 +22,7 @@ test: $(INSTALLED) ## set up and run the whole test suite
 
 kernels: $(INSTALLED) ## set up with Triton, run the GPU's kernels in its interpreter and compile them for a Hopper GPU
 	$(VENV)/bin/python -c 'import triton' 2>/dev/null || $(VENV)/bin/python -m pip install --disable-pip-version-check triton==3.6.0
-	$(VENV)/bin/python -m pytest tests/layers/kernels/test_gpu.py
+	$(VENV)/bin/python -m pytest tests/layers/kernels/test_gpu.py tests/test_launches.py
 
 check: $(INSTALLED) ## set up, check style, formatting, types and shell scripts
 	$(VENV)/bin/ruff check .

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import fedmef_dist
 from fedmef_dist.base.randomness import numpy_generator
-from fedmef_dist.clients.loss import cross_entropy
+from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
 from fedmef_dist.clients.passes import CudaRecorder, Passes
 from fedmef_dist.cluster.environment import detect
@@ -123,7 +123,7 @@ def contestant(
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randn(batch, 3, 32, 32, generator=generator).to(DEVICE, memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(DEVICE)
-    passes = Passes(network, space, lambda batch: cross_entropy(network(batch[0]), batch[1]), recorder)
+    passes = Passes(network, space, Client(network, space, OptimizerSettings(), autocast=False).loss, recorder)
     rooms = [pruning.room for pruning in prunings(network)]
 
     def step() -> None:

@@ -41,7 +41,8 @@ _FREE = {
         "squeeze",
         "unfold",
     ),
-    *("as_strided", "detach", "alias", "split", "split_with_sizes", "unbind", "_reshape_alias", "diagonal", "chunk"),
+    *("as_strided", "as_strided_"),
+    *("detach", "alias", "split", "split_with_sizes", "unbind", "_reshape_alias", "diagonal", "chunk"),
     *(
         "empty",
         "empty_like",
@@ -111,15 +112,34 @@ class Recorder(TorchDispatchMode):
     Attributes:
         waits: places in the package at which the host would wait for the device, and how often it would there.
         copies: places at which something goes from the host to the device.
-        launches: operations that would start a kernel.
+        launches: operations that would start a kernel, by part of a step and name. Each counts once; some of torch's
+            and of cuDNN's start several.
+        part: the part that goes on, outside of backward passes.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.waits, self.copies, self.launches = Counter(), Counter(), 0
+        self.waits, self.copies, self.launches = Counter(), Counter(), Counter()
+        self.part, self.is_on = "forward", False
+
+    def __enter__(self):
+        self.is_on = True
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self.is_on = False
+        return super().__exit__(*error)
 
     def counts(self) -> dict[str, int]:
-        return {"waits": self.waits.total(), "copies": self.copies.total(), "launches": self.launches}
+        return {
+            what: counted.total()
+            for what, counted in (("waits", self.waits), ("copies", self.copies), ("launches", self.launches))
+        }
+
+    def launched(self, name: str) -> None:
+        """Notes an operation or a kernel of the package's own."""
+        in_backward = torch._C._current_graph_task_id() != -1
+        self.launches["backward" if in_backward else self.part, name] += 1
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -130,8 +150,8 @@ class Recorder(TorchDispatchMode):
             if _here(source) != _here(target):
                 waits = _here(source) and not (kwargs.get("non_blocking") or args[2:3] == (True,))
                 (self.waits if waits else self.copies)[self._place(name)] += 1
-            else:
-                self.launches += _here(source)
+            elif _here(source):
+                self.launched(name)
             return out
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(map(_here, tensors)):
@@ -141,9 +161,10 @@ class Recorder(TorchDispatchMode):
                 self.waits[self._place(name)] += 1
             if name.startswith("index") and any(not _here(leaf) and leaf.dim() for leaf in tensors):
                 self.copies[self._place(name)] += 1
-            self.launches += name not in _FREE and name != "_local_scalar_dense"
-        elif _here(out):
-            self.launches += name not in _FREE
+            if name not in _FREE and name != "_local_scalar_dense":
+                self.launched(_with_gradients(name, args))
+        elif _here(out) and name not in _FREE:
+            self.launched(name)
         return out
 
     def _place(self, name: str) -> str:
@@ -151,6 +172,14 @@ class Recorder(TorchDispatchMode):
             if "/fedmef_dist/" in frame.filename and "/tests/" not in frame.filename:
                 return f"{frame.filename.partition('/fedmef_dist/')[2]}:{frame.lineno} {name}"
         return name
+
+
+def _with_gradients(name: str, args: tuple) -> str:
+    """A convolution's backward function together with the gradients that it is asked for."""
+    if name != "convolution_backward":
+        return name
+    wanted = [what for what, is_wanted in zip(("input", "weight", "bias"), args[-1], strict=True) if is_wanted]
+    return f"{name} of {', '.join(wanted)}"
 
 
 def _indices(args: tuple) -> list[Tensor]:

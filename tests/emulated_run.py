@@ -1,11 +1,12 @@
 """Plays everything on the emulated device and prints what came out, as JSON; for a process of its own.
 
-    python tests/emulated_run.py
+    python tests/emulated_run.py [PART ...]
 
 ``digests``: the model's digest after two rounds on the CPU and on the device, for each method and setting.
 ``ranks``: the digests of two ranks with the collectives that NCCL has. ``slots``: those with clients beside each
 other, on one rank and on two. ``steps``: what one training step would wait for, copy and launch on a GPU. ``rounds``:
-the same for a whole round, with the places of the waits.
+the same for a whole round, with the places of the waits. ``kernels``, which is played only where it is named and needs
+Triton: the launches of a step with the package's own kernels, which are counted and not carried out, by pass and name.
 """
 
 import json
@@ -18,13 +19,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import emulated_device
+import pytest
 import torch
 from tiny import alone, tiny
 
+from fedmef_dist.clients.adam import local_optimizer
+from fedmef_dist.clients.passes import Passes
 from fedmef_dist.cluster.ending import end_with
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.thread_ranks import ThreadTransport, _Meeting
+from fedmef_dist.layers import kernels
 from fedmef_dist.layers.activation_pruning import prunings
 from fedmef_dist.layers.room import without_waiting
 from fedmef_dist.methods.registry import METHODS
@@ -79,6 +84,17 @@ STEPS = {
     "p=0.5 by sample": {"method": FEDMEF, "sap": {"prune_ratio": 0.5, "scope": "sample"}},
     "without loss": {"method": FEDMEF, "sap": {"prune_ratio": 0}},
     "p=0.5 recomputed": {"method": FEDMEF, "sap": {"prune_ratio": 0.5}, "model": {**RESNET, "recompute": "blocks"}},
+}
+# As on a GPU the network is trained for, but for few images.
+RESNET18 = {
+    "model": {"name": "resnet18"},
+    "data": {"synthetic": {"samples": 160, "test_samples": 4, "classes": 4, "channels": 3, "image_size": 32}},
+    "federation": {"batch_size": 2},
+}
+KERNELS = {
+    "fedavg": {"method": {"name": "fedavg"}},
+    "nsconv": {"method": FEDMEF, "sap": {"enabled": False}},
+    "p=0.9 exact": {"method": FEDMEF, "sap": {"prune_ratio": 0.9}},
 }
 
 
@@ -143,19 +159,51 @@ def in_slots(changes, device):
     return [*(attempt(play_all, one, on(device)) for one in (two, three)), *two_ranks(two, device)]
 
 
-def step_counts(changes, device):
-    """What the third step of a client counts; the first ones fill caches."""
-    simulation = started({"model": RESNET, **changes}, on(device))
-    client = simulation.local.client
+def step_of(changes, device, recorder):
+    """The third step of a client; the first ones fill caches."""
+    simulation = started(changes, on(device))
+    client, space = simulation.local.client, simulation.space
+    optimizer = local_optimizer(space, client.optimizer)
+    passes = Passes(simulation.model, space, client.loss, None)
     batch = next(iter(simulation.own_batches(0, 1)))
-    recorder = emulated_device.Recorder()
     simulation.model.train()
     rooms = [pruning.room for pruning in prunings(simulation.model)]
     for step in range(3):
-        simulation.space.gradient.zero_()
         with without_waiting(rooms), recorder if step == 2 else nullcontext():
-            client.loss(batch).backward()
+            passes.run(batch)
+            recorder.part = "optimiser"
+            optimizer.step(0.1)
+            recorder.part = "forward"
+    return recorder
+
+
+def step_counts(changes, device):
+    """What a step counts in torch's operations."""
+    recorder = step_of({"model": RESNET, **changes}, device, emulated_device.Recorder())
     return {**recorder.counts(), "where": recorder.waits.most_common(8)}
+
+
+def kernel_counts(changes, device):
+    """What a step launches where Triton is, by part and name. No kernel runs, so the numbers are nobody's."""
+    from triton.runtime.jit import JITFunction
+
+    from fedmef_dist.layers.kernels import gpu
+
+    recorder = emulated_device.Recorder()
+
+    def note(kernel, *args, **how):
+        if recorder.is_on:
+            recorder.launched(kernel.__name__)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JITFunction, "run", note)
+        find = kernels._kernels
+        patch.setattr(kernels, "_kernels", lambda device: gpu if device == emulated_device.NAME else find(device))
+        step_of({**RESNET18, **changes}, device, recorder)
+    parts = {"forward": {}, "backward": {}, "optimiser": {}}
+    for (part, name), count in recorder.launches.most_common():
+        parts[part][name] = count
+    return {"launches": recorder.launches.total(), **parts}
 
 
 def round_counts(changes, device, last):
@@ -218,6 +266,8 @@ def main():
             case: attempt(round_counts, {**plain, "method": method(name)}, device, last)
             for case, (name, last) in cases.items()
         }
+    if "kernels" in wanted:
+        found["kernels"] = {name: attempt(kernel_counts, changes, device) for name, changes in KERNELS.items()}
     print(json.dumps(found, indent=1))
 
 

@@ -21,6 +21,7 @@ from fedmef_dist.cluster.gpu import Stopwatch
 from fedmef_dist.data.batches import Batch
 from fedmef_dist.layers.activation_pruning import forget_thresholds, prunings
 from fedmef_dist.layers.kernels import on_host
+from fedmef_dist.layers.model_filters import ModelFilters
 from fedmef_dist.layers.room import overflowed, without_waiting
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.wire.traffic import Upload
@@ -72,6 +73,7 @@ class Client:
         self.space = space
         self.optimizer = optimizer
         self.autocast = autocast
+        self._filters = ModelFilters(model, space)
         self._passes = Passes(model, space, self.loss, recorder)
 
     @property
@@ -138,7 +140,7 @@ class Client:
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy of the model on one batch, 0-dim."""
         inputs, labels = batch
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.autocast), self._filters.acting():
             return cross_entropy(self.model(inputs), labels)
 
     def _train(
@@ -197,9 +199,10 @@ class Client:
         """The mean gradient of all prunable positions, float32 (n_prunable,); None where the plan wants none."""
         if not plan.work.gradient_batches:
             return None
-        self.space.gradient.zero_()
+        self.space.begin_backward()
         count = 0
         for batch in batches:
             self.loss(batch).backward()
             count += 1
+        self.space.end_backward()
         return self.space.gradient[: self.space.n_prunable] / max(count, 1)

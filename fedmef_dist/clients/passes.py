@@ -159,8 +159,10 @@ class Passes:
         return loss.detach()
 
     def _compute_anew(self, batch: Batch) -> Tensor:
-        self.space.gradient.zero_()
-        return self.compute(batch)
+        self.space.begin_backward()
+        loss = self.compute(batch)
+        self.space.end_backward()
+        return loss
 
     def _record(self, batch: Batch, recorder: Recorder) -> _Recorded | None:
         inputs, labels = (tensor.clone() for tensor in batch)

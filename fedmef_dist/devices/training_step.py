@@ -50,7 +50,7 @@ class TrainingStep:
 
     def _forward(self) -> Tensor:
         if not self._in_backward:
-            self.space.gradient.zero_()
+            self.space.begin_backward()
         return self._client.loss(self.batch)
 
     @contextmanager
@@ -61,7 +61,11 @@ class TrainingStep:
             with self._optimizer.in_backward(self._rate) as finish:
                 yield finish
         else:
-            yield lambda: self._optimizer.step(self._rate)
+            yield self._update
+
+    def _update(self) -> None:
+        self.space.end_backward()
+        self._optimizer.step(self._rate)
 
     def measure(self) -> StepMemory:
         """Its memory, from two steps."""
@@ -83,8 +87,9 @@ class TrainingStep:
     def loss_gradient(self) -> Tensor:
         """The gradient of all parameters, float32 (n_parameters,), 0 where inactive."""
         self.model.train()
-        self.space.gradient.zero_()
+        self.space.begin_backward()
         self._client.loss(self.batch).backward()
+        self.space.end_backward()
         gradient = self.space.gradient.clone()
         self.space.drop_inactive(gradient)
         return gradient

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.layers import bits
+from fedmef_dist.layers.kernels import on_host
 from fedmef_dist.layers.largest import Selection, Selector, pack_largest, pack_nonzero, unpack_largest
 from fedmef_dist.layers.operations import (
     Affine,
@@ -315,6 +316,8 @@ class _Pruned(Function):
         weight, *saved = ctx.saved_tensors
         weight, (needs_input, *needed) = weight.to(grad.dtype), ctx.needs_input_grad[:3]
         x = KeptInput(saved, ctx.kept)
+        if not on_host(grad):
+            return *ctx.operation.gradients(grad, x.restore(), weight, (needs_input, *needed)), None, None
 
         def of_parameters(x: Tensor) -> tuple[Tensor | None, Tensor | None]:
             return ctx.operation.of_parameters(grad, x, weight, needed)

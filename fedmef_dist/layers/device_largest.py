@@ -36,20 +36,15 @@ class DeviceSelector:
         if self._carried is not None:
             self._carried.zero_()
 
-    def capacity(self, count: int, columns: int) -> int:
-        """The most elements that a row of ``columns`` keeps where ``count`` are wanted."""
-        return count if self.selection == "exact" else min(count + _slack(count), columns)
-
-    def cut(self, rows: Tensor, count: int) -> Cut:
-        """Where to cut each of the rows, patterns (R, n), to keep ``count`` (at least 1) elements.
-
-        Returns:
-            Both int64 (R,): the threshold, and how many elements of this magnitude belong to what is kept.
-        """
-        exact = kernels_for(rows).find_threshold(rows, count)
-        if self.selection == "sampled":
-            return _sampled_cut(rows, count, exact)
-        return self._carried_cut(rows, count, exact) if self.selection == "carried" else exact
+    def pack(self, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Packs about ``count`` (at least 1) elements of each of the rows, patterns (R, n)."""
+        kernels = kernels_for(rows)
+        if self.selection == "exact":
+            return kernels.pack_largest(rows, count)
+        exact = kernels.find_threshold(rows, count)
+        quick = _sampled_cut if self.selection == "sampled" else self._carried_cut
+        capacity = min(count + _slack(count), rows.shape[1])
+        return kernels.pack(rows, *quick(rows, count, exact), capacity)
 
     def _carried_cut(self, rows: Tensor, count: int, exact: Cut) -> Cut:
         """A row may take the threshold of the one before it, so they come one after another."""
@@ -112,11 +107,10 @@ def pack_on_device(rows: Tensor, count: int, selector: DeviceSelector) -> tuple[
         selector: finds the threshold.
 
     Returns:
-        Bitmap, uint8 (R, ceil(n / 8)), and the values in order, like ``rows`` (R, capacity), 0 behind the last one.
+        Bitmap, uint8 (R, ceil(n / 8)), in Triton with counts behind it, and the values in order, like ``rows``
+        (R, capacity), 0 behind the last one.
     """
-    row_patterns, capacity = patterns(rows).contiguous(), selector.capacity(count, rows.shape[1])
-    threshold, ties = selector.cut(row_patterns, count)
-    bitmap, values = kernels_for(rows).pack(row_patterns, threshold, ties, capacity)
+    bitmap, values = selector.pack(patterns(rows).contiguous(), count)
     return bitmap, values.view(rows.dtype)
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from fedmef_dist.layers import bits
 from fedmef_dist.layers.activation_pruning import DENSE, KeptInput, Pruning, keep
 from fedmef_dist.layers.batchnorm import is_repeating
-from fedmef_dist.layers.kernels import has_triton
+from fedmef_dist.layers.kernels import has_triton, on_host
 from fedmef_dist.layers.operations import LARGE, Affine, Operation, backward, in_autocast_type, padded_convolution
 from fedmef_dist.layers.powered import act
 
@@ -225,10 +225,8 @@ def _normalisation(
     from fedmef_dist.layers.kernels.gpu_filters import FilterRows  # needs Triton
 
     order = bits.is_channels_last(theta)
-    if mask is not None:
-        count = active_counts(theta, mask) if count is None else count
-        mask = _rows(mask, order)
-    rows = FilterRows(_rows(theta, order), mask, count, gain, normaliser.gamma, EPSILON, normaliser.centre)
+    active = None if mask is None else _rows(mask, order)
+    rows = FilterRows(_rows(theta, order), active, gain, normaliser.gamma, EPSILON, normaliser.centre)
     return _Fused(rows, theta.shape, order)
 
 
@@ -267,7 +265,12 @@ class _Normalised(Function):
         def of_parameters(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return _gradients_of_parameters(operation, grad, x, raw)
 
-        if not ctx.needs_input_grad[0]:
+        needs_input = ctx.needs_input_grad[0]
+        if not on_host(grad):
+            acting = weight() if needs_input else theta.to(grad.dtype)
+            of_x, of_weight, of_bias = operation.gradients(grad, x.restore(), acting, (needs_input, True, True))
+            return of_x, *raw.gradients(of_weight), of_bias, *[None] * 5
+        if not needs_input:
             return None, *of_parameters(x.restore()), *[None] * 5
         heavy = theta.numel() > ctx.kept.shape.numel()
         grad_x, found = backward(operation, grad, x.layout, x.restore, weight, of_parameters, heavy)
@@ -278,6 +281,25 @@ class _NormalisedOnce(_Normalised):
     """For a pass that is computed again: its backward pass runs once, so what it keeps whole may go in the middle."""
 
     clear_saved_tensors_on_access = True
+
+
+class _Acting(Function):
+    """An operation with a weight that is normalised already, and belongs to the model: it is no activation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, operation: Operation, pruning: Pruning) -> Tensor:
+        x = in_autocast_type(x)
+        saved, ctx.kept = keep(x, pruning)
+        ctx.save_for_backward(*saved)
+        ctx.operation, ctx.weight = operation, weight
+        return operation.forward(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, ctx.weight = ctx.weight.to(grad.dtype), None
+        x = KeptInput(list(ctx.saved_tensors), ctx.kept).restore()
+        return *ctx.operation.gradients(grad, x, weight, ctx.needs_input_grad[:3]), None, None
 
 
 class _Raw(NamedTuple):
@@ -300,37 +322,41 @@ class _Raw(NamedTuple):
             self.normaliser,
         )
 
-    def gradients(self, operation: Operation, grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of theta, gain and bias."""
-        like = self.theta.to(grad.dtype)
-        of_weight, of_bias = operation.of_parameters(grad, x, like, (True, True))
-        assert of_weight is not None
-        assert of_bias is not None
+    def gradients(self, of_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of theta and gain from that of the normalised weight, which is overwritten."""
         normalised = _normalisation(self.theta, self.gain, self.mask, self.normaliser, self.active)
-        return *normalised.gradients(of_weight.to(self.theta.dtype)), of_bias
+        return normalised.gradients(of_weight.to(self.theta.dtype))
 
 
 def _gradients_of_parameters(operation: Operation, grad: Tensor, x: Tensor, raw: _Raw) -> tuple[Tensor, Tensor, Tensor]:
     """Those of theta, gain and bias; of a large weight some filters after the others, which do not know each other."""
     parts = operation.parts(x, raw.theta)
     if parts == 1:
-        return raw.gradients(operation, grad, x)
+        return _from_input(raw, operation, grad, x)
     of_theta, of_gain, of_bias = torch.empty_like(raw.theta), torch.empty_like(raw.gain), torch.empty_like(raw.gain)
     width = raw.theta.shape[0] // parts
     for start in range(0, raw.theta.shape[0], width):
         some = slice(start, start + width)
-        found = raw.filters(some).gradients(*operation.part(grad, x, some, parts))
+        found = _from_input(raw.filters(some), *operation.part(grad, x, some, parts))
         for whole, own in zip((of_theta, of_gain, of_bias), found, strict=True):
             whole[some].copy_(own)
         del found, own
     return of_theta, of_gain, of_bias
 
 
-class _NormalisedLayer(nn.Module):
+def _from_input(raw: _Raw, operation: Operation, grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    of_weight, of_bias = operation.of_parameters(grad, x, raw.theta.to(grad.dtype), (True, True))
+    assert of_weight is not None
+    assert of_bias is not None
+    return *raw.gradients(of_weight), of_bias
+
+
+class NormalisedLayer(nn.Module):
     """What the two layers share: the gain, the constants, and the mask that the parameter space binds.
 
     Attributes:
         alpha: what is normalised is this power of the parameter (:mod:`powered`); 1: the parameter itself.
+        acting: the weight, normalised with those of the other layers (:mod:`model_filters`); None: it is done here.
     """
 
     weight: Tensor
@@ -341,6 +367,7 @@ class _NormalisedLayer(nn.Module):
     alpha: float = 1.0
     mask: Tensor | None
     count: Tensor | None
+    acting: Tensor | None = None
 
     def set_up(self, normaliser: Normaliser, pruning: Pruning) -> None:
         """Adds the gain (1), sets the bias to 0."""
@@ -365,6 +392,8 @@ class _NormalisedLayer(nn.Module):
 
     def run(self, operation: Operation, x: Tensor) -> Tensor:
         """The operation with the normalised weight."""
+        if self.acting is not None:
+            return _Acting.apply(x, self.acting, self.bias, operation, self.pruning)
         theta = act(self.weight, self.alpha)
         if not torch.is_grad_enabled():
             weight = normalise(theta, self.gain, self.mask, self.normaliser, self.count)
@@ -375,7 +404,7 @@ class _NormalisedLayer(nn.Module):
         )
 
 
-class NSConv2d(_NormalisedLayer, nn.Conv2d):  # type: ignore[misc]
+class NSConv2d(NormalisedLayer, nn.Conv2d):  # type: ignore[misc]
     """Normalised sparse convolution with a gain and a bias for each filter; replaces convolution and batch norm.
 
     Args:
@@ -394,7 +423,7 @@ class NSConv2d(_NormalisedLayer, nn.Conv2d):  # type: ignore[misc]
         return self.run(*padded_convolution(self, input))
 
 
-class NSLinear(_NormalisedLayer, nn.Linear):  # type: ignore[misc]
+class NSLinear(NormalisedLayer, nn.Linear):  # type: ignore[misc]
     """Normalised sparse linear layer with a gain and a bias for each output.
 
     Args:

@@ -1,7 +1,8 @@
 """Convolutions and linear maps with their gradients, in the order that takes the least memory.
 
 The gradient of the input does not look at the input, that of the weight not at the weight: with one after the other,
-unpacked input, acting weight and the gradients of both are never all there at once.
+unpacked input, acting weight and the gradients of both are never all there at once. A device takes all gradients in one
+operation instead.
 """
 
 import mmap
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedmef_dist.layers import bits
-from fedmef_dist.layers.kernels import on_host
 from fedmef_dist.layers.powered import powered, slope
 
 _T = TypeVar("_T")
 _ParameterGradients = tuple[Tensor | None, Tensor | None]
+_Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 LARGE = 1 << 20  # elements
 
 
@@ -36,13 +37,14 @@ class Convolution(NamedTuple):
 
     def of_input(self, grad: Tensor, like: Tensor, weight: Tensor) -> Tensor:
         """Gradient of the input, of which ``like`` has shape and strides."""
-        return self._backward(grad, like, weight, (True, False, False))[0]
+        return self.gradients(grad, like, weight, (True, False, False))[0]
 
     def of_parameters(self, grad: Tensor, x: Tensor, like: Tensor, needed: Sequence[bool]) -> _ParameterGradients:
         """Gradients of weight and bias, as far as they are needed; ``like`` has the weight's shape and strides."""
-        return self._backward(grad, x, like, (False, *needed))[1:]
+        return self.gradients(grad, x, like, (False, *needed))[1:]
 
-    def _backward(self, grad: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, ...]) -> Any:
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool]) -> Any:
+        """Those of input, weight and bias at once, as far as they are needed."""
         arguments = (self.stride, self.padding, self.dilation, False, [0, 0], self.groups)
         return torch.ops.aten.convolution_backward(grad, x, weight, [weight.shape[0]], *arguments, needed)
 
@@ -94,6 +96,11 @@ class Affine(NamedTuple):
             rows.sum(0) if needed[1] else None,
         )
 
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool]) -> _Gradients:
+        """Those of input, weight and bias, as far as they are needed."""
+        of_input = self.of_input(grad, x, weight) if needed[0] else None
+        return of_input, *self.of_parameters(grad, x, weight, needed[1:])
+
     def parts(self, x: Tensor, weight: Tensor) -> int:
         """Always 1: a matrix product writes its result where it stays."""
         return 1
@@ -121,6 +128,11 @@ class Powered(NamedTuple):
         """Gradients of parameter and bias, as far as they are needed; ``like`` is the parameter."""
         of_weight, of_bias = self.operation.of_parameters(grad, x, like, needed)
         return None if of_weight is None else of_weight.mul_(slope(like, self.alpha)), of_bias
+
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool]) -> _Gradients:
+        """Those of input, parameter and bias, as far as they are needed."""
+        of_input, of_weight, of_bias = self.operation.gradients(grad, x, powered(weight, self.alpha), needed)
+        return of_input, None if of_weight is None else of_weight.mul_(slope(weight, self.alpha)), of_bias
 
     def parts(self, x: Tensor, weight: Tensor) -> int:
         """Always 1."""
@@ -170,7 +182,7 @@ def backward(
     of_parameters: Callable[[Tensor], _T],
     heavy: bool,
 ) -> tuple[Tensor, _T]:
-    """The gradient of the input, and those of the parameters.
+    """The gradient of the input, and those of the parameters, in the order that takes the least memory of the host.
 
     Args:
         operation: what was computed.
@@ -181,9 +193,6 @@ def backward(
         of_parameters: their gradients from the input.
         heavy: the weight takes more than the input: then it goes before the input comes.
     """
-    if not on_host(grad):
-        x = restore()
-        return operation.of_input(grad, x, weight()), of_parameters(x)
     if heavy:
         grad_x = operation.of_input(grad, _PAGES.tensor(layout), weight())
         return grad_x, of_parameters(restore())

@@ -49,8 +49,9 @@ class PersonalTraining(LocalWork):
         space, last = self.space, self.space.n_parameters
         space.load(self.own)
         for batch in batches:
-            space.gradient.zero_()
+            space.begin_backward()
             loss(batch).backward()
+            space.end_backward()
             pull = space.values[:last] - self.values[:last]
             space.values[:last].sub_(space.gradient.add_(pull, alpha=self.strength), alpha=rate)
         if is_summable(space.values):  # a model of its own that diverges is not kept: no checkpoint could hold it

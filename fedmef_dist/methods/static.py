@@ -136,9 +136,10 @@ class Static(Method[StaticSettings]):
         space.load(preparation.values)
         normalise_by_batch(client.model)
         forget_thresholds(client.model)
-        space.gradient.zero_()
+        space.begin_backward()
         samples = 0
         for batch in batches:
             (client.loss(batch) * len(batch[1])).backward()
             samples += len(batch[1])
+        space.end_backward()
         return space.gradient[: space.n_prunable] / samples

@@ -81,6 +81,7 @@ class ParameterSpace:
         device = next(model.parameters()).device
         self.values = torch.empty(self.total, device=device)
         self._gradient: Tensor | None = None
+        self._own_gradients: list[Tensor] = []
         self.mask = Mask.full(self.n_prunable, device)
         self._counted: Mask | None = None
         self._counts: list[int] = []
@@ -126,13 +127,42 @@ class ParameterSpace:
 
     def _bind_gradient(self) -> Tensor:
         self._gradient = gradient = torch.zeros(self.n_parameters, device=self.values.device)
-        for piece, parameter in self.parameters:
-            parameter.grad = piece.view(gradient)
+        self._own_gradients = [piece.view(gradient) for piece, _ in self.parameters]
+        self._give_own_gradients()
         return gradient
+
+    def _give_own_gradients(self) -> None:
+        for (_, parameter), own in zip(self.parameters, self._own_gradients, strict=True):
+            parameter.grad = own
+
+    def begin_backward(self) -> None:
+        """Lets :attr:`gradient` be that of the backward passes from here to :meth:`end_backward`, in few launches.
+
+        On the CPU they add to zeros. Elsewhere that would be a launch for each parameter: autograd keeps what comes.
+        """
+        gradient = self.gradient
+        if gradient.device.type == "cpu":
+            gradient.zero_()
+            return
+        for _, parameter in self.parameters:
+            parameter.grad = None
+
+    def end_backward(self) -> None:
+        """Brings what autograd has kept to its place in :attr:`gradient`; 0 where nothing has come."""
+        gradient = self.gradient
+        if gradient.device.type == "cpu":
+            return
+        found = [parameter.grad for _, parameter in self.parameters]
+        come = [own for own, new in zip(self._own_gradients, found, strict=True) if new is not None]
+        if len(come) < len(found):
+            gradient.zero_()
+        if come:
+            torch._foreach_copy_(come, [new for new in found if new is not None])
+        self._give_own_gradients()
 
     def release_gradient(self) -> None:
         """Gives up the gradients, and with them their memory."""
-        self._gradient = None
+        self._gradient, self._own_gradients = None, []
         for _, parameter in self.parameters:
             parameter.grad = None
 

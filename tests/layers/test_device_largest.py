@@ -27,7 +27,7 @@ def check(tensors, count, selection):
     for rows in tensors:
         bitmap, values, kept = pack_largest(rows, count, selector)
         mine_bitmap, mine = pack_on_device(rows.to(DEVICE), count, selector.on_device)
-        assert torch.equal(mine_bitmap.cpu(), bitmap)
+        assert torch.equal(mine_bitmap.cpu()[:, : bitmap.shape[1]], bitmap)
         for row, own, there in zip(patterns(mine.cpu()), kept, patterns(values).split(kept), strict=True):
             assert torch.equal(row[:own], there)
             assert not row[own:].any()

@@ -2,9 +2,11 @@
 
 Matrices have to be contiguous. A threshold is found in histograms of 8 bits, the high ones first. The digits found so
 far stay in the histograms: every block of the next pass works them out for itself, which is cheaper than a launch. All
-counts are integers, so it does not matter who adds first. A block that packs or unpacks adds up how many values the
-blocks before it have.
+counts are integers, so it does not matter who adds first. A block that packs adds up how many values the blocks before
+it have, and leaves that for the one that unpacks: here a row's bitmap ends with these counts, an int32 for each block.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -77,11 +79,16 @@ def _histogram(
     tl.atomic_add(histograms + place, counts, mask=counts != 0, sem="relaxed")
 
 
+@triton.jit
+def _store_cut(threshold, tied, thresholds, ties):
+    tl.store(thresholds + tl.program_id(1), threshold)
+    tl.store(ties + tl.program_id(1), tl.where(threshold > 0, tied, 0).to(tl.int64))
+
+
 @triton.jit(do_not_specialize=["passes", "wanted", "is_ranked"])
 def _settle(histograms, passes, wanted, ranks, is_ranked, thresholds, ties):
     threshold, tied = _digits(histograms, passes, wanted, ranks, is_ranked)
-    tl.store(thresholds + tl.program_id(1), threshold)
-    tl.store(ties + tl.program_id(1), tl.where(threshold > 0, tied, 0).to(tl.int64))
+    _store_cut(threshold, tied, thresholds, ties)
 
 
 @triton.jit
@@ -92,11 +99,19 @@ def _count_from(rows, n, thresholds, counts, UNSIGNED: tl.constexpr, BLOCK: tl.c
     tl.atomic_add(counts + tl.program_id(1), tl.sum(reached.to(tl.int64), 0), sem="relaxed")
 
 
-@triton.jit
-def _count_parts(rows, n, thresholds, above, tied, UNSIGNED: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["passes", "wanted"])
+def _count_parts(
+    rows, n, histograms, passes, wanted, thresholds, ties, above, tied,
+    IS_SETTLED: tl.constexpr, UNSIGNED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     places, inside = _places(n, BLOCK)
     magnitude = tl.load(rows + _row(n) + places, mask=inside, other=0) & UNSIGNED
-    threshold = tl.load(thresholds + tl.program_id(1))
+    if IS_SETTLED:
+        threshold = tl.load(thresholds + tl.program_id(1))
+    else:
+        threshold, most_tied = _digits(histograms, passes, wanted, histograms, 0)
+        if tl.program_id(0) == 0:
+            _store_cut(threshold, most_tied, thresholds, ties)
     place = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     tl.store(above + place, tl.sum((inside & (magnitude > threshold)).to(tl.int32), 0))
     tl.store(tied + place, tl.sum((inside & (magnitude == threshold)).to(tl.int32), 0))
@@ -122,18 +137,25 @@ def _sum_of_blocks(counts):
 def _store_bits(flags, bitmap, n, BLOCK: tl.constexpr):
     bits = tl.reshape(flags.to(tl.int32), (BLOCK // 8, 8)) << tl.arange(0, 8)[None, :]
     places = tl.program_id(0).to(tl.int64) * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
-    tl.store(bitmap + _row(tl.cdiv(n, 8)) + places, tl.sum(bits, 1).to(tl.uint8), mask=places < tl.cdiv(n, 8))
+    tl.store(bitmap + places, tl.sum(bits, 1).to(tl.uint8), mask=places < tl.cdiv(n, 8))
 
 
 @triton.jit
-def _load_bits(bitmap, n, places, inside):
-    byte = tl.load(bitmap + _row(tl.cdiv(n, 8)) + places // 8, mask=inside, other=0).to(tl.int32)
+def _counted_row(n):
+    """Where a row's bitmap with the blocks' counts begins, and where its counts do, in units of 4 bytes."""
+    start = _row(tl.cdiv(n, 32) + tl.num_programs(0))
+    return start, start + tl.cdiv(n, 32)
+
+
+@triton.jit
+def _load_bits(bitmap, places, inside):
+    byte = tl.load(bitmap + places // 8, mask=inside, other=0).to(tl.int32)
     return (byte >> (places % 8).to(tl.int32)) & 1
 
 
 @triton.jit
 def _pack(
-    rows, n, thresholds, ties, above, tied, bitmap, values, capacity,
+    rows, n, thresholds, ties, above, tied, bitmap, counts, values, capacity,
     UNSIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     places, inside = _places(n, BLOCK)
@@ -145,8 +167,11 @@ def _pack(
     is_tied = inside & (magnitude == threshold)
     belongs = tied_before + tl.cumsum(is_tied.to(tl.int32), 0) <= most_tied
     chosen = (inside & (magnitude > threshold)) | (is_tied & belongs)
-    _store_bits(chosen, bitmap, n, BLOCK)
-    place = above_before + tl.minimum(tied_before, most_tied) + tl.cumsum(chosen.to(tl.int32), 0) - 1
+    own_bits, own_counts = _counted_row(n)
+    before = (above_before + tl.minimum(tied_before, most_tied)).to(tl.int32)
+    _store_bits(chosen, bitmap + 4 * own_bits, n, BLOCK)
+    tl.store(counts + own_counts + tl.program_id(0), before)
+    place = before + tl.cumsum(chosen.to(tl.int32), 0) - 1
     tl.store(values + _row(capacity) + place, pattern, mask=chosen & (place < capacity))
     # What is behind the last value becomes 0; the blocks share it, each as much of it as a block has places.
     behind = all_above + tl.minimum(all_tied, most_tied) + places
@@ -154,18 +179,11 @@ def _pack(
 
 
 @triton.jit
-def _count_bits(bitmap, n, counts, BLOCK: tl.constexpr):
+def _unpack(bitmap, counts, values, capacity, n, rows, BLOCK: tl.constexpr):
     places, inside = _places(n, BLOCK)
-    place = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    tl.store(counts + place, tl.sum(_load_bits(bitmap, n, places, inside), 0))
-
-
-@triton.jit
-def _unpack(bitmap, values, capacity, n, counts, rows, BLOCK: tl.constexpr):
-    places, inside = _places(n, BLOCK)
-    flags = _load_bits(bitmap, n, places, inside)
-    before, _ = _sum_of_blocks(counts)
-    place = before + tl.cumsum(flags, 0) - 1
+    own_bits, own_counts = _counted_row(n)
+    flags = _load_bits(bitmap + 4 * own_bits, places, inside)
+    place = tl.load(counts + own_counts + tl.program_id(0)) + tl.cumsum(flags, 0) - 1
     taken = (flags != 0) & (place < capacity)
     pattern = tl.load(values + _row(capacity) + place, mask=taken, other=0)
     tl.store(rows + _row(n) + places, pattern, mask=inside)
@@ -191,7 +209,7 @@ def _clip(row, n, high, infinity, out, bitmap, UNSIGNED: tl.constexpr, BLOCK: tl
 @triton.jit
 def _select(bitmap, row, n, out, BLOCK: tl.constexpr):
     places, inside = _places(n, BLOCK)
-    flags = _load_bits(bitmap, n, places, inside)
+    flags = _load_bits(bitmap, places, inside)
     pattern = tl.load(row + places, mask=inside & (flags != 0), other=0)
     tl.store(out + places, pattern, mask=inside)
 
@@ -211,43 +229,60 @@ def count_from(rows: Tensor, threshold: Tensor) -> Tensor:
     return counts
 
 
-def find_threshold(rows: Tensor, wanted: int | Tensor) -> tuple[Tensor, Tensor]:
-    """As in ``portable.py``."""
+def _histograms(rows: Tensor, *target: Any) -> Tensor:
+    """Of each row's patterns that begin with its threshold's first digits: int32 (digits, R, 256)."""
     passes, (blocks, count) = rows.element_size(), _grid(rows)
     histograms = torch.zeros(passes, count, DIGITS.value, dtype=torch.int32, device=rows.device)
-    target = (0, wanted, 1) if isinstance(wanted, Tensor) else (wanted, histograms, 0)
     grid = min(blocks, max(PROGRAMS // count, 1)), count
     for number in range(passes):
         shift = 8 * (passes - 1 - number)
         _histogram[grid](
             rows, rows.shape[1], histograms, number, shift, *target, _unsigned(rows), BLOCK, num_warps=WARPS
         )
-    threshold, ties = torch.empty(2, count, dtype=torch.int64, device=rows.device)
-    _settle[(1, count)](histograms, passes, *target, threshold, ties)
+    return histograms
+
+
+def find_threshold(rows: Tensor, wanted: int | Tensor) -> tuple[Tensor, Tensor]:
+    """As in ``portable.py``."""
+    target = (0, wanted, 1) if isinstance(wanted, Tensor) else (wanted, rows, 0)
+    histograms = _histograms(rows, *target)
+    threshold, ties = torch.empty(2, len(rows), dtype=torch.int64, device=rows.device)
+    _settle[(1, len(rows))](histograms, len(histograms), *target, threshold, ties)
     return threshold, ties
 
 
 def pack(rows: Tensor, threshold: Tensor, ties: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-    """As in ``portable.py``."""
-    (blocks, count), columns = _grid(rows), rows.shape[1]
+    """As in ``portable.py``, but for the counts behind the bits."""
+    return _pack_rows(rows, (threshold, ties), (rows, 0, 0), True, capacity)
+
+
+def pack_largest(rows: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+    """As in ``portable.py``, but for the counts behind the bits."""
+    cut = torch.empty(2, len(rows), dtype=torch.int64, device=rows.device)
+    histograms = _histograms(rows, wanted, rows, 0)
+    return _pack_rows(rows, cut.unbind(), (histograms, len(histograms), wanted), False, wanted)
+
+
+def _pack_rows(
+    rows: Tensor, cut: tuple[Tensor, ...], digits: tuple[Tensor, int, int], is_settled: bool, capacity: int
+) -> tuple[Tensor, Tensor]:
+    """Packs by thresholds and numbers of ties, which come out of the ``digits`` where they are not settled yet."""
+    (blocks, count), columns, unsigned = _grid(rows), rows.shape[1], _unsigned(rows)
     above, tied = torch.empty(2, count, blocks, dtype=torch.int32, device=rows.device)
-    bitmap = torch.empty(count, (columns + 7) // 8, dtype=torch.uint8, device=rows.device)
-    values = rows.new_empty(count, capacity)
-    unsigned = _unsigned(rows)
-    _count_parts[blocks, count](rows, columns, threshold, above, tied, unsigned, BLOCK, num_warps=WARPS)
+    words = torch.empty(count, triton.cdiv(columns, 32) + blocks, dtype=torch.int32, device=rows.device)
+    values, bitmap = rows.new_empty(count, capacity), words.view(torch.uint8)
+    _count_parts[blocks, count](rows, columns, *digits, *cut, above, tied, is_settled, unsigned, BLOCK, num_warps=WARPS)
     _pack[blocks, count](
-        rows, columns, threshold, ties, above, tied, bitmap, values, capacity, unsigned, BLOCK, num_warps=WARPS
+        rows, columns, *cut, above, tied, bitmap, words, values, capacity, unsigned, BLOCK, num_warps=WARPS
     )
     return bitmap, values
 
 
 def unpack(bitmap: Tensor, values: Tensor, columns: int) -> Tensor:
-    """As in ``portable.py``."""
+    """The inverse of :func:`pack`: like ``values`` (R, columns), with 0 where nothing was taken."""
     rows = values.new_empty(values.shape[0], columns)
-    blocks, count = _grid(rows)
-    counts = torch.empty(count, blocks, dtype=torch.int32, device=rows.device)
-    _count_bits[blocks, count](bitmap, columns, counts, BLOCK, num_warps=WARPS)
-    _unpack[blocks, count](bitmap, values, values.shape[1], columns, counts, rows, BLOCK, num_warps=WARPS)
+    words = bitmap.view(torch.int32)
+    _unpack[_grid(rows)](bitmap, words, values, values.shape[1], columns, rows, BLOCK, num_warps=WARPS)
     return rows
 
 

@@ -62,6 +62,11 @@ def pack(rows: Tensor, threshold: Tensor, ties: Tensor, capacity: int) -> tuple[
     return bits.pack(chosen), values[:, :capacity].clone(memory_format=torch.contiguous_format)
 
 
+def pack_largest(rows: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+    """Packs the ``wanted`` elements of largest magnitude of each row: :func:`find_threshold` and :func:`pack`."""
+    return pack(rows, *find_threshold(rows, wanted), wanted)
+
+
 def unpack(bitmap: Tensor, values: Tensor, columns: int) -> Tensor:
     """The inverse of :func:`pack`: like ``values`` (R, columns), with 0 where nothing was taken."""
     flags = bits.unpack(bitmap, columns)

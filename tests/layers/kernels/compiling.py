@@ -56,6 +56,7 @@ def launch_all(dtype, columns):
     for wanted in (7, torch.tensor([7, 8])):
         threshold, ties = gpu.find_threshold(rows, wanted)
     gpu.count_from(rows, threshold)
+    gpu.pack_largest(rows, min(columns, 7))
     gpu.unpack(*gpu.pack(rows, threshold, ties, min(columns, 7)), columns)
     gpu.select(gpu.pack_between(rows[0], 1000), rows[0])
     gpu.clip(rows[0], torch.iinfo(rows.dtype).max, 1000, rows[1])
@@ -68,10 +69,15 @@ def main():
         launch_all(dtype, columns)
     gain = torch.ones(3)
     for theta in (torch.randn(3, 20), torch.randn(3, 1)):
-        for mask, count in ((None, None), (theta > 0, torch.full((3, 1), 10.0))):
-            rows = gpu_filters.FilterRows(theta, mask, count, gain, 1.0, 1e-4, True)
+        for mask in (None, theta > 0):
+            rows = gpu_filters.FilterRows(theta, mask, gain, 1.0, 1e-4, True)
             rows.weight()
             rows.gradients(torch.randn_like(theta))
+    values, block = torch.randn(25), gpu_filters.Block(0, 2, 10, 20, 1.0, True)
+    for mask in (None, values[:20] > 0):
+        flat = gpu_filters.FlatFilters([block], 1e-4, values.device)
+        flat.weights(values, mask, torch.empty(20))
+        flat.gradients(torch.randn(25), values, mask)
     assert all("sm_90" in kernel.asm["ptx"] for kernel in compiled.values())
     print(*sorted({key[0] for key in compiled}))
 
