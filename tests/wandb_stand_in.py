@@ -6,6 +6,7 @@ summary, places for files. It keeps what it is sent.
 
 import gzip
 import json
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -15,11 +16,15 @@ KEY = "k" * 40
 
 
 class Server:
-    """Runs by id: config, history as {line: row}, summary; `fails` answers 500 to the stream, `slow` waits first."""
+    """Runs by id: config, history as {line: row}, summary; and every path that was asked for.
+
+    Behind the first `healthy` parts of the stream, `fails` answers 500 to it, `cuts` closes the connection instead, and
+    `slow` waits first. Whatever else is asked for is answered after `late` seconds.
+    """
 
     def __init__(self):
-        self.runs, self.streams, self.fails, self.slow = {}, 0, False, 0.0
-        self.lines_before_failure = None
+        self.runs, self.paths, self.streams, self.healthy = {}, set(), 0, 0
+        self.fails, self.cuts, self.slow, self.late = False, False, 0.0, 0.0
 
     @property
     def environment(self):
@@ -86,14 +91,20 @@ def serving():
 
         def do_POST(self):
             data = self.body()
+            state.paths.add(self.path)
             if self.path == "/graphql":
+                time.sleep(state.late)
                 asked = json.loads(data)
                 return self.answer({"data": state.graphql(asked["query"], asked.get("variables") or {})})
             if self.path.endswith("/file_stream"):
                 state.streams += 1
-                time.sleep(state.slow)
-                if state.fails:
-                    return self.answer({"error": "broken"}, 500)
+                if state.streams > state.healthy:
+                    time.sleep(state.slow)
+                    if state.cuts:
+                        self.close_connection = True
+                        return self.connection.shutdown(socket.SHUT_RDWR)
+                    if state.fails:
+                        return self.answer({"error": "broken"}, 500)
                 state.stream(self.path.split("/")[-2], json.loads(data).get("files", {}))
             return self.answer({})
 

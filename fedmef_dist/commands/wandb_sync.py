@@ -112,7 +112,10 @@ def _send(
         run = WandbRun(
             settings, run_dir, tree, run_id(run_dir, {}), "online", root=Path(place), patience=_FINISH_SECONDS
         )
-        return _write(run, run_dir, content, watch, every)
+        try:
+            return _write(run, run_dir, content, watch, every)
+        finally:
+            run.release()
 
 
 def _write(run: WandbRun, run_dir: Path, content: _Content, watch: bool, every: float) -> bool:

@@ -52,7 +52,7 @@ class WandbTracker(Tracker):
         self._done, self._details, self._nodes = done, details, nodes
         self.run_id = run_id(run_dir, os.environ)
         self._messages: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._given_up = False
+        self._failed = False
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
@@ -75,10 +75,10 @@ class WandbTracker(Tracker):
         self._messages.put(("close", None))
         self._thread.join(CONNECT_SECONDS + 1.5 * FINISH_SECONDS)
         if self._thread.is_alive():
-            self._given_up = True
-            _tell("did not finish in time; `fedmef-dist wandb-sync` sends the whole run")
+            self._fail("did not finish in time; `fedmef-dist wandb-sync` sends the whole run")
 
     def _work(self) -> None:
+        run = None
         try:
             run = self._open()
             for line in read_lines(self._run_dir)[0][: self._done]:
@@ -87,12 +87,19 @@ class WandbTracker(Tracker):
                 _hand_on(run, *message)
             run.finish()
         except ImportError as error:
-            _tell(f"cannot be imported: {first_line(error)}; the run goes on without it")
+            self._fail(f"cannot be imported: {first_line(error)}; the run goes on without it")
         except Exception as error:  # whatever W&B trips over is its own affair, never the simulation's
-            if not self._given_up:
-                _tell(
-                    f"stopped: {first_line(error)}; the run goes on, and `fedmef-dist wandb-sync` sends all of it later"
-                )
+            later = "the run goes on, and `fedmef-dist wandb-sync` sends all of it later"
+            self._fail(f"stopped: {first_line(error)}; {later}")
+        finally:
+            if run is not None:
+                run.release()
+
+    def _fail(self, message: str) -> None:
+        """Say once that W&B has got no further."""
+        if not self._failed:
+            self._failed = True
+            _tell(message)
 
     def _open(self) -> WandbRun:
         import wandb

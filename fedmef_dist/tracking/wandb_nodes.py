@@ -51,9 +51,13 @@ class NodeTracker(Tracker):
         self._thread.join(CONNECT_SECONDS + 1.5 * FINISH_SECONDS)
 
     def _work(self) -> None:
+        run = None
         try:
             run = WandbNode(*self._arguments)
             self._over.wait()
             run.finish()
         except Exception as error:
             tell(f"W&B has no system metrics of this node: {first_line(error)}; the run goes on")
+        finally:
+            if run is not None:
+                run.release()

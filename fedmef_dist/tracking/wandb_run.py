@@ -95,7 +95,7 @@ class WandbRun:
 
         self._settings, self._id, self._mask = settings, run_id, b""
         own = {"name": settings.name or run_dir.name, "notes": settings.notes, "job_type": settings.job_type}
-        with _places_of_its_own(run_dir / "wandb"):
+        with _surroundings(run_dir / "wandb"):
             self._run = _init(
                 {
                     **_where(settings),
@@ -111,15 +111,22 @@ class WandbRun:
                 },
                 config={**config, **(_commit() if settings.git else {})},
             )
+        self._histogram = wandb.Histogram
+        try:
+            self._prepare()
+        except BaseException:
+            self.release()
+            raise
         if root is None:
             _forget_earlier_parts(run_dir / "wandb", run_id, Path(self._run.dir).parent)
+
+    def _prepare(self) -> None:
         self._run.define_metric("round")
         self._run.define_metric("*", step_metric="round")
         for key, best in _BEST.items():
             self._run.define_metric(key, step_metric="round", summary=best)
-        if settings.code:
+        if self._settings.code:
             self._run.log_code(root=".", include_fn=_is_code)
-        self._histogram = wandb.Histogram
 
     def log(self, metrics: Mapping[str, Any], details: Mapping[str, np.ndarray] | None = None) -> None:
         """One round: the numbers of its line in metrics.jsonl, and histograms of what ``details`` have."""
@@ -157,9 +164,12 @@ class WandbRun:
             self._run.log_artifact(artifact)
 
     def finish(self) -> None:
-        """Send or write what is left; the last of our runs also ends W&B's threads and service."""
+        """Send or write what is left."""
         self._run.finish()
-        _USAGE.leave()
+
+    def release(self) -> None:
+        """To be called last, whatever has failed: the last of our runs also ends W&B's threads and service."""
+        _release(self._run)
 
 
 class WandbNode:
@@ -169,38 +179,53 @@ class WandbNode:
     """
 
     def __init__(self, settings: WandbSettings, run_dir: Path, run_id: str, nodes: int) -> None:
-        with _places_of_its_own(run_dir / "wandb"):
+        with _surroundings(run_dir / "wandb"):
             values = {**_where(settings), **_shared(settings, "online", nodes, primary=False)}
             self._run = _init({**values, "run_id": run_id, "root_dir": str(run_dir)}, config=None)
 
     def finish(self) -> None:
         """Send what is left."""
         self._run.finish()
-        _USAGE.leave()
+
+    def release(self) -> None:
+        """See :meth:`WandbRun.release`."""
+        _release(self._run)
 
 
 class _Usage:
-    """How many of our runs this process has open: W&B has one service for all of them."""
+    """Which of our runs this process has open: W&B has one service for all of them."""
 
     def __init__(self) -> None:
-        self._runs, self._lock = 0, threading.Lock()
+        self._open, self._ours, self._lock = 0, set[str](), threading.Lock()
 
-    def enter(self) -> None:
+    def enter(self, run_id: str) -> None:
         """One more is about to be opened."""
         with self._lock:
-            self._runs += 1
+            self._open += 1
+            self._ours.add(run_id)
 
     def leave(self) -> None:
-        """One is closed; behind the last, W&B's threads and service end, unless the caller has a run of his own."""
+        """One is closed; behind the last, W&B's threads and service end, unless the caller has a run of his own.
+
+        One of ours that W&B still takes for open could not be finished: its service has failed, for all runs.
+        """
         import wandb
 
         with self._lock:
-            self._runs -= 1
-            if self._runs == 0 and wandb.run is None:
-                wandb.teardown()
+            self._open -= 1
+            newest = wandb.setup().most_recent_active_run
+            if self._open == 0 and (newest is None or newest.id in self._ours):
+                with suppress(Exception, SystemExit):  # of a service that has failed, which was said then
+                    wandb.teardown()
 
 
 _USAGE = _Usage()
+
+
+def _release(run: Any) -> None:
+    with suppress(Exception):  # what is open still has failed before, which was said then
+        run.finish()
+    _USAGE.leave()
 
 
 def _init(values: Mapping[str, Any], config: Mapping[str, Any] | None) -> Any:
@@ -210,7 +235,7 @@ def _init(values: Mapping[str, Any], config: Mapping[str, Any] | None) -> Any:
     wandb.setup(settings=wandb.Settings(silent=True))
     times = {"init_timeout": CONNECT_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True}
     settings = wandb.Settings(**{**_PRIVATE, **times, **values})
-    _USAGE.enter()
+    _USAGE.enter(values["run_id"])
     try:
         return wandb.init(config=dict(config) if config is not None else None, settings=settings)
     except BaseException:
@@ -265,11 +290,13 @@ def _forget_earlier_parts(directory: Path, run_id: str, own: Path) -> None:
 
 
 @contextmanager
-def _places_of_its_own(directory: Path) -> Iterator[None]:
+def _surroundings(directory: Path) -> Iterator[None]:
     """W&B finds a home where the user has none, and its log, which may be on a full disk, says nothing of that.
 
-    Logging would print a traceback for each line that cannot be written.
+    Logging would print a traceback for each line that cannot be written. Nor does W&B's client report its own errors
+    and timings: it would do so of an offline run too, from two threads that nothing ends.
     """
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111 - Path.expanduser raises where there is none
         os.environ.setdefault("WANDB_CACHE_DIR", str(directory / "cache"))
         os.environ.setdefault("WANDB_CONFIG_DIR", str(directory / "config"))

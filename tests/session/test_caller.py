@@ -24,8 +24,6 @@ def everything():
         "threads of torch": torch.get_num_threads(),
         "environment": dict(os.environ),
         "handlers": [signal.getsignal(number) for number in SIGNALS],
-        # Two of W&B's telemetry stay until the process ends.
-        "live threads": {thread.name for thread in threading.enumerate() if not thread.name.startswith("Otel")},
         "logger": (logging.getLogger("fedmef_dist").level, len(logging.getLogger("fedmef_dist").handlers)),
         "generators": (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),
         "types": (torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()),
@@ -35,11 +33,12 @@ def everything():
 
 def test_a_run_leaves_its_caller_as_it_was_and_shows_itself(tmp_path):
     torch.set_num_threads(2)
-    before = everything()
+    before, threads = everything(), set(threading.enumerate())
     config = tiny(federation={"rounds": 2}, runtime={"threads": 1}, tracking={"wandb": {"mode": "offline"}})
     summary = fedmef_dist.run(config, tmp_path / "run")
     after = everything()
     assert {key: after[key] for key in before if after[key] != before[key]} == {}
+    assert set(threading.enumerate()) - threads == set()
     assert str(summary).startswith("2 rounds, accuracy 0.")
     html = summary._repr_html_()
     assert str(summary) in html

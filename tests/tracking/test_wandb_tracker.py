@@ -42,11 +42,18 @@ for number in range(first, last + 1):
     trackers.log({"round": number, "train/loss": loss, "eval/accuracy": 0.1 * number, "time/round": time.monotonic()})
     if number == 2 and wandb.artifacts:
         trackers.saved(directory / "checkpoints" / "round-000002")
-if end == "kill":
+if end in ("kill", "no service"):
     while not list(directory.glob("wandb/*run-*/*.wandb")):
         time.sleep(0.1)
     time.sleep(1)
+if end == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
+if end == "no service":
+    (service,) = [
+        int(path.parent.name) for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")
+        if f"--pid {os.getpid()} ".encode() in path.read_bytes().replace(bytes(1), b" ")
+    ]
+    os.kill(service, signal.SIGKILL)
 if end != "requeue":
     trackers.finish({"eval/accuracy_last": 0.875})
 logged = time.monotonic() - started
@@ -84,12 +91,18 @@ def server():
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory):
+    """The directory of an offline run, what its process said, and what it asked a server for."""
     directory = tmp_path_factory.mktemp("offline") / "run"
-    return directory, run(directory, MY_SECRET_TOKEN="tell-nobody", WANDB_API_KEY=KEY)
+    with serving() as server:
+        return directory, run(directory, MY_SECRET_TOKEN="tell-nobody", **server.environment), server.paths
+
+
+def test_offline_asks_no_server_for_anything(offline):
+    assert offline[2] == set()
 
 
 def test_offline_writes_a_real_run_with_config_rounds_and_summary(offline):
-    directory, _ = offline
+    directory = offline[0]
     (file,) = files(directory)
     assert rows(file) == lines(directory)
     assert [line["train/loss"] for line in lines(directory)] == [0.5, None, 0.5 / 3]
@@ -114,7 +127,7 @@ def test_opening_and_logging_wait_for_nothing(offline):
 
 
 def test_nothing_but_results_is_written_or_said(offline):
-    directory, result = offline
+    directory, result, _ = offline
     written = b"".join(path.read_bytes() for path in (directory / "wandb").rglob("*") if path.is_file())
     for private in (b"tell-nobody", KEY.encode(), socket.gethostname().encode() + b'"', sys.executable.encode()):
         assert private not in written
@@ -150,7 +163,7 @@ def test_a_server_gets_each_round_once_also_of_a_run_that_was_killed(tmp_path, s
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize("trouble", ["fails", "slow"])
+@pytest.mark.parametrize("trouble", ["fails", "cuts", "slow"])
 def test_a_server_that_fails_or_hangs_in_mid_run_is_one_line(tmp_path, server, trouble):
     directory = tmp_path / "run"
     setattr(server, trouble, 100.0)
@@ -173,6 +186,45 @@ def test_a_run_that_cannot_reach_its_server_goes_on_offline_and_says_so_once(tmp
     (file,) = files(tmp_path / "run")
     assert file.parent.name.startswith("offline-run-")
     assert rows(file) == lines(tmp_path / "run")
+
+
+def test_a_server_that_answers_too_late_is_one_line(tmp_path, server):
+    server.late = 100.0
+    result = run(tmp_path / "run", mode="online", TEST_FINISH="4", **server.environment)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("W&B is offline: ")
+    (file,) = files(tmp_path / "run")
+    assert rows(file) == lines(tmp_path / "run")
+
+
+def test_a_service_of_wandbs_that_is_killed_is_one_line(tmp_path):
+    result = run(tmp_path / "run", end="no service")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("W&B stopped: ")
+    assert len(lines(tmp_path / "run")) == 3
+
+
+@pytest.mark.parametrize("reinit", ["default", "create_new"])
+def test_a_run_that_the_caller_has_open_stays_as_it_is(tmp_path, monkeypatch, reinit):
+    import wandb
+
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")  # its threads would stay
+    for name in ("own", "run"):
+        (tmp_path / name).mkdir()
+    settings = wandb.Settings(silent=True, console="off", reinit=reinit)
+    own_run = wandb.init(mode="offline", dir=tmp_path / "own", settings=settings)
+    try:
+        trackers = open_trackers(TrackingSettings(console=False), tmp_path / "run", {}, 1, None, {})
+        trackers.log({"round": 1})
+        trackers.finish({})
+        trackers.close()
+        own_run.log({"x": 1})
+        own_run.finish()
+    finally:
+        wandb.teardown()
+    (file,) = files(tmp_path / "own")
+    assert rows(file) == [{"x": 1}]
+    assert rows(*files(tmp_path / "run")) == [{"round": 1}]
 
 
 def test_what_is_opted_in_is_sent_and_nothing_else(tmp_path):
