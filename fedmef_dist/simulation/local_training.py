@@ -41,6 +41,7 @@ from fedmef_dist.wire.messages import Messages
 
 _LOG = logging.getLogger(__name__)
 
+_NAMED = 20  # of a round's clients, in a rank's log
 # How many times the mean the largest client takes, how many seconds, and in how many rounds in a row, to be said.
 _DOMINATED, _WORTH_SAYING, _DOMINATED_ROUNDS = 1.5, 1.0, 3
 
@@ -138,7 +139,8 @@ class LocalTraining:
         own_plan, with_losses = tiers[-1].plan if tiers else plan, self.config.tracking.wandb.histograms
         total = CohortSum(self.space, cohort, own_plan, self.group, with_losses, self.tiers)
         places = self.place(cohort)
-        _LOG.info("round %d: trains clients %s", plan.round, cohort.clients[places].tolist())
+        first = ", ".join(map(str, cohort.clients[places[:_NAMED]].tolist()))
+        _LOG.info("round %d: trains %d clients: %s%s", plan.round, len(places), first, ", ..." * (len(places) > _NAMED))
         start = time.perf_counter()
         self.group.watch.cohort.begin(plan.round, len(cohort.clients))
         received = self._send(plan)

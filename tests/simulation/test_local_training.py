@@ -1,5 +1,7 @@
 """What a client trains on behind its own round, and what the simulated device pays for it."""
 
+import logging
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +12,7 @@ from tiny import alone, started, tiny
 from fedmef_dist.clients.cohort import draw_cohort
 from fedmef_dist.clients.plan import LocalWork, RoundPlan
 from fedmef_dist.methods.fedavg import FedAvg
+from fedmef_dist.simulation import local_training
 from fedmef_dist.wire.encodings import Signs
 from fedmef_dist.wire.ranges import parameters, prunable
 from fedmef_dist.wire.traffic import Broadcast, Upload, whole
@@ -49,6 +52,17 @@ def run_of(monkeypatch, gradient_batches=0, extra_epochs=0, **federation):
     )
     run.round = 1
     return run, work
+
+
+def test_the_log_names_few_of_many_clients(monkeypatch, caplog):
+    run, _ = run_of(monkeypatch)
+    monkeypatch.setattr(local_training, "_NAMED", 2)
+    cohort = draw_cohort(run.population, run.config.federation, run.config.seed, 1)
+    assert len(cohort.clients) > 2
+    with caplog.at_level(logging.INFO):
+        run.play_round()
+    (line,) = [record.getMessage() for record in caplog.records if "trains" in record.getMessage()]
+    assert re.fullmatch(rf"round 1: trains {len(cohort.clients)} clients: \d+, \d+, \.\.\.", line)
 
 
 def pixels(batches):
