@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fedmef_dist.data.batches import Batch
-from fedmef_dist.layers.random import RandomLayer
+from fedmef_dist.layers.random import RandomLayer, Tape
+from fedmef_dist.layers.recompute import recomputed_blocks
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
 _LOG = logging.getLogger(__name__)
 WARM_UPS = 3
+"""Passes of a shape that are computed; behind the last one it is recorded."""
 MOST_GRAPHS = 64
 
 
@@ -57,9 +59,10 @@ class CudaRecorder:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A recorded pass: where its inputs and its loss lie, what carries it out, and memory that it goes on using."""
+    """A recorded pass: where inputs, draws and loss lie, what carries it out, and memory that it goes on using."""
 
     batch: Batch
+    tape: Tape
     replay: Callable[[], None]
     loss: Tensor
     mask: Mask
@@ -71,8 +74,9 @@ class Passes:
 
     With a recorder a pass is recorded when some batches of its shape have come under the same mask, and replayed from
     then on: the same kernels on the same shapes, so the same bits. Each shape has its own record, a smaller last batch
-    too; there is room for 64, of which those of other masks leave first and none of the same mask. Models with layers
-    that draw random numbers are never recorded; nothing is, once that has failed.
+    too; there is room for 64, of which those of other masks leave first and none of the same mask. What layers draw at
+    random is drawn before a replay. Blocks that are computed again and draw, which they have to do twice, are never
+    recorded; nothing is, once that has failed.
 
     Args:
         model: its parameters live in ``space``.
@@ -115,7 +119,7 @@ class Passes:
         Returns:
             The loss, 0-dim, without a gradient; the next call may change it.
         """
-        if self._recorder is None or self._draws():
+        if self._recorder is None:
             return self._compute_anew(batch)
         key = (
             id(self.space.mask),
@@ -124,13 +128,17 @@ class Passes:
         )
         found = self._recorded.get(key)
         if found is None:
-            if not self._is_due(key):
+            if not self._is_due(key) or self._draws_twice():
                 return self._compute_anew(batch)
-            found = self._record(batch, self._recorder)
-            if found is None:
-                return self._compute_anew(batch)
-            # Its mask lives as long, so that no other can take its identity.
-            self._recorded[key] = found
+            tape = Tape()
+            with tape.noting():
+                loss = self._compute_anew(batch)
+            found = self._record(batch, tape, self._recorder)
+            if found is not None:
+                # Its mask lives as long, so that no other can take its identity.
+                self._recorded[key] = found
+            return loss
+        found.tape.redraw()
         for place, tensor in zip(found.batch, batch, strict=True):
             place.copy_(tensor)
         found.replay()
@@ -142,15 +150,18 @@ class Passes:
             self._mask = self.space.mask
             self._seen.clear()
         self._seen[key] += 1
-        if self._seen[key] <= WARM_UPS:
+        if self._seen[key] < WARM_UPS:
             return False
         others = [other for other, recorded in self._recorded.items() if recorded.mask is not self.space.mask]
         if len(self._recorded) == MOST_GRAPHS and others:
             del self._recorded[others[0]]
         return len(self._recorded) < MOST_GRAPHS
 
-    def _draws(self) -> bool:
-        return any(isinstance(module, RandomLayer) and module.draws for module in self.model.modules())
+    def _draws_twice(self) -> bool:
+        """Whether a block that is computed again draws random numbers."""
+        again = (block for block in recomputed_blocks(self.model).values() if block.recomputes)
+        inside = (module for block in again for module in block.modules())
+        return any(isinstance(module, RandomLayer) and module.draws for module in inside)
 
     def compute(self, batch: Batch) -> Tensor:
         """Adds the gradient of the loss on ``batch`` to what the parameters have; returns the loss, 0-dim."""
@@ -164,10 +175,15 @@ class Passes:
         self.space.end_backward()
         return loss
 
-    def _record(self, batch: Batch, recorder: Recorder) -> _Recorded | None:
+    def _record(self, batch: Batch, tape: Tape, recorder: Recorder) -> _Recorded | None:
         inputs, labels = (tensor.clone() for tensor in batch)
+
+        def play() -> Tensor:
+            with tape.playing():
+                return self._compute_anew((inputs, labels))
+
         try:
-            replay, loss = recorder.record(lambda: self._compute_anew((inputs, labels)))
+            replay, loss = recorder.record(play)
         except RuntimeError as error:  # what is really wrong shows again when the pass is computed
             _LOG.warning("steps are not recorded as CUDA graphs: %s", error)
             self._recorder = None
@@ -176,4 +192,4 @@ class Passes:
         # The layers may be given other tensors, of the same numbers, when a mask comes back.
         held = [value for module in self.model.modules() for value in vars(module).values()]
         tensors = tuple(value for value in held if isinstance(value, Tensor))
-        return _Recorded((inputs, labels), replay, loss, self.space.mask, (self.space.gradient, *tensors))
+        return _Recorded((inputs, labels), tape, replay, loss, self.space.mask, (self.space.gradient, *tensors))

@@ -1,5 +1,8 @@
 """Layers that draw random numbers, from a generator of the client's own."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -30,6 +33,54 @@ def _compensation(p: float) -> float:
     return 1 / (1 - p) if p < 1 else 0.0
 
 
+class Tape:
+    """What the layers of a model draw in a pass, so that it can be recorded: what is recorded draws nothing itself.
+
+    Before the pass is played again :meth:`redraw` fills the same memory anew, by the same generators in the same order:
+    the numbers are those that the layers would draw.
+    """
+
+    def __init__(self) -> None:
+        self._draws: list[tuple[RandomLayer, Tensor]] = []
+        self._left: Iterator[tuple[RandomLayer, Tensor]] | None = None
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Inside, one pass draws as ever, and the tape keeps what."""
+        self._draws.clear()
+        with self._running(None):
+            yield
+
+    @contextmanager
+    def playing(self) -> Iterator[None]:
+        """Inside, one pass finds all draws on the tape."""
+        with self._running(iter(self._draws)):
+            yield
+
+    @contextmanager
+    def _running(self, left: Iterator[tuple["RandomLayer", Tensor]] | None) -> Iterator[None]:
+        self._left, token = left, _TAPE.set(self)
+        try:
+            yield
+        finally:
+            _TAPE.reset(token)
+
+    def kept(self, layer: "RandomLayer", shape: Sequence[int], device: torch.device) -> Tensor:
+        """What the layer draws now."""
+        if self._left is not None:
+            return next(self._left)[1]
+        self._draws.append((layer, layer.draw(shape).to(device)))
+        return self._draws[-1][1]
+
+    def redraw(self) -> None:
+        """Draws for the next pass."""
+        for layer, kept in self._draws:
+            kept.copy_(layer.draw(kept.shape))
+
+
+_TAPE: ContextVar[Tape | None] = ContextVar("tape", default=None)
+
+
 class RandomLayer(nn.Module):
     """A layer that draws where its generator is, of which it is given one for each client: :func:`set_generator`."""
 
@@ -43,6 +94,15 @@ class RandomLayer(nn.Module):
     def draws(self) -> bool:
         """Whether a forward pass draws numbers."""
         return self.training and self.p > 0
+
+    def draw(self, shape: Sequence[int]) -> Tensor:
+        """Which of so many stay, bool, where the generator is."""
+        return torch.rand(*shape, generator=self.generator, device=self.generator.device) >= self.p
+
+    def kept(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Which of so many stay in this pass, bool, on the device."""
+        tape = _TAPE.get()
+        return self.draw(shape).to(device) if tape is None else tape.kept(self, shape, device)
 
 
 class Dropout(RandomLayer):
@@ -60,8 +120,7 @@ class Dropout(RandomLayer):
         """Scales what is kept by 1 / (1 - p); the identity in evaluation mode."""
         if not self.draws:
             return x
-        kept = torch.rand(x.shape, generator=self.generator, device=self.generator.device) >= self.p
-        return _Masked.apply(x, kept.to(x.device), _compensation(self.p))
+        return _Masked.apply(x, self.kept(x.shape, x.device), _compensation(self.p))
 
 
 class StochasticDepth(RandomLayer):
@@ -80,10 +139,8 @@ class StochasticDepth(RandomLayer):
         """Scales branches that stay by 1 / (1 - p); the identity in evaluation mode."""
         if not self.draws:
             return x
-        count, where = x.shape[0] if self.mode == "row" else 1, self.generator.device
-        draws = torch.rand(count, generator=self.generator, device=where)
-        scale = (draws >= self.p) * _compensation(self.p)
-        return x * scale.to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))
+        scale = self.kept((x.shape[0] if self.mode == "row" else 1,), x.device) * _compensation(self.p)
+        return x * scale.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
 
 
 def set_generator(model: nn.Module, generator: torch.Generator) -> None:

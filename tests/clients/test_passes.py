@@ -8,7 +8,8 @@ from fedmef_dist.clients.optimizer import OptimizerSettings
 from fedmef_dist.clients.passes import WARM_UPS, CudaRecorder, Passes
 from fedmef_dist.clients.plan import LocalWork, RoundPlan
 from fedmef_dist.layers.activation_pruning import SapSettings
-from fedmef_dist.layers.random import Dropout
+from fedmef_dist.layers.random import Dropout, StochasticDepth, set_generator
+from fedmef_dist.layers.recompute import recomputed_block
 from fedmef_dist.models import ModelSettings, build_model, prunable_weights
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
@@ -76,11 +77,28 @@ def test_another_mask_is_another_record():
     assert recorder.replays == 2 * 2 + len(batches)
 
 
-def test_what_draws_numbers_is_not_recorded():
+def test_what_draws_numbers_is_replayed_with_the_numbers_that_would_be_drawn():
+    """Two clients with generators of their own, one behind the other, on batches of two sizes."""
+    recorder, batches = Remembers(), batches_of(*[8, 8, 3, 8] * 4)
+    clients = [network(one, Dropout(0.5), StochasticDepth(0.3, "row")) for one in (recorder, None)]
+    values = clients[0].space.values.clone()
+    for seed in (1, 2):
+        for client in clients:
+            set_generator(client.model, torch.Generator().manual_seed(seed))
+        mine, plain = (train(client, batches, values) for client in clients)
+        assert torch.equal(mine.values, plain.values)
+        assert mine.loss == plain.loss
+    assert (recorder.records, recorder.replays) == (2, 2 * len(batches) - 2 * WARM_UPS)
+
+
+def test_what_draws_numbers_twice_is_not_recorded():
     recorder = Remembers()
-    train(network(recorder, Dropout(0.5)), batches_of(*[4] * 9))
+    block = nn.Sequential(nn.Linear(5, 5), Dropout(0.5), nn.Linear(5, 5))
+    client = network(recorder, recomputed_block(block, packs=False))
+    train(client, batches_of(*[4] * 9))
     assert recorder.records == 0
-    train(network(recorder, Dropout(0.0)), batches_of(*[4] * 9))
+    block[1].p = 0.0
+    train(client, batches_of(*[4] * 9))
     assert recorder.records == 1
 
 
@@ -121,6 +139,7 @@ CUDA_CASES = [
     ("resnet8", "batch", SapSettings(enabled=True, prune_ratio=0.0), "blocks"),
     ("resnet8", "batch", SapSettings(enabled=False), "none"),
     ("gpt", "nsconv", SapSettings(enabled=True, prune_ratio=0.5), "none"),
+    ("mobilenet_v2", "nsconv", SapSettings(enabled=True, prune_ratio=0.5), "none"),  # draws
 ]
 
 
