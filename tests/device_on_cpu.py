@@ -7,6 +7,6 @@ from fedmef_dist.layers.kernels import portable
 
 def take_the_cpu_for_a_device(monkeypatch):
     """From now on, until the test ends."""
-    for module in (activation_pruning, bits, largest, nsconv, client):
+    for module in (activation_pruning, bits, kernels, largest, nsconv, client):
         monkeypatch.setattr(module, "on_host", lambda tensor: False)
     monkeypatch.setattr(kernels, "_kernels", lambda device: portable)

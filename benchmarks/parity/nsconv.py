@@ -6,7 +6,8 @@ from types import ModuleType, SimpleNamespace
 import torch
 from reference import checkout, module, tell
 
-from fedmef_dist.layers.nsconv import GAMMA_RELU, NSConv2d
+from fedmef_dist.layers.filters import GAMMA_RELU
+from fedmef_dist.layers.nsconv import NSConv2d
 
 
 def main() -> None:

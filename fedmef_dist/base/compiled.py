@@ -16,12 +16,17 @@ from llvmlite.binding import get_host_cpu_name
 from numba import njit
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """The function as machine code, compiled at its first call or loaded from the cache; it lets other threads run."""
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """The function as machine code, compiled at its first call or loaded from the cache; it lets other threads run.
+
+    Args:
+        function: in what numba understands.
+        options: more of numba's.
+    """
     try:
-        return njit(cache=True, nogil=True)(function)
+        return njit(cache=True, nogil=True, **options)(function)
     except RuntimeError:  # neither __pycache__ nor the user's cache can be written: compiled in every process
-        return njit(nogil=True)(function)
+        return njit(nogil=True, **options)(function)
 
 
 def fill_cache(function: Any, kind: str, call: Callable[[], None]) -> None:

@@ -10,7 +10,7 @@ from fedmef_dist.layers.activation_pruning import DENSE
 from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
 from fedmef_dist.sparsity import ParameterSpace
 
-# For an active weight, as `layers/nsconv.py` computes it; what is computed once a filter is left out.
+# For an active weight, as `layers/filters.py` computes it in operations; what is computed once a filter is left out.
 # Forward: the sum 1, minus the mean 1, the sum of squares 2, times the scale 1.
 _NORMALISE = 5
 # Backward: all of that again, 5; the sum over gradient times deviation 2, the sum of gradients 1, minus their mean 1,

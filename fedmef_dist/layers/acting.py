@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fedmef_dist.layers.nsconv import Normaliser, normalise
+from fedmef_dist.layers.filters import Normaliser, normalise
 from fedmef_dist.sparsity import ParameterSpace
 
 

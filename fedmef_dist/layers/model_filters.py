@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from fedmef_dist.layers.filters import EPSILON
 from fedmef_dist.layers.kernels import has_triton
-from fedmef_dist.layers.nsconv import EPSILON, NormalisedLayer
+from fedmef_dist.layers.nsconv import NormalisedLayer
 from fedmef_dist.layers.recompute import recomputed_blocks
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.space import Slice

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedmef_dist.layers import bits
+from fedmef_dist.layers.kernels import has_loops
 from fedmef_dist.layers.powered import powered, slope
 
 _T = TypeVar("_T")
@@ -41,7 +42,20 @@ class Convolution(NamedTuple):
 
     def of_parameters(self, grad: Tensor, x: Tensor, like: Tensor, needed: Sequence[bool]) -> _ParameterGradients:
         """Gradients of weight and bias, as far as they are needed; ``like`` has the weight's shape and strides."""
-        return self.gradients(grad, x, like, (False, *needed))[1:]
+        if not (needed[1] and self._sums_in_order(grad)):
+            return self.gradients(grad, x, like, (False, *needed))[1:]
+        from fedmef_dist.layers.kernels.cpu_filters import sum_channels  # needs numba
+
+        of_weight = self.gradients(grad, x, like, (False, True, False))[1] if needed[0] else None
+        return of_weight, sum_channels(bits.flatten(grad).view(-1, grad.shape[1]))
+
+    def _sums_in_order(self, grad: Tensor) -> bool:
+        """Whether oneDNN makes the bias's gradient, pixel after pixel. A loop does it in a fraction of the time.
+
+        Several threads share it out; convolutions of few images or dilated ones may not be oneDNN's.
+        """
+        is_its_own = len(grad) >= 16 and max(self.dilation) == 1 and torch.get_num_threads() == 1
+        return is_its_own and has_loops(grad) and bits.is_channels_last(grad)
 
     def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool]) -> Any:
         """Those of input, weight and bias at once, as far as they are needed."""

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedmef_dist.layers.nsconv import filter_means
+from fedmef_dist.layers.filters import filter_means
 from fedmef_dist.methods.swapping import TopGradients
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.growth import GrowthOrder

@@ -11,6 +11,7 @@ from torch import nn
 from fedmef_dist.layers.activation_pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings, pruning_of
 from fedmef_dist.layers.attention import MultiheadAttention, SelfAttention, calling_its_layers, recomputed_modules
 from fedmef_dist.layers.batchnorm import BatchNorm2d
+from fedmef_dist.layers.filters import Normaliser, gamma_of
 from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.lean import (
     LeanAdaptiveAvgPool2d,
@@ -23,7 +24,7 @@ from fedmef_dist.layers.lean import (
     LeanReLU6,
     LeanSiLU,
 )
-from fedmef_dist.layers.nsconv import Normaliser, NSConv2d, NSLinear, gamma_of
+from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
 from fedmef_dist.layers.powered import root
 from fedmef_dist.layers.random import Dropout, StochasticDepth
 from fedmef_dist.models.gpt import BranchNorm

@@ -5,7 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fedmef_dist.layers.nsconv import NSConv2d, NSLinear, normalise
+from fedmef_dist.layers.filters import normalise
+from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
 from fedmef_dist.models.convert import weighted_layers
 
 _TOLERANCE = 1e-2

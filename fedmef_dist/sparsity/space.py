@@ -203,8 +203,9 @@ class ParameterSpace:
         if vector.device.type != "cpu":
             vector[: self.n_prunable].mul_(self.mask.active)
             return
+        active = self.mask.active.view(torch.uint8)  # twice as fast as by bools
         for layer in self.layers:  # one after another: on the CPU torch makes a float copy of what it multiplies with
-            vector[layer.start : layer.stop].mul_(self.mask.active[layer.start : layer.stop])
+            vector[layer.start : layer.stop].mul_(active[layer.start : layer.stop])
 
     def load(self, values: Tensor) -> None:
         """Copies a state (float32 (total,)) into the model."""

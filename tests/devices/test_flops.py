@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedmef_dist.devices.flops import FlopsLedger, RoundFlops
 from fedmef_dist.layers.activation_pruning import PrunedLinear, Pruning, SapSettings
-from fedmef_dist.layers.nsconv import STANDARD, NSConv2d, NSLinear, filters_of, normalise_backward
+from fedmef_dist.layers.filters import STANDARD, filters_of, normalise_backward
+from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
 from fedmef_dist.models import ModelSettings, build_model, prunable_weights
 from fedmef_dist.models.gpt import GPTSettings
 from fedmef_dist.sparsity import ParameterSpace

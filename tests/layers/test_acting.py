@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedmef_dist.layers.acting import acting_magnitude
-from fedmef_dist.layers.nsconv import GAMMA_RELU, Normaliser, NSConv2d, NSLinear, normalise
+from fedmef_dist.layers.filters import GAMMA_RELU, Normaliser, normalise
+from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import random_mask
 

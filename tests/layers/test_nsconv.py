@@ -8,18 +8,17 @@ from torch.nn import functional as F
 
 from fedmef_dist.layers import operations
 from fedmef_dist.layers.activation_pruning import Pruning, keep, restore
-from fedmef_dist.layers.nsconv import (
+from fedmef_dist.layers.filters import (
     EPSILON,
     GAMMA_RELU,
     Normaliser,
-    NSConv2d,
-    NSLinear,
     filter_means,
     filters_of,
     gamma_of,
     normalise,
     normalise_backward,
 )
+from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
 from fedmef_dist.layers.operations import Convolution
 
 # Active weights of each filter: none, one, two, three, all.

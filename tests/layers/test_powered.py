@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from fedmef_dist.layers.activation_pruning import PrunedConv2d, PrunedLinear, Pruning
-from fedmef_dist.layers.nsconv import NSConv2d, normalise
+from fedmef_dist.layers.filters import normalise
+from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.layers.powered import powered, root, slope
 
 

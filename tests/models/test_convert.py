@@ -7,7 +7,8 @@ from torch import nn
 from fedmef_dist.layers import lean
 from fedmef_dist.layers.activation_pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings
 from fedmef_dist.layers.batchnorm import BatchNorm2d
-from fedmef_dist.layers.nsconv import GAMMA_RELU, NSConv2d
+from fedmef_dist.layers.filters import GAMMA_RELU
+from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.layers.random import Dropout, set_generator
 from fedmef_dist.models.convert import convert, prunable_weights
 

@@ -12,7 +12,8 @@ from fedmef_dist.clients.loss import cross_entropy
 from fedmef_dist.devices.flops import FlopsLedger
 from fedmef_dist.devices.layer_flops import LayerFlops, layer_flops
 from fedmef_dist.layers.activation_pruning import PrunedLinear, SapSettings
-from fedmef_dist.layers.nsconv import GAMMA_RELU, NSLinear
+from fedmef_dist.layers.filters import GAMMA_RELU
+from fedmef_dist.layers.nsconv import NSLinear
 from fedmef_dist.models import ModelSettings, build_model, prunable_weights
 from fedmef_dist.models.gpt import BranchNorm, GPTSettings
 from fedmef_dist.sparsity import ParameterSpace

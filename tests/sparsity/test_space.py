@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedmef_dist.layers.nsconv import GAMMA_RELU, NSConv2d, NSLinear
+from fedmef_dist.layers.filters import GAMMA_RELU
+from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
 

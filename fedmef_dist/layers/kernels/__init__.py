@@ -34,6 +34,11 @@ def on_host(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)
 
 
+def has_loops(tensor: Tensor) -> bool:
+    """Whether the compiled loops of ``cpu_filters.py`` work on this tensor."""
+    return on_host(tensor) and tensor.dtype == torch.float32
+
+
 def kernels_for(tensor: Tensor) -> ModuleType:
     """The module for the tensor's device; imported when first needed, since compiled loops take time to load.
 

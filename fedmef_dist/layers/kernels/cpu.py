@@ -22,15 +22,19 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "packing")
 
 
-def _by_threads(work: Callable[[slice], _T], pieces: list[slice]) -> list[_T]:
+def by_threads(work: Callable[[slice], _T], pieces: list[slice]) -> list[_T]:
     """``work`` on every piece, each by a thread."""
     return [work(pieces[0])] if len(pieces) == 1 else list(_pool(len(pieces)).map(work, pieces))
 
 
+def threads_for(elements: int) -> int:
+    """How many threads to share so many elements out to; one where there are few."""
+    return min(torch.get_num_threads(), elements // _WORTH_A_THREAD) or 1
+
+
 def _pieces(elements: int) -> list[slice]:
-    """About equal ones, one a thread, which begin at a byte of the bitmap; one in all where there are few elements."""
-    threads = min(torch.get_num_threads(), elements // _WORTH_A_THREAD) or 1
-    size = 8 * ceil(elements / (8 * threads))
+    """About equal ones, one a thread, which begin at a byte of the bitmap."""
+    size = 8 * ceil(elements / (8 * threads_for(elements)))
     return [slice(start, min(start + size, elements)) for start in range(0, elements, size)] or [slice(0, 0)]
 
 
@@ -47,7 +51,7 @@ def _array(row: Tensor) -> np.ndarray:
 def count_from(row: Tensor, threshold: int) -> int:
     """Number of elements of ``row``, patterns (n,), of magnitude ``threshold`` and more."""
     array = _array(row)
-    return sum(_by_threads(lambda piece: int(loops.count_from(array[piece], threshold)), _pieces(array.size)))
+    return sum(by_threads(lambda piece: int(loops.count_from(array[piece], threshold)), _pieces(array.size)))
 
 
 def find_threshold(row: Tensor, count: int) -> tuple[int, int]:
@@ -88,8 +92,8 @@ def pack(row: Tensor, threshold: int, end: int, bitmap: Tensor, values: Tensor) 
         own_end = min(max(end - piece.start, 0), piece.stop - piece.start)
         loops.pack_row(array[piece], threshold, own_end, flags[_bytes(piece)], packed[places[piece.start]])
 
-    places = _places(pieces, [packed.size] if len(pieces) == 1 else _by_threads(taken, pieces))
-    _by_threads(work, pieces)
+    places = _places(pieces, [packed.size] if len(pieces) == 1 else by_threads(taken, pieces))
+    by_threads(work, pieces)
 
 
 def _places(pieces: list[slice], counts: list[int]) -> dict[int, slice]:
@@ -108,16 +112,16 @@ def unpack(bitmap: Tensor, values: Tensor, row: Tensor) -> None:
 
     counts = [packed.size]
     if len(pieces) > 1:
-        counts = _by_threads(lambda piece: int(loops.count_bits(flags[_bytes(piece)])), pieces)
+        counts = by_threads(lambda piece: int(loops.count_bits(flags[_bytes(piece)])), pieces)
     places = _places(pieces, counts)
-    _by_threads(work, pieces)
+    by_threads(work, pieces)
 
 
 def pack_between(row: Tensor, high: int) -> Tensor:
     """Bitmap, uint8 (ceil(n / 8),), of the elements of ``row``, patterns (n,), above 0 and below ``high``."""
     bitmap = torch.empty((row.numel() + 7) // 8, dtype=torch.uint8)
     array, flags = _array(row), bitmap.numpy()
-    _by_threads(lambda piece: loops.pack_between(array[piece], high, flags[_bytes(piece)]), _pieces(array.size))
+    by_threads(lambda piece: loops.pack_between(array[piece], high, flags[_bytes(piece)]), _pieces(array.size))
     return bitmap
 
 
@@ -125,5 +129,5 @@ def select(bitmap: Tensor, row: Tensor) -> Tensor:
     """The elements of ``row``, patterns (n,), whose bit is set, 0 in the place of the others."""
     out = torch.empty_like(row)
     array, flags, selected = _array(row), bitmap.numpy(), out.numpy()
-    _by_threads(lambda piece: loops.select(flags[_bytes(piece)], array[piece], selected[piece]), _pieces(array.size))
+    by_threads(lambda piece: loops.select(flags[_bytes(piece)], array[piece], selected[piece]), _pieces(array.size))
     return out

@@ -1,7 +1,7 @@
 """The normalisation of filters on a GPU, in Triton: one launch each way, a filter a program.
 
 The sums have an order of their own, the same in every run, so the results are not those of torch's operations to the
-bit; where Triton is there, these are the device's truth. What is computed is in ``nsconv.py``.
+bit; where Triton is there, these are the device's truth. What is computed is in ``filters.py``.
 """
 
 from collections.abc import Sequence

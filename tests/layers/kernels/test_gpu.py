@@ -20,17 +20,10 @@ from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.optimizer import OptimizerSettings
 from fedmef_dist.layers import kernels
 from fedmef_dist.layers.activation_pruning import LOSSLESS, Pruning
+from fedmef_dist.layers.filters import EPSILON, Normaliser, filters_of, normalise_backward
 from fedmef_dist.layers.kernels import gpu, gpu_filters, pattern, patterns, portable
 from fedmef_dist.layers.lean import LeanReLU, LeanReLU6
-from fedmef_dist.layers.nsconv import (
-    EPSILON,
-    NormalisedLayer,
-    Normaliser,
-    NSConv2d,
-    NSLinear,
-    filters_of,
-    normalise_backward,
-)
+from fedmef_dist.layers.nsconv import NormalisedLayer, NSConv2d, NSLinear
 from fedmef_dist.models import prunable_weights
 from fedmef_dist.sparsity import Mask, ParameterSpace
 

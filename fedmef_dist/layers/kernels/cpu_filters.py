@@ -1,0 +1,68 @@
+"""Passes over the filters of a weight on the CPU: compiled loops, by all threads that torch has, to the same bits.
+
+Matrices are float32 (O, n), contiguous, a filter a row; a mask is bool (O, n), or None where all are active; what is
+said of each filter is (O, 1). A filter's deviations are theta - mean on its active weights, 0 elsewhere.
+"""
+
+from collections.abc import Callable
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from fedmef_dist.layers.kernels import filter_loops as loops
+from fedmef_dist.layers.kernels.cpu import by_threads, threads_for
+
+
+def sum_squares(theta: Tensor, mask: Tensor | None, mean: Tensor) -> Tensor:
+    """The sum of each filter's squared deviations, (O, 1)."""
+    squares = torch.empty_like(mean)
+    _by_rows(loops.sum_squares, theta, _active(mask, theta), mean, squares)
+    return squares
+
+
+def sum_products(grad: Tensor, theta: Tensor, mask: Tensor | None, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each filter the gradient's products with the deviations, and its active elements, summed: both (O, 1)."""
+    along, total = torch.empty_like(mean), torch.empty_like(mean)
+    _by_rows(loops.sum_products, grad, theta, _active(mask, theta), mean, along, total)
+    return along, total
+
+
+def weigh(theta: Tensor, mask: Tensor | None, mean: Tensor, factor: Tensor) -> Tensor:
+    """The deviations times each filter's factor, (O, n)."""
+    weight = torch.empty_like(theta)
+    _by_rows(loops.weigh, theta, _active(mask, theta), mean, factor, weight)
+    return weight
+
+
+def shift(
+    grad: Tensor, theta: Tensor, mask: Tensor | None, mean: Tensor, shifts: Tensor, slopes: Tensor, factor: Tensor
+) -> None:
+    """Turns the gradient, in its place, into factor * (gradient - shift - slope * deviation)."""
+    _by_rows(loops.shift, grad, theta, _active(mask, theta), mean, shifts, slopes, factor)
+
+
+def sum_channels(pixels: Tensor) -> Tensor:
+    """The sum of the rows of ``pixels``, float32 (P, C), added up one after the other by one thread: (C,)."""
+    loops.prepare()
+    sums = pixels.new_zeros(pixels.shape[1])
+    loops.sum_channels(pixels.detach().numpy(), sums.numpy())
+    return sums
+
+
+def _active(mask: Tensor | None, theta: Tensor) -> Tensor:
+    """The mask as numbers; one row where it is the same for all filters."""
+    return torch.ones(1, theta.shape[1], dtype=torch.uint8) if mask is None else mask.bool().view(torch.uint8)
+
+
+def _by_rows(loop: Callable[..., None], matrix: Tensor, *others: Tensor) -> None:
+    """Calls the loop on about equal parts of the rows, one a thread, in eights."""
+    loops.prepare()
+    rows = len(matrix)
+    size = 8 * ceil(rows / (8 * threads_for(matrix.numel())))
+    arrays = [tensor.detach().numpy() for tensor in (matrix, *others)]
+
+    def work(some: slice) -> None:
+        loop(*(array[some] if len(array) == rows else array for array in arrays))
+
+    by_threads(work, [slice(start, start + size) for start in range(0, rows, size)])
