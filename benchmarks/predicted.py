@@ -43,6 +43,7 @@ exec ip netns exec "$host" unshare --uts sh -c 'hostname "$1"; shift; eval "exec
 def namespaces(number: int) -> Iterator[list[str]]:
     """Network namespaces on one bridge, with an address and a limited rate each; their names."""
     names = [f"fedmef-n{place}" for place in range(1, number + 1)]
+    remove(names)  # what a killed run has left
     try:
         call("ip link add", BRIDGE, "type bridge")
         call(f"ip addr add {NETWORK}.254/24 dev", BRIDGE)
@@ -59,9 +60,13 @@ def namespaces(number: int) -> Iterator[list[str]]:
             call(f"tc -n {name} qdisc add dev eth0 root tbf {LIMIT}")
         yield names
     finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL, check=False)
-        subprocess.run(["ip", "link", "del", BRIDGE], stderr=subprocess.DEVNULL, check=False)
+        remove(names)
+
+
+def remove(names: list[str]) -> None:
+    """Takes away the namespaces and the bridge, as far as they are there."""
+    for command in [*(f"ip netns del {name}" for name in names), f"ip link del {BRIDGE}"]:
+        subprocess.run(command.split(), stderr=subprocess.DEVNULL, check=False)
 
 
 def call(*words: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.scaling import launch_site as module
 from fedmef_dist.scaling.launch_site import LaunchSite, find_mpirun, find_place
+from fedmef_dist.scaling.probe import read_probes
 
 RUN = ["-m", "fedmef_dist", "run", "x"]
 
@@ -112,3 +113,11 @@ def test_a_missing_mpirun_is_said(mpirun, monkeypatch, backend, hosts, where):
 def test_hosts_that_are_no_list_are_refused(mpirun, hosts):
     with pytest.raises(UserError, match=r"is not a list of hosts.*\nwhere: --hosts"):
         find_place("auto", hosts)
+
+
+@pytest.mark.cluster
+def test_mpirun_really_starts_ranks_that_talk_through_mpi(tmp_path):
+    config, out = tmp_path / "config.yaml", tmp_path / "probe.json"
+    config.write_text("method: {name: fedavg}\nruntime: {backend: mpi}\n")
+    assert find_place("mpi").run(["probe", str(config), "--out", str(out)], 2, tmp_path / "log") == 0
+    assert {(probe.ranks, probe.local_ranks, probe.backend) for probe in read_probes(out)} == {(2, 2, "mpi")}
