@@ -59,6 +59,8 @@ class Client:
         optimizer: settings of the local SGD.
         autocast: run forward passes in bfloat16.
         recorder: of forward and backward passes, to be replayed; None: nothing is recorded.
+        together: all filters may be normalised at once where that saves launches; it costs memory
+            (:mod:`~fedmef_dist.layers.model_filters`).
     """
 
     def __init__(
@@ -68,12 +70,13 @@ class Client:
         optimizer: OptimizerSettings,
         autocast: bool,
         recorder: Recorder | None = None,
+        together: bool = True,
     ) -> None:
         self.model = model
         self.space = space
         self.optimizer = optimizer
         self.autocast = autocast
-        self._filters = ModelFilters(model, space)
+        self._filters = ModelFilters(model, space) if together else None
         self._passes = Passes(model, space, self.loss, recorder)
 
     @property
@@ -140,7 +143,8 @@ class Client:
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy of the model on one batch, 0-dim."""
         inputs, labels = batch
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.autocast), self._filters.acting():
+        autocast = torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.autocast)
+        with autocast, self._filters.acting() if self._filters is not None else nullcontext():
             return cross_entropy(self.model(inputs), labels)
 
     def _train(

@@ -39,7 +39,7 @@ class TrainingStep:
         keeps_gradient: bool = False,
     ) -> None:
         self.model, self.space, self.batch = model, space, batch
-        self._client = Client(model, space, optimizer, autocast)
+        self._client = Client(model, space, optimizer, autocast, together=False)  # as a device would, on a GPU too
         self._optimizer = local_optimizer(space, optimizer)
         self._rate = optimizer.lr
         self._in_backward = self._client.steps_in_backward(keeps_gradient)

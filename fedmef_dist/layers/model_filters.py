@@ -2,7 +2,7 @@
 
 The weights that act then live from the forward pass to the end of the backward pass, 4 bytes a weight, and so do their
 gradients, which become those of the raw weights and gains together. That is memory of the GPU, not of the device that
-a client stands for, which computes them twice as :mod:`nsconv` says.
+a client stands for, which computes them twice as :mod:`nsconv` says: steps that are measured do so, too.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,12 @@
+import pytest
 import torch
 from torch import nn
 
+from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.optimizer import OptimizerSettings
 from fedmef_dist.devices.training_step import TrainingStep
+from fedmef_dist.layers import model_filters
+from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.sparsity import Mask, ParameterSpace
 
 WEIGHTS = 64 * 100
@@ -49,3 +53,17 @@ def test_a_step_that_is_held_still_changes_no_weight():
     before = step.space.values.clone()
     step.measure()
     assert torch.equal(step.space.values, before)
+
+
+def test_each_layer_normalises_its_filters_as_on_a_device(monkeypatch):
+    def together(*_):
+        raise AssertionError("all filters at once")
+
+    monkeypatch.setattr(model_filters, "has_triton", lambda _: True)
+    monkeypatch.setattr(model_filters._Together, "apply", together)
+    model = nn.Sequential(NSConv2d(1, 2, 3), nn.Flatten())
+    space = ParameterSpace(model, ["0.weight"])
+    batch = torch.randn(4, 1, 3, 3), torch.zeros(4, dtype=torch.int64)
+    TrainingStep(model, space, OptimizerSettings(lr=0.1), batch, autocast=False).seconds()
+    with pytest.raises(AssertionError, match="at once"):
+        Client(model, space, OptimizerSettings(lr=0.1), autocast=False).loss(batch)
