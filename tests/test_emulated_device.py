@@ -25,8 +25,8 @@ STEPS = {
     "without loss": (0, 0, 900),
     "p=0.5 recomputed": (0, 0, 1202),
 }
-CLIENTS = {"fedavg": (0, 9), "fedmef": (0, 9), "fedmef, new mask": (15, 18)}
-BESIDE = {"fedavg": 3, "fedmef": 3, "fedmef, new mask": 12}
+CLIENTS = {"fedavg": (0, 9), "fedmef": (0, 9), "fedmef, new mask": (9, 18)}
+BESIDE = {"fedavg": 3, "fedmef": 3, "fedmef, new mask": 6}
 
 
 @pytest.fixture(scope="module")

@@ -2,23 +2,24 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedmef_dist.sparsity.filter_swaps import FEWEST, count_in_filters
+from fedmef_dist.sparsity.filter_swaps import FEWEST
 from fedmef_dist.sparsity.mask import Mask
-from fedmef_dist.sparsity.space import ParameterSpace
+from fedmef_dist.sparsity.space import ParameterSpace, Slice
 
 
-def grown_survived(grown: Tensor, later: Mask) -> float | None:
-    """The share of the positions ``grown`` (int64) by one adjustment that are active in ``later``, after the next one.
+def grown_survived(grown: Mask, later: Mask) -> float | None:
+    """The share of what had ``grown`` in one adjustment that is active in ``later``, after the next one.
 
     None where nothing had grown.
     """
-    return int(later.active[grown].count_nonzero()) / grown.numel() if grown.numel() else None
+    return grown.within(later).count / grown.count if grown.count else None
 
 
-def growth_concentration(space: ParameterSpace, grown: Tensor) -> float | None:
+def growth_concentration(space: ParameterSpace, grown: Mask) -> float | None:
     """The share of a layer's growth that falls in the one filter that grows most.
 
     The mean over the layers, each weighted by how much it grows: a layer that grows a single weight would otherwise
@@ -26,12 +27,11 @@ def growth_concentration(space: ParameterSpace, grown: Tensor) -> float | None:
 
     Args:
         space: the parameter space.
-        grown: int64, the positions that joined the mask, each once.
+        grown: what joined the mask.
     """
-    if not grown.numel():
+    if not grown.count:
         return None
-    filters = count_in_filters(space, grown).split([layer.rows for layer in space.layers])
-    return int(torch.stack([layer.max() for layer in filters]).sum()) / grown.numel()
+    return sum(int(_in_filters(layer, grown).max()) for layer in space.layers) / grown.count
 
 
 def thin_filters(space: ParameterSpace, mask: Mask) -> int:
@@ -40,9 +40,12 @@ def thin_filters(space: ParameterSpace, mask: Mask) -> int:
     Filters of a single weight, which cannot have two, are left out.
     """
     layers = [layer for layer in space.layers if layer.size // layer.rows >= FEWEST]
-    active = (mask.active[layer.start : layer.stop].view(layer.rows, -1).sum(1) for layer in layers)
-    thin = [(filters < FEWEST).sum() for filters in active]
-    return int(torch.stack(thin).sum()) if thin else 0
+    return sum(int(np.count_nonzero(_in_filters(layer, mask) < FEWEST)) for layer in layers)
+
+
+def _in_filters(layer: Slice, mask: Mask) -> np.ndarray:
+    """Active weights of each of a layer's filters, (rows,); counted on the host, where masks are known."""
+    return np.count_nonzero(mask.on_host[layer.start : layer.stop].reshape(layer.rows, -1), axis=1)
 
 
 class MaskHealth:
@@ -60,8 +63,8 @@ class MaskHealth:
         """The metrics of one adjustment; those are left out for which nothing has grown."""
         grown = after.without(before)
         found = {
-            "sparsity/grown_survived": grown_survived(self._grown.index, after),
-            "sparsity/growth_concentration": growth_concentration(self._space, grown.index),
+            "sparsity/grown_survived": grown_survived(self._grown, after),
+            "sparsity/growth_concentration": growth_concentration(self._space, grown),
             "sparsity/thin_filters": float(thin_filters(self._space, after)),
         }
         self._grown = grown

@@ -17,7 +17,7 @@ class Mask:
     Args:
         active: bool (n_prunable,), in storage order; a byte a weight, and on the CPU all that a mask keeps.
         version: how many times the run has changed its mask.
-        known: the same on the host, if it is there anyway: what is asked of a mask on a device then waits for nothing.
+        known: the same on the host, if it is there anyway: else a mask on a device is brought when something is asked.
     """
 
     def __init__(self, active: Tensor, version: int = 0, known: np.ndarray | None = None) -> None:
@@ -29,37 +29,39 @@ class Mask:
     @classmethod
     def full(cls, length: int, device: torch.device | str = "cpu", version: int = 0) -> "Mask":
         """The mask of a model of which nothing is pruned. One byte stands for all of it."""
-        return cls(torch.ones((), dtype=torch.bool, device=device).expand(length), version)
+        known = np.broadcast_to(np.True_, length)
+        return cls(torch.ones((), dtype=torch.bool, device=device).expand(length), version, known)
+
+    @property
+    def on_host(self) -> np.ndarray:
+        """What is active, bool (n_prunable,); read-only. A device is waited for once."""
+        if self.active.device.type == "cpu":
+            return self.active.numpy()
+        if self._known is None:
+            self._known = self.active.cpu().numpy()
+        return self._known
 
     @property
     def index(self) -> Tensor:
         """The active positions, int64 (count,), sorted.
 
-        On the CPU they are found anew at each call, since they take 8 bytes each; elsewhere finding them would make the
-        host wait with every client.
+        On the CPU they are found anew at each call, since they take 8 bytes each; elsewhere every client would bring
+        them anew.
         """
         if self.active.device.type == "cpu":
             return self.active.nonzero().flatten()
         if self._index is None:
-            if self._known is None:
-                self._index = self.active.nonzero().flatten()
-            else:
-                self._index = brought(torch.from_numpy(np.flatnonzero(self._known)), self.active.device)
+            self._index = brought(torch.from_numpy(np.flatnonzero(self.on_host)), self.active.device)
         return self._index
 
     @cached_property
     def count(self) -> int:
         """Number of active weights."""
-        if self._known is not None:
-            return int(np.count_nonzero(self._known))
-        return int(self.active.count_nonzero())  # a sum would first turn every bool into eight bytes
+        return int(np.count_nonzero(self.on_host))
 
     def counts(self, parts: Iterable[slice]) -> list[int]:
         """Number of active weights in each of these parts."""
-        if self._known is not None:
-            return [int(np.count_nonzero(self._known[part])) for part in parts]
-        found = [self.active[part].count_nonzero() for part in parts]
-        return torch.stack(found).tolist() if found else []
+        return [int(np.count_nonzero(self.on_host[part])) for part in parts]
 
     @cached_property
     def is_full(self) -> bool:
@@ -68,8 +70,7 @@ class Mask:
 
     def to_bits(self) -> Tensor:
         """One bit a weight, uint8 (ceil(n_prunable / 8),) on the CPU."""
-        known = self.active.cpu().numpy() if self._known is None else self._known
-        return torch.from_numpy(np.packbits(known, bitorder="little"))
+        return torch.from_numpy(np.packbits(self.on_host, bitorder="little"))
 
     @classmethod
     def from_bits(cls, bits: Tensor, length: int, version: int, device: torch.device | str = "cpu") -> "Mask":

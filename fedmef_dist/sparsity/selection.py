@@ -3,6 +3,8 @@
 Ties go to the lower position, or to those that a keyed generator draws: either way every rank and every rerun agrees.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,30 +20,53 @@ def largest(scores: Tensor, count: int, generator: np.random.Generator | None = 
         count: between 0 and n.
         generator: draws which of equal scores are taken; None: the first ones.
     """
+    return largest_of_each([scores], [count], generator)[0]
+
+
+def largest_of_each(
+    parts: Sequence[Tensor], counts: Sequence[int], generator: np.random.Generator | None = None
+) -> list[Tensor]:
+    """:func:`largest` of one part after the other; the host waits at most once for a device that has them all."""
+    finite = [scores.nan_to_num(torch.inf, torch.inf, -torch.inf) for scores in parts]
+    if any(scores.device.type != "cpu" for scores in finite):
+        return _largest_on_device(finite, counts, generator)
+    return [_largest(scores, count, generator) for scores, count in zip(finite, counts, strict=True)]
+
+
+def _largest(scores: Tensor, count: int, generator: np.random.Generator | None) -> Tensor:
     if count <= 0:
-        return torch.empty(0, dtype=torch.int64, device=scores.device)
-    scores = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
-    if scores.device.type != "cpu":
-        return _largest_on_device(scores, count, generator)
+        return torch.empty(0, dtype=torch.int64)
     threshold = scores.topk(count, sorted=False).values.min()
     above = (scores > threshold).nonzero().flatten()
     tied = (scores == threshold).nonzero().flatten()
     missing = count - above.numel()
     if generator is not None and missing < tied.numel():
-        tied = tied[torch.from_numpy(generator.permutation(tied.numel())).to(tied.device)]
+        tied = tied[torch.from_numpy(generator.permutation(tied.numel()))]
     return torch.cat([above, tied[:missing]]).sort().values
 
 
-def _largest_on_device(scores: Tensor, count: int, generator: np.random.Generator | None) -> Tensor:
-    """The same by a sort, for which the host waits only where lots are drawn: it must know among how many."""
-    order = scores.argsort(descending=True, stable=True)
+def _largest_on_device(
+    parts: Sequence[Tensor], counts: Sequence[int], generator: np.random.Generator | None
+) -> list[Tensor]:
+    """The same by sorts, for which the host waits only where lots are drawn: it must know among how many."""
+    orders = [scores.argsort(descending=True, stable=True) for scores in parts]
     if generator is not None:
-        threshold = scores[order[count - 1 : count]]  # of one element: to index by a number would wait for it
-        above, tied = torch.stack([(scores > threshold).sum(), (scores == threshold).sum()]).tolist()
-        if count < above + tied:
-            lots = brought(torch.from_numpy(generator.permutation(tied)), scores.device)
-            order = torch.cat([order[:above], order[above : above + tied][lots]])
-    return order[:count].sort().values
+        for which, (above, tied) in enumerate(_ties(parts, orders, counts)):
+            if 0 < counts[which] < above + tied:
+                lots = brought(torch.from_numpy(generator.permutation(tied)), parts[which].device)
+                order = orders[which]
+                orders[which] = torch.cat([order[:above], order[above : above + tied][lots]])
+    return [order[:count].sort().values for order, count in zip(orders, counts, strict=True)]
+
+
+def _ties(parts: Sequence[Tensor], orders: Sequence[Tensor], counts: Sequence[int]) -> list[list[int]]:
+    """How many scores of each part are above its last one that is taken, and how many are equal to it."""
+    found = []
+    for scores, order, count in zip(parts, orders, counts, strict=True):
+        last = max(count, 1)
+        threshold = scores[order[last - 1 : last]]  # of one element: to index by a number would wait for it
+        found.append(torch.stack([(scores > threshold).sum(), (scores == threshold).sum()]))
+    return torch.stack(found).tolist()
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:

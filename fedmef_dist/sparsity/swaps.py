@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmef_dist.sparsity.selection import largest, row_largest, smallest
+from fedmef_dist.sparsity.selection import largest_of_each, row_largest, smallest
 from fedmef_dist.sparsity.space import ParameterSpace, Slice
 
 
@@ -89,12 +89,8 @@ def strongest_inactive(
     """
     # An active weight must never win, not even against a score of 0.
     scores = scores.masked_fill(space.mask.active, -1)
-    return torch.cat(
-        [
-            layer.start + largest(scores[layer.start : layer.stop], count, generator)
-            for layer, count in zip(space.layers, counts, strict=True)
-        ]
-    )
+    chosen = largest_of_each([scores[layer.start : layer.stop] for layer in space.layers], counts, generator)
+    return torch.cat([layer.start + positions for layer, positions in zip(space.layers, chosen, strict=True)])
 
 
 def random_inactive(space: ParameterSpace, counts: Sequence[int], generator: np.random.Generator) -> Tensor:

@@ -18,19 +18,19 @@ def mask_of(*positions):
 
 
 def test_the_share_of_grown_weights_that_stay():
-    grown = torch.tensor([1, 5, 9, 13])
+    grown = mask_of(1, 5, 9, 13)
     assert grown_survived(grown, mask_of(1, 2, 9, 13)) == 0.75
     assert grown_survived(grown, mask_of()) == 0
-    assert grown_survived(torch.empty(0, dtype=torch.int64), mask_of(1)) is None
+    assert grown_survived(mask_of(), mask_of(1)) is None
 
 
 def test_the_share_of_growth_in_one_filter_weighted_by_layers():
     space = space_of_two_layers()
     # Of six in the first layer three in one filter; of two in the second both in one: (3 + 2) / 8.
-    grown = torch.tensor([0, 1, 2, 4, 5, 8, 12, 13])
+    grown = mask_of(0, 1, 2, 4, 5, 8, 12, 13)
     assert growth_concentration(space, grown) == 5 / 8
-    assert growth_concentration(space, torch.tensor([0, 4, 8])) == 1 / 3
-    assert growth_concentration(space, torch.empty(0, dtype=torch.int64)) is None
+    assert growth_concentration(space, mask_of(0, 4, 8)) == 1 / 3
+    assert growth_concentration(space, mask_of()) is None
 
 
 def test_filters_with_fewer_than_two_active_weights():

@@ -73,11 +73,14 @@ def test_the_first_ranks_of_a_row_are_its_largest(rows, columns, data):
 @pytest.mark.parametrize("draws", [False, True])
 def test_what_a_sort_finds_on_a_device_is_what_the_cpu_finds(draws):
     source = torch.Generator().manual_seed(0)
-    for size, count in ((1, 1), (40, 1), (40, 17), (40, 40), (300, 120)):
-        scores = torch.randint(-3, 4, (size,), generator=source).float()
+    sizes, counts = (1, 40, 40, 300, 40, 9), (1, 17, 40, 120, 0, 3)
+    parts = [torch.randint(-3, 4, (size,), generator=source).float() for size in sizes[:-1]]
+    for scores in parts:
         scores[::13] = torch.nan
-        here, there = (np.random.default_rng(7) if draws else None for _ in range(2))
-        expected = selection.largest(scores, count, here)
-        sane = scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
-        assert selection._largest_on_device(sane, count, there).equal(expected)
-        assert not draws or here.random() == there.random()
+    parts.append(torch.arange(9.0))  # no two are equal: nothing is drawn
+    here, there = (np.random.default_rng(7) if draws else None for _ in range(2))
+    expected = [selection.largest(scores, count, here) for scores, count in zip(parts, counts, strict=True)]
+    finite = [scores.nan_to_num(torch.inf, torch.inf, -torch.inf) for scores in parts]
+    found = selection._largest_on_device(finite, counts, there)
+    assert all(one.equal(other) for one, other in zip(found, expected, strict=True))
+    assert not draws or here.random() == there.random()
