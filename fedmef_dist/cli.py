@@ -19,6 +19,7 @@ from fedmef_dist.base.notices import tell
 from fedmef_dist.base.streams import open_standard_streams
 from fedmef_dist.base.version import VERSION
 from fedmef_dist.cluster.ending import FAULT, INTERRUPTED, give_up_output
+from fedmef_dist.cluster.environment import detect
 
 _ALLOW_PLUGINS = "import and run the code that the run directory names, such as a model of your own"
 # Typer shows mistakes on the command line in a box of many lines and does not export their class.
@@ -37,6 +38,12 @@ app = typer.Typer(
 
 def _plain(path: Path | None) -> Path | None:
     return None if path is None else plain_path(path, "command line")
+
+
+def _greet() -> None:
+    """One line at once, for who waits at a terminal: on a busy machine the imports alone take long."""
+    if sys.stdout.isatty() and detect(os.environ).rank == 0:
+        print(f"fedmef-dist {VERSION} starts: loads PyTorch and the data, measures a training step", flush=True)
 
 
 @app.callback()
@@ -68,6 +75,8 @@ def run(
     ] = False,
 ) -> None:
     """Run one simulation: alone, or as each rank under torchrun, mpirun or srun."""
+    if not quiet:
+        _greet()
     from fedmef_dist.session.session import run_command
 
     forked = [] if fork is None else [f"fork={json.dumps(str(fork))}"]

@@ -29,6 +29,22 @@ def test_the_version_is_told_everywhere(said, arguments):
     assert out.startswith(f"fedmef-dist {VERSION}, torch ")
 
 
+@pytest.mark.parametrize(
+    ("terminal", "options", "rank", "lines"),
+    [(True, [], None, 1), (True, ["--quiet"], None, 0), (True, [], "1", 0), (False, [], None, 0)],
+)
+def test_a_run_says_at_once_that_it_starts_where_somebody_waits(said, monkeypatch, terminal, options, rank, lines):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    if rank:
+        for name, value in {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", "1")
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    _, out, _ = said("run", "nowhere.yaml", *options)
+    assert out.count("starts: loads PyTorch") == lines
+
+
 @pytest.mark.parametrize("arguments", [["-h"], ["run", "-h"], ["compare", "--help"]])
 def test_help_has_a_short_option(said, arguments):
     status, out, _ = said(*arguments)

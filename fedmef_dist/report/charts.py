@@ -93,9 +93,8 @@ class LineChart:
         logarithmic = not self.names and float(x.min()) > 0 and max(ends) > 10 * min(ends)
         low, high = float(x.min()), float(x.max())
         room = 24 if self.names else 0
-        spreads = [0.0 if one.line.deviation is None else one.line.deviation for one in series]
-        lowest = min(float((one.line.y - spread).min()) for one, spread in zip(series, spreads, strict=True))
-        highest = max(float((one.line.y + spread).max()) for one, spread in zip(series, spreads, strict=True))
+        edges = [_edges(one.line) for one in series]
+        lowest, highest = min(float(lower.min()) for lower, _ in edges), max(float(upper.max()) for _, upper in edges)
         return (
             Scale(low, high if high > low else low + 1, LEFT + room, RIGHT - room, logarithmic, self.x_label == ROUND),
             Scale(*widened(lowest, highest), BOTTOM, TOP),
@@ -104,7 +103,7 @@ class LineChart:
     def _path(self, one: Series, left: np.ndarray, top: np.ndarray, y: Scale) -> Path:
         band = whiskers = ""
         if one.line.deviation is not None:
-            upper, lower = (y.at(one.line.y + sign * one.line.deviation) for sign in (1, -1))
+            lower, upper = map(y.at, _edges(one.line))
             if self.names:
                 ends = zip(left, upper, lower, strict=True)
                 whiskers = "".join(f"M{x:.1f} {high:.1f}V{low:.1f}" for x, high, low in ends)
@@ -144,6 +143,12 @@ def _thinned(series: Series) -> Series:
     kept = np.unique(np.append(np.arange(0, count, step), count - 1))
     deviation = None if line.deviation is None else line.deviation[kept]
     return Series(series.group, series.name, Line(line.x[kept], line.y[kept], deviation))
+
+
+def _edges(line: Line) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper edge of the band around a line; what is never negative has none below 0."""
+    spread = np.zeros_like(line.y) if line.deviation is None else line.deviation
+    return np.maximum(line.y - spread, np.minimum(line.y, 0.0)), line.y + spread
 
 
 def _polyline(left: np.ndarray, top: np.ndarray) -> str:

@@ -106,19 +106,19 @@ def digest_table(groups: Sequence[RunGroup]) -> Table:
     rows = [
         (
             _called(group, run),
+            verdict(run),
             printable(str(run.path)),
             _text(run.summary.get("rounds")),
             *(_text(run.summary.get(key))[:_DIGITS] for key in ("model/digest", "data/digest", "metrics/digest")),
-            verdict(run),
         )
         for group, run in _runs(groups)
     ]
     return Table(
         "Digests, and whether the directories are whole",
-        ("Run", "Directory", "Rounds", "Weights and mask", "Data", "metrics.jsonl", "status --verify"),
+        ("Run", "status --verify", "Directory", "Rounds", "Weights and mask", "Data", "metrics.jsonl"),
         rows,
         f"The first {_DIGITS} digits of SHA-256, summary.json has them all. Equal digests of weights and mask mean "
-        "equal bits. The last column is what fedmef-dist status --verify "
+        "equal bits. The second column is what fedmef-dist status --verify "
         "says: whole, where metrics, checkpoints, summary and configuration belong together, else the first gap.",
         words=True,
     )

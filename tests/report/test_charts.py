@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 
-from fedmef_dist.report.charts import LEFT, RIGHT, LineChart, Series, line_chart
+from fedmef_dist.report.charts import LEFT, RIGHT, LineChart, Series, _edges, line_chart
 from fedmef_dist.report.mean_lines import Line
 from fedmef_dist.report.page_layers import Shades
 from fedmef_dist.report.timelines import read_spans
@@ -23,6 +23,14 @@ def test_a_long_line_is_thinned_and_keeps_its_ends():
     assert f"L{RIGHT:.1f} " in path.line
     assert path.dots == []  # too many to tell apart
     assert chart.drawn().summary == "Value, first and last value of each line: group 0: 0.000999 to 1."
+
+
+def test_a_band_of_what_is_never_negative_ends_at_0():
+    line = Line(np.array([1.0, 2.0]), np.array([1.0, 3.0]), np.array([2.0, 1.0]))
+    (chart,) = line_chart("Seconds", "", ("Round", "Seconds"), [Series(0, "a", line)])
+    lower, upper = _edges(line)
+    assert (lower.tolist(), upper.tolist()) == ([0.0, 2.0], [3.0, 4.0])
+    assert all(float(label) >= 0 for _, label in chart.drawn().y_ticks)
 
 
 def test_a_single_point_is_no_chart_and_is_left_out_of_one():
