@@ -34,10 +34,10 @@ class LaunchSite:
     mpirun: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        starter = ", started by mpirun" if self.mpirun else ""
         if self.tasks_per_node is None:
-            return f"one machine{starter}"
-        return f"{len(self.tasks_per_node)} nodes with {sum(self.tasks_per_node)} tasks{starter}"
+            return "one machine, by mpirun" if self.mpirun else "one machine"
+        nodes = f"{len(self.tasks_per_node)} nodes with {sum(self.tasks_per_node)} tasks"
+        return f"{nodes}, by mpirun" if self.mpirun else f"an allocation of {nodes}"
 
     def check(self, ranks: int) -> None:
         """Raises UserError where there is no room for so many ranks."""
@@ -123,7 +123,7 @@ def find_mpirun(where: str) -> tuple[str, ...]:
     Raises UserError where there is none; ``where`` says what needs it.
     """
     name, *options = shlex.split(os.environ.get("MPIRUN", "")) or ["mpirun"]
-    found = shutil.which(str(Path(sys.executable).with_name(name))) or shutil.which(name)
+    found = shutil.which(str(Path(sys.executable).parent / name)) or shutil.which(name)
     if found is None:
         raise UserError(
             f"{name} is not there, and ranks that talk through MPI or run on named hosts are started by it",

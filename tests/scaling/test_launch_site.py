@@ -58,6 +58,13 @@ def test_inside_an_allocation_every_point_is_a_step(monkeypatch, started, tmp_pa
         place.check(9)
 
 
+def test_a_report_says_where_its_ranks_ran():
+    assert str(LaunchSite(None)) == "one machine"
+    assert str(LaunchSite((4, 4))) == "an allocation of 2 nodes with 8 tasks"
+    assert str(LaunchSite(None, (), ("mpirun",))) == "one machine, by mpirun"
+    assert str(LaunchSite((1, 1), ("a", "b"), ("mpirun",))) == "2 nodes with 2 tasks, by mpirun"
+
+
 def test_a_rank_cannot_start_a_study(monkeypatch):
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))
