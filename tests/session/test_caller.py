@@ -45,6 +45,17 @@ def test_a_run_leaves_its_caller_as_it_was_and_shows_itself(tmp_path):
     assert f"<td>model/digest</td><td>{summary.values['model/digest']}</td>" in html
 
 
+def test_a_run_with_every_tracker_ends_with_the_bits_of_one_without_any(tmp_path):
+    def digest(name, **tracking):
+        config = tiny(federation={"rounds": 3}, checkpoint={"every": 1}, tracking=tracking)
+        return fedmef_dist.run(config, tmp_path / name).values["model/digest"]
+
+    wandb = {"mode": "offline", "histograms": True, "artifacts": True, "system_metrics": True, "git": True}
+    everything = digest("all", console=True, tensorboard=True, timeline=True, wandb=wandb)
+    assert list((tmp_path / "all" / "tensorboard").iterdir())
+    assert everything == digest("none")
+
+
 @pytest.mark.parametrize(("rank", "asked", "lines"), [(0, True, 1), (0, False, 0), (1, True, 0)])
 def test_a_signal_is_answered_once_and_by_rank_0(rank, asked, lines, monkeypatch, capsys):
     monkeypatch.setattr(session, "_SECONDS_UNTIL_AN_ANSWER", 0.005)
