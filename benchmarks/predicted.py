@@ -1,13 +1,13 @@
 """A cost model fitted to at most 4 real ranks, and what it says of 8, 16 and 32, beside what these really take.
 
-    python benchmarks/predicted.py --out runs/predicted                 # all four cases: about 7 minutes on two cores
+    python benchmarks/predicted.py --out runs/predicted           # all four cases: seven to eight minutes on two cores
     python benchmarks/predicted.py --out runs/predicted --sites machine --backends mpi --most 16
 
 Clients sleep instead of training (`benchmarks/sleeping.yaml`), so that cores hardly matter. Gloo and MPI, on this
 machine alone and over two network namespaces that a bridge joins, each behind a gigabit a second (tc's token bucket):
-two hosts, as far as ranks can tell. Namespaces need root, ``ip`` and ``tc``; their ranks are started by mpirun, whose
-daemon enters them. What was measured lies in ``--out`` and is not measured again. Ends with status 1 where a prediction
-is more than 10 % off.
+two hosts, as far as ranks can tell, with half of the ranks each; there 16 and 32 ranks are predicted. Namespaces need
+root, ``ip`` and ``tc``; mpirun starts their ranks, and its daemon enters them. What was measured lies in ``--out`` and
+is not measured again. Ends with status 1 where a prediction is more than 10 % off.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from fedmef_dist.scaling.launch_site import LaunchSite, find_mpirun
@@ -102,10 +103,16 @@ def site(name: str, backend: str, ranks_per_node: int) -> Iterator[LaunchSite]:
         yield LaunchSite(places, tuple(hosts), (*find_mpirun("--sites namespaces"), *options))
 
 
-def points(most: int, each: int) -> list[Point]:
+def points(place: LaunchSite, most: int, each: int) -> list[Point]:
     """On at most 4 ranks so many clients a rank, or twice as many; beyond, the cohort of which the most get so many."""
+    many = [ranks for ranks in (8, 16, 32) if ranks <= most][-2 if place.hosts else 0 :]
     few = [Point(ranks, CLIENTS, share * each) for ranks, share in ((1, 1), (1, 2), (2, 2), (4, 4))]
-    return [*few, *(Point(ranks, CLIENTS, each * most) for ranks in (8, 16, 32) if ranks <= most)]
+    return [*few, *(Point(ranks, CLIENTS, each * most) for ranks in many)]
+
+
+def halved(place: LaunchSite, ranks: int) -> LaunchSite:
+    """The same place, where so many ranks fill half of each host."""
+    return replace(place, tasks_per_node=(max(ranks // 2, 1),) * len(place.hosts)) if place.hosts else place
 
 
 def study(place: LaunchSite, options: argparse.Namespace, backend: str, out: Path) -> list[list[str]]:
@@ -116,10 +123,11 @@ def study(place: LaunchSite, options: argparse.Namespace, backend: str, out: Pat
     probes = measure_network(place, CONFIG, overrides, PROBED, out / "network")
     results: Results = {}
     for repeat in range(options.repeats):
-        for point in points(options.most, options.clients):
+        for point in points(place, options.most, options.clients):
+            here = halved(place, point.ranks)
             print(f"{out.name}: {point.name}", flush=True)
-            run_dir = measure(place, CONFIG, overrides, point, options.rounds, repeat, out)
-            found = read_measurement(run_dir, point, place.local_ranks(point.ranks))
+            run_dir = measure(here, CONFIG, overrides, point, options.rounds, repeat, out)
+            found = read_measurement(run_dir, point, here.local_ranks(point.ranks))
             results.setdefault(point, []).append(found)
     return [
         [
