@@ -12,6 +12,8 @@ import numpy as np
 from fedmef_dist.base.compiled import compiled, fill_cache
 
 _BLOCK = 128
+_PART = 1024  # elements whose flags are worked out together, so that the compiler fills its vectors
+_TO_HIGHEST = np.uint64(0x0102040810204080)
 _FLAGS = np.arange(256)[:, None] >> np.arange(8) & 1
 # Of a byte's eight flags: how many are set before each, how many in all, and all bits set where the flag is.
 _RANKS = (_FLAGS.cumsum(1) - _FLAGS).astype(np.uint8)
@@ -261,12 +263,24 @@ def pack_between(row: np.ndarray, high: int, bitmap: np.ndarray) -> None:
         high: pattern.
         bitmap: uint8 (ceil(n / 8),); every byte is written.
     """
-    for byte in range(bitmap.size):
-        flags = 0
-        for bit in range(min(8, row.size - 8 * byte)):
-            pattern = row[8 * byte + bit]
-            flags |= (int(pattern > 0) & int(pattern < high)) << bit
-        bitmap[byte] = flags
+    kind = row.dtype.type
+    between, below = np.empty(_PART, np.uint8), kind(high)
+    for start in range(0, row.size, _PART):
+        some = row[start : start + _PART]
+        for i in range(some.size):
+            between[i] = np.uint8(some[i] > 0) & np.uint8(some[i] < below)
+        for i in range(some.size, 8 * ((some.size + 7) // 8)):
+            between[i] = 0
+        _join(between, bitmap[start // 8 : (start + some.size + 7) // 8])
+
+
+@compiled
+def _join(flags: np.ndarray, bitmap: np.ndarray) -> None:
+    """Makes each eight of ``flags``, uint8 (n,) of 0 and 1, a byte of ``bitmap``, as many as it has."""
+    # The product brings the lowest bit of byte k to bit 56 + k, and nothing else there.
+    eights = flags.view(np.uint64)
+    for i in range(bitmap.size):
+        bitmap[i] = np.uint8((eights[i] * _TO_HIGHEST) >> np.uint64(56))
 
 
 @compiled

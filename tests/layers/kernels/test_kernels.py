@@ -181,6 +181,25 @@ def double(number):
     return 2 * number
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1023, 1025, 5003])
+def test_rows_of_several_parts_are_packed_like_those_of_one(size, dtype):
+    generator = torch.Generator().manual_seed(size)
+    row = patterns(torch.randint(-4, 5, (size,), generator=generator).to(dtype))  # many ties
+    for count in (1, size // 3, size // 2):
+        threshold, end = cpu.find_threshold(row, count)
+        flags, values, back = bitmap(row), torch.empty(count, dtype=row.dtype), torch.empty_like(row)
+        cpu.pack(row, threshold, end, flags, values)
+        chosen = np.unpackbits(flags.numpy(), count=size, bitorder="little").astype(bool)
+        magnitude = row.numpy() & torch.iinfo(row.dtype).max
+        assert np.array_equal(chosen, (magnitude > threshold) | ((magnitude == threshold) & (np.arange(size) < end)))
+        assert np.array_equal(values.numpy(), row.numpy()[chosen])
+        cpu.unpack(flags, values, back)
+        assert np.array_equal(back.numpy(), np.where(chosen, row.numpy(), 0))
+    high = pattern(2.5, dtype)
+    assert torch.equal(cpu.pack_between(row, high), portable.pack_between(row, high))
+
+
 def test_without_a_place_for_the_cache_every_process_compiles(monkeypatch):
     monkeypatch.setattr("numba.core.caching.CompileResultCacheImpl._locator_classes", [])
     compiled = base.compiled(double)
