@@ -83,15 +83,18 @@ def _text(value: Any) -> str:
 
 
 def _labels(rows: Iterable[Mapping[str, RunGroup]], key: str) -> list[str]:
-    """What contestants are called: the shortest of their groups' labels, without the key's value."""
+    """What contestants are called: the shortest of their groups' labels without the key's value, else their method."""
     rows = list(rows)
-    labels = [min((_without(group.label, key, value) for value, group in row.items()), key=len) for row in rows]
-    if "" not in labels and len(set(labels)) == len(labels):
+    labels = [
+        min((_without(group.label, key, value) or group.method for value, group in row.items()), key=len)
+        for row in rows
+    ]
+    if len(set(labels)) == len(labels):
         return labels
     return [next(iter(row.values())).label for row in rows]
 
 
 def _without(label: str, key: str, value: str) -> str:
-    """The label without "local_epochs 2", or "local_epochs-2" where it is a directory's name."""
-    name = re.escape(key.rpartition(".")[2])
-    return re.sub(rf"(?:^|, |_)(?:[\w.]*\.)?{name}[ -]{re.escape(value)}(?=$|, |_)", "", label).lstrip(", _")
+    """The label without "alpha 10", or "alpha-10.0" where it is the name of a directory."""
+    setting = rf"{re.escape(key.rpartition('.')[2])}[ -]{re.escape(value)}(?:\.0)?"
+    return re.sub(rf"(?:^|, |_)(?:[\w.]*\.)?{setting}(?=$|, |_)", "", label).lstrip(", _")

@@ -84,10 +84,26 @@ def test_other_settings_may_differ_with_the_value_and_methods_may_have_it(make_r
     ]
     assert len(groups_along(group_runs([read_run(path) for path in runs]), "clients").rows) == 1
     strengths = [
-        make_run(f"seed-0_{name}", settings={"method": {"strength": value}}) for name, value in (("a", 1.0), ("b", 0.5))
+        make_run(f"a_rather_long_{name}", settings={"method": {"strength": value}})
+        for name, value in (("first", 1.0), ("other", 0.5))
     ]
     found = groups_along(group_runs([read_run(path) for path in strengths]), "method.strength")
-    assert (list(found.values), len(found.rows)) == (["0.5", "1"], 1)
+    assert (list(found.values), list(found.rows)) == (["0.5", "1"], ["fedmef"])
+
+
+def test_a_contestant_is_called_by_its_directories_without_the_value(make_run):
+    # The notes make labels of values longer than the directories' names.
+    runs = [
+        make_run(
+            f"seed-{seed}_alpha-{alpha}_form-good",
+            seed=seed,
+            settings={"data": {"alpha": alpha, "note": f"{alpha} in many words that nobody wants to read"}},
+        )
+        for alpha in (10.0, 5.0)
+        for seed in (0, 1)
+    ]
+    found = groups_along(group_runs([read_run(path) for path in runs]), "alpha")
+    assert (list(found.values), list(found.rows)) == (["5", "10"], ["form-good"])
 
 
 def test_what_cannot_be_laid_along_a_key_is_refused(make_run):
