@@ -15,6 +15,7 @@ from fedmef_dist.tracking.settings import WandbSettings
 from fedmef_dist.tracking.tracker import Metrics, Tracker
 from fedmef_dist.tracking.wandb_run import CONNECT_SECONDS, FINISH_SECONDS, Mode, WandbRun, run_id
 
+_RELEASE_SECONDS = 10.0  # for W&B's service to end, which waits for a server that hangs
 Details = Callable[[], Mapping[str, np.ndarray]]
 
 
@@ -52,7 +53,7 @@ class WandbTracker(Tracker):
         self._done, self._details, self._nodes = done, details, nodes
         self.run_id = run_id(run_dir, os.environ)
         self._messages: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._failed = False
+        self._failed, self._over = False, threading.Event()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
@@ -73,8 +74,9 @@ class WandbTracker(Tracker):
     def close(self) -> None:
         """Write out what is queued; gives up with a message after about two minutes."""
         self._messages.put(("close", None))
-        self._thread.join(CONNECT_SECONDS + 1.5 * FINISH_SECONDS)
-        if self._thread.is_alive():
+        if self._over.wait(CONNECT_SECONDS + 1.5 * FINISH_SECONDS):
+            self._thread.join(_RELEASE_SECONDS)
+        else:
             self._fail("did not finish in time; `fedmef-dist wandb-sync` sends the whole run")
 
     def _work(self) -> None:
@@ -92,6 +94,7 @@ class WandbTracker(Tracker):
             later = "the run goes on, and `fedmef-dist wandb-sync` sends all of it later"
             self._fail(f"stopped: {first_line(error)}; {later}")
         finally:
+            self._over.set()
             if run is not None:
                 run.release()
 
