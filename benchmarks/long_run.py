@@ -30,6 +30,7 @@ checkpoint: {every: 100}
 tracking: {console: false, wandb: {mode: disabled}}
 """
 MEGABYTE = 10**6
+LAST_LOOK = 20  # rounds before the end: behind the last one the process may be gone
 
 
 def last_rounds(metrics: Path) -> list[dict[str, float]]:
@@ -75,8 +76,8 @@ def main() -> None:
         with subprocess.Popen([sys.executable, "-m", "fedmef_dist", "run", config.name, *settings]) as process:
             while process.poll() is None:
                 rounds = last_rounds(options.run_dir / "metrics.jsonl")
-                if rounds and wanted and rounds[-1]["round"] >= min(wanted[0], options.rounds - 1):
-                    wanted = [number for number in wanted if number > rounds[-1]["round"] + 1]
+                if rounds and wanted and rounds[-1]["round"] >= min(wanted[0], options.rounds - LAST_LOOK):
+                    wanted = [number for number in wanted if number > rounds[-1]["round"] + LAST_LOOK]
                     print(look(process.pid, options.run_dir, rounds), flush=True)
                 time.sleep(0.05)
     sys.exit(process.returncode)
