@@ -172,7 +172,7 @@ def test_a_server_that_fails_or_hangs_in_mid_run_is_one_line(tmp_path, server, t
     (line,) = result.stderr.splitlines()
     assert line.startswith("W&B ")
     assert "wandb-sync" in line
-    assert json.loads(result.stdout)["logged"] < 1.0
+    assert json.loads(result.stdout)["logged"] < 3.0  # whoever waits for the server does so for 4
     assert len(lines(directory)) == 3
 
 
