@@ -109,7 +109,8 @@ def filters_of(theta: Tensor, mask: Tensor | None, normaliser: Normaliser, count
     """Arguments: see :func:`normalise`."""
     order = bits.is_channels_last(theta)
     count = active_counts(theta, mask) if count is None else count
-    inverse = _inverse(count, normaliser)
+    full = count > 1
+    inverse = _inverse(count, full, normaliser)
     rows = _rows(theta, order)
     deviation = rows - rows.sum(1, keepdim=True) * inverse
     if mask is not None:
@@ -117,18 +118,17 @@ def filters_of(theta: Tensor, mask: Tensor | None, normaliser: Normaliser, count
         active, some = _rows(mask, order), max(LARGE // deviation.shape[1], 1)
         for start in range(0, len(deviation), some):
             deviation[start : start + some] *= active[start : start + some]
-    scale, squares = _scaled(_dot(deviation, deviation), count, normaliser)
+    scale, squares = _scaled(_dot(deviation, deviation), full, normaliser)
     return Filters(deviation, inverse, scale, squares, theta.shape, order)
 
 
-def _inverse(count: Tensor, normaliser: Normaliser) -> Tensor:
-    """(O, 1): 1 / N_i where the mean is subtracted, else 0."""
-    return torch.where(count > 1, 1 / count.clamp(min=1), 0.0) if normaliser.centre else torch.zeros_like(count)
+def _inverse(count: Tensor, full: Tensor, normaliser: Normaliser) -> Tensor:
+    """(O, 1): 1 / N_i where the mean is subtracted, else 0; ``full``, bool, where N_i > 1."""
+    return torch.where(full, 1 / count.clamp(min=1), 0.0) if normaliser.centre else torch.zeros_like(count)
 
 
-def _scaled(squares: Tensor, count: Tensor, normaliser: Normaliser) -> tuple[Tensor, Tensor]:
+def _scaled(squares: Tensor, full: Tensor, normaliser: Normaliser) -> tuple[Tensor, Tensor]:
     """Scale and squares as they stand in :class:`Filters`, from the squared deviations' sums; all (O, 1)."""
-    full = count > 1
     scale = torch.where(full, normaliser.gamma * squares.clamp(min=EPSILON).rsqrt(), 1.0)
     return scale, torch.where(full & (squares > EPSILON), squares, torch.inf)
 
@@ -240,9 +240,10 @@ class _InLoops(NamedTuple):
         """Of a weight's rows (O, n), their mask, and the number of each filter's active weights, (O, 1)."""
         from fedmef_dist.layers.kernels.cpu_filters import sum_squares  # needs numba
 
-        inverse = _inverse(count, normaliser)
+        full = count > 1
+        inverse = _inverse(count, full, normaliser)
         mean = rows.sum(1, keepdim=True) * inverse
-        return cls(rows, mask, mean, inverse, *_scaled(sum_squares(rows, mask, mean), count, normaliser), gain)
+        return cls(rows, mask, mean, inverse, *_scaled(sum_squares(rows, mask, mean), full, normaliser), gain)
 
     def weight(self) -> Tensor:
         """The weight that acts, (O, n)."""
