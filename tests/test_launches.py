@@ -26,6 +26,7 @@ def test_a_step_of_resnet18_launches_no_more_than_it_did():
     done = subprocess.run([sys.executable, script, "kernels"], capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     for case, step in json.loads(done.stdout)["kernels"].items():
+        assert isinstance(step, dict), (case, step)  # an error's text
         counted = {part: sum(step[part].values()) for part in LAUNCHES[case]}
         assert sum(counted.values()) == step["launches"]
         assert all(counted[part] <= most for part, most in LAUNCHES[case].items()), (case, step)

@@ -37,9 +37,7 @@ def ready_scripts() -> dict[str, str]:
             replace(_JOB, name="fedmef-scaling", nodes=2),
             "Scaling study over the allocation, one step a point",
             "CONFIG --ranks 1,2,4,8 --clients 100,1000 [--out DIR]\n#     [--predict 64,512,4096 --cluster "
-            "configs/clusters/FILE.yaml [--simulate]]; what was measured before a preemption stays.\n"
-            "# With runtime.backend=mpi the site's mpirun starts the ranks; module load its MPI before. "
-            "MPIRUN may add options to it.",
+            "configs/clusters/FILE.yaml [--simulate]]; what was measured before a preemption stays.",
             'finish "$PYTHON" -m fedmef_dist scale "$@"',
         ),
     }
