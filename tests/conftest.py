@@ -5,9 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from fedmef_dist.cluster.ending import SIGNALS
+
+# Triton asks when it is imported, which libraries do for tests of anything: without a GPU its kernels are interpreted.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # A busy machine makes single examples slow, which says nothing about the code.
 settings.register_profile("default", deadline=None)

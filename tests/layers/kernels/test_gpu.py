@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="needs triton, which torch's CUDA wheels bring: pip install triton")
 
 from device_on_cpu import take_the_cpu_for_a_device
