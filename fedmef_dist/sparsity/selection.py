@@ -27,10 +27,15 @@ def largest_of_each(
     parts: Sequence[Tensor], counts: Sequence[int], generator: np.random.Generator | None = None
 ) -> list[Tensor]:
     """:func:`largest` of one part after the other; the host waits at most once for a device that has them all."""
-    finite = [scores.nan_to_num(torch.inf, torch.inf, -torch.inf) for scores in parts]
-    if any(scores.device.type != "cpu" for scores in finite):
-        return _largest_on_device(finite, counts, generator)
-    return [_largest(scores, count, generator) for scores, count in zip(finite, counts, strict=True)]
+    if any(scores.device.type != "cpu" for scores in parts):
+        return _largest_on_device([_finite(scores) for scores in parts], counts, generator)
+    # One after the other, so that a single part is copied at a time.
+    return [_largest(_finite(scores), count, generator) for scores, count in zip(parts, counts, strict=True)]
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """A copy with infinity in the place of NaN."""
+    return scores.nan_to_num(torch.inf, torch.inf, -torch.inf)
 
 
 def _largest(scores: Tensor, count: int, generator: np.random.Generator | None) -> Tensor:
