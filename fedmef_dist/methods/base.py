@@ -191,8 +191,11 @@ class Method(ABC, Generic[SettingsT]):
         """Values (float32) at which the positions ``grown`` start; ``values`` is the state after pruning."""
         return values.new_zeros(grown.numel())
 
-    def metrics(self, plan: RoundPlan, values: Tensor) -> dict[str, float]:
-        """Metrics of a round, from its plan and the state (float32 (total,)) after aggregation."""
+    def metrics(self, plan: RoundPlan, values: Tensor) -> Mapping[str, float | Tensor]:
+        """Metrics of a round, from its plan and the state (float32 (total,)) after aggregation.
+
+        A number that the device computes is given as a 0-dim tensor, which is read when the round waits anyway.
+        """
         return {}
 
     def state(self) -> dict[str, Tensor]:

@@ -205,15 +205,15 @@ class FedMef(RandomStart[FedMefSettings]):
         """0, or with ``extrusion_target: mean`` the filter's mean, which leaves the network's function unchanged."""
         return self._deviation().centres(values)[grown]
 
-    def metrics(self, plan: RoundPlan, values: Tensor) -> dict[str, float]:
+    def metrics(self, plan: RoundPlan, values: Tensor) -> dict[str, Tensor]:
         """Norms of the marked weights' deviation before and after the round; ``extrusion/shrinkage`` is their ratio."""
         if plan.marked is None:
             return {}
         deviation = self._deviation()
         norms = [deviation.of(state)[plan.marked].norm() for state in (plan.values, values)]
-        old, new = torch.stack(norms).tolist()
+        old, new = torch.stack(norms).double()
         return {
             "extrusion/norm_before": old,
             "extrusion/norm_after": new,
-            "extrusion/shrinkage": new / old if old else 0.0,
+            "extrusion/shrinkage": torch.where(old == 0, 0.0, new / old),
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from fedmef_dist.base.transfer import fetched
 from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.cohort import Cohort, draw_cohort, total_weight
 from fedmef_dist.clients.passes import CudaRecorder
@@ -45,6 +46,9 @@ from fedmef_dist.tracking.tracker import Metrics
 from fedmef_dist.wire.messages import Messages
 
 _LOG = logging.getLogger(__name__)
+
+# Numbers that the device computes are tensors until the host has waited for it.
+_Unread = dict[str, float | int | str | Tensor]
 
 
 class Simulation:
@@ -247,7 +251,7 @@ class Simulation:
         phases, moved = Phases(), self.group.bytes_moved
         cohort = draw_cohort(self.population, self.config.federation, self.config.seed, self.round)
         plan, mask = self.method.plan(self.round, self.server.values), self.space.mask
-        metrics = self.observe_adjustment(plan, "before_extrusion")
+        unread: _Unread = {**self.observe_adjustment(plan, "before_extrusion")}
 
         with phases.measure("train"):
             total = self.local.train(cohort, plan, self.rate)
@@ -260,26 +264,29 @@ class Simulation:
             return None
         self.local.settle(cohort, result)
         with phases.measure("adjust"):
-            metrics |= self.update_server(plan, total, result)
-            metrics |= self.describe_mask(mask)
-            metrics |= self.accounting.round(cohort, plan, mask, self.totals, result.varied_bytes)
+            unread |= self.update_server(plan, total, result)
+            unread |= self.describe_mask(mask)
+            unread |= self.accounting.round(cohort, plan, mask, self.totals, result.varied_bytes)
         with phases.measure("eval"):
-            metrics |= self.evaluate_if_due()
-        metrics |= self.describe(cohort, result, phases)
+            unread |= self.evaluate_if_due()
+        unread |= self.describe(cohort, result, phases)
+        # The digest has waited for the device.
+        metrics = {name: value.item() if isinstance(value, Tensor) else value for name, value in unread.items()}
         metrics["cluster/reduce_bytes"] = self.group.bytes_moved - moved
         self.totals.last |= metrics
         return {"round": self.round, **metrics}
 
-    def update_server(self, plan: RoundPlan, total: CohortSum, result: RoundResult) -> Metrics:
+    def update_server(self, plan: RoundPlan, total: CohortSum, result: RoundResult) -> _Unread:
         """The average becomes the global state; an adjusting round swaps weights."""
-        metrics: Metrics = {"train/samples": result.samples}
+        metrics: _Unread = {"train/samples": result.samples}
         if result.values is None:
             return metrics
         metrics["train/loss"] = result.loss
         sums = total.collect(result.weight)
         self.server.update(plan, self._mean(plan, result.values, sums), sums, result.trained)
         metrics |= {f"cluster/{name}_exchange": exchange for name, exchange in total.exchanges.items()}
-        metrics |= self.method.metrics(plan, self.server.values)
+        own = self.method.metrics(plan, self.server.values)
+        metrics |= {name: fetched(value) if isinstance(value, Tensor) else value for name, value in own.items()}
         metrics |= self.observe_adjustment(plan, "after_extrusion")
         if plan.adjusts:
             for step in self.server.adjust(plan, sums):

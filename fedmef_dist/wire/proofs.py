@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmef_dist.base.transfer import fetched
+
 # A thread that is slower than the device holds it up before the host's memory fills.
 _MOST_WAITING = 8
 
@@ -29,7 +31,7 @@ class Proofs:
             check: raises where something is wrong.
             tensors: on a device; a tensor that is given twice is copied once.
         """
-        copies = {key: _copy(tensor) for key, tensor in {id(tensor): tensor for tensor in tensors}.items()}
+        copies = {key: fetched(tensor) for key, tensor in {id(tensor): tensor for tensor in tensors}.items()}
         there = _mark(tensors[0].device)
 
         def prove() -> None:
@@ -47,12 +49,6 @@ class Proofs:
         """Waits until everything is proved; raises what the first check that failed has raised."""
         while self._waiting:
             self._waiting.popleft().result()
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    """A copy on the host that is complete once the device has come to its mark."""
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
-    return copy.copy_(tensor, non_blocking=True)
 
 
 def _mark(device: torch.device) -> torch.cuda.Event | None:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
+from fedmef_dist.clients.plan import RoundPlan
 from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.fedmef import FORMS, FedMef, FedMefSettings
@@ -99,6 +100,8 @@ def test_shrinkage_is_the_ratio_of_the_marked_norms(example):
     found = method.metrics(plan, after)
     assert found["extrusion/shrinkage"] == pytest.approx(0.25)
     assert found["extrusion/norm_after"] == pytest.approx(0.25 * found["extrusion/norm_before"])
+    empty = RoundPlan(1, torch.zeros_like(after), marked=plan.marked)
+    assert method.metrics(empty, after)["extrusion/shrinkage"] == 0
 
 
 def normalised(target, seed=0, **settings):
