@@ -10,8 +10,11 @@ from hypothesis import settings
 
 from fedmef_dist.cluster.ending import SIGNALS
 
-# Triton asks when it is imported, which libraries do for tests of anything: without a GPU its kernels are interpreted.
-if not torch.cuda.is_available():
+if torch.cuda.is_available():
+    # As in a run: what tensor cores make of float32 is that of a CPU to three digits only.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+else:
+    # Triton asks when it is imported, which libraries do for tests of anything: its kernels are interpreted.
     os.environ["TRITON_INTERPRET"] = "1"
 
 # A busy machine makes single examples slow, which says nothing about the code.

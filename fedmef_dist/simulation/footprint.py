@@ -179,13 +179,14 @@ def modelled_step(
         UserError: model or density are not to be had.
     """
     kind = torch.bfloat16 if config.runtime.precision == "bf16" else torch.float32
-    model = build_network(config, setting, shape).to("meta", kind)
+    model = build_network(config, setting, shape).to("meta")
     dtype = torch.int64 if shape.is_text else kind
     size = (batch_size or config.federation.batch_size, *shape.sample)
     space = ParameterSpace(model, prunable_weights(model))
     counts = counts or _counts(config, setting, space)
     prune_like_weights(model, space, counts)
-    kept = model_activations(model, torch.empty(size, dtype=dtype, device="meta"))
+    # Only now, as the parameters in a space are float32.
+    kept = model_activations(model.to(kind), torch.empty(size, dtype=dtype, device="meta"))
     return kept, device_memory(space, counts, config.optimizer, kept)
 
 

@@ -278,5 +278,6 @@ def test_a_gpu_keeps_what_a_cpu_keeps(dtype):
     x = torch.randn(4, 8, 16, 16).relu().to(dtype, memory_format=torch.channels_last)
     for pruning in (Pruning(0.5), Pruning(0.9, per_sample=True), Pruning(0.3, storage=torch.float16)):
         on_cpu, on_gpu = keep(x, pruning), keep(x.cuda(), pruning)
-        assert torch.equal(on_gpu[0][0].cpu(), on_cpu[0][0])
+        bitmap = on_cpu[0][0]  # a GPU's goes on to the end of a block
+        assert torch.equal(on_gpu[0][0].cpu()[:, : bitmap.shape[1]], bitmap)
         assert torch.equal(restore(*on_gpu).cpu(), restore(*on_cpu))

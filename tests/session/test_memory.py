@@ -26,6 +26,16 @@ def test_it_is_told_once_where_they_stay(tmp_path):
     assert [row["round"] for row in rows if "memory/device_bytes" in row] == [1]
 
 
+def test_in_bfloat16_activations_take_about_half(tmp_path):
+    def bytes_of(precision):
+        config = tiny(
+            model={"name": "resnet8", "width": 0.5}, runtime={"precision": precision}, federation={"rounds": 1}
+        )
+        return simulate(config, alone(), tmp_path / precision, "auto").values["memory/activation_bytes"]
+
+    assert 0.5 < bytes_of("bf16") / bytes_of("fp32") < 0.6
+
+
 def test_a_lower_tier_needs_less_memory_of_activations_too_where_they_follow_its_weights(tmp_path):
     saved = {}
     for name in ("feddst", "sparsyfed"):

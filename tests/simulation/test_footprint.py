@@ -4,8 +4,17 @@ import pytest
 import torch
 from tiny import tiny
 
+from fedmef_dist.data.shapes import shape_of
 from fedmef_dist.report.memory import label, parts_of, report
-from fedmef_dist.simulation.footprint import Setting, as_json, compared_settings, measure, own_setting
+from fedmef_dist.simulation.footprint import (
+    Setting,
+    as_json,
+    compared_settings,
+    measure,
+    measure_settings,
+    own_setting,
+    random_batch,
+)
 
 CPU = torch.device("cpu")
 CONTRACT = {
@@ -42,6 +51,16 @@ def test_the_round_that_takes_most_has_the_gradient_where_a_method_reads_it(conf
     for ordinary, most in zip(footprints, measure(config, CPU, steps=1, every_round=True), strict=True):
         more = most.measured.peak_bytes - ordinary.measured.peak_bytes
         assert more == 0 if ordinary.setting.method in ("fedavg", "sparsyfed") else more > 0
+
+
+@pytest.mark.parametrize("method", ["fedmef", "fedavg"])
+def test_what_is_modelled_in_bfloat16_is_what_is_measured(method):
+    more = {"sap": {"prune_ratio": 0.7}} if method == "fedmef" else {}
+    config = tiny(model={"name": "resnet8"}, method={"name": method}, runtime={"precision": "bf16"}, **more)
+    shape = shape_of(config.data)
+    batch = random_batch(config, shape, CPU)
+    (found,) = measure_settings(config, shape, batch, [own_setting(config)], 1)
+    assert found.activations.bytes == pytest.approx(found.measured.activation_bytes, rel=0.02)
 
 
 NAMES = [
