@@ -5,6 +5,7 @@ process that is done, and it aborts where a thread is inside the store's C++ cod
 """
 
 import atexit
+import ctypes
 import os
 import signal
 import sys
@@ -60,9 +61,11 @@ def leave(status: int) -> NoReturn:
         # The only way to leave without the interpreter's end and still let others, such as W&B, close what they opened.
         atexit.unregister(_await)
         atexit._run_exitfuncs()
-        _finalize_mpi()
+        finalized = _finalize_mpi()
         lost = _flush() or lost
         status = status or lost
+        if finalized:
+            _exit_through_c(status)
     except BaseException:
         traceback.print_exc()
         status = status or FAULT
@@ -112,8 +115,20 @@ def _flush() -> int:
     return 0
 
 
-def _finalize_mpi() -> None:
-    """MPI's own end, without which mpirun takes the rank for a broken one."""
+def _finalize_mpi() -> bool:
+    """MPI's own end, without which mpirun takes the rank for a broken one; whether there was MPI to end."""
     mpi = sys.modules.get("mpi4py.MPI")
-    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+    if mpi is None or not mpi.Is_initialized():
+        return False
+    if not mpi.Is_finalized():
         mpi.Finalize()
+    return True
+
+
+def _exit_through_c(status: int) -> None:
+    """Ends the process by C's exit, and with what libraries of C do there.
+
+    Only there does MPICH tell mpirun that a rank has ended as it should. One that leaves without is taken for broken,
+    and who on its node has not left yet is killed with signal 9.
+    """
+    ctypes.CDLL(None).exit(status)

@@ -79,6 +79,33 @@ def test_the_process_ends_with_its_last_file(launchers, command, run_dir):
     assert end - last_file(run_dir) < 0.8
 
 
+SLOW_AT_THE_END = """
+import io, sys, time
+from mpi4py import MPI
+from fedmef_dist.cluster.ending import end_with
+
+class Slow(io.StringIO):
+    def flush(self):
+        if MPI.Is_finalized():
+            time.sleep(0.5)
+            print("whole", file=sys.stderr)
+
+if MPI.COMM_WORLD.rank:
+    sys.stdout = Slow()
+end_with(lambda: sys.exit(int(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("status", [0, 75])
+def test_who_ends_first_under_mpirun_does_not_end_the_others(launchers, tmp_path, status):
+    (tmp_path / "slow.py").write_text(SLOW_AT_THE_END)
+    with started([*launchers["mpirun"](3), tmp_path / "slow.py", status]) as process:
+        _, err = process.communicate(timeout=60)
+    assert "signal 9" not in err
+    assert err.count("whole") == 2
+    assert process.returncode == status
+
+
 def test_closed_output_changes_nothing(launchers, command, run_dir):
     reader, writer = os.pipe()
     os.close(reader)
