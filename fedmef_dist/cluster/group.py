@@ -169,6 +169,7 @@ def open_group(
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(choose_threads(settings, environ))
+    keep_freed_memory()
     try:
         device = choose_device(environment, settings)
         with (
@@ -178,6 +179,14 @@ def open_group(
             yield group
     finally:
         torch.set_num_threads(threads)
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep up to 64 MB that one step frees for the next, which else takes them anew, page by page.
+
+    It keeps twice the largest block of up to 32 MB that was ever freed (mallopt(3)): this one, to which nobody writes.
+    """
+    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 import json
 import os
+import platform
+import subprocess
 import sys
 
 import pytest
@@ -34,6 +36,26 @@ with open_group(detect(os.environ), RuntimeSettings(backend=sys.argv[1], timeout
         halves=halves.tolist(), scalars=scalars.tolist(), moved=group.bytes_moved)
     print(json.dumps(result) + "\\n", end="", flush=True)
 """
+
+FAULTS = """
+import resource
+import torch
+from fedmef_dist.cluster.group import keep_freed_memory
+
+keep_freed_memory()
+faults = []
+for step in range(20):
+    layers = [torch.ones(500_000) for layer in range(12)]
+    del layers
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[9])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator learns what to keep")
+def test_a_step_finds_the_memory_that_the_one_before_has_freed():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) < 400  # a step touches 5,900 pages
 
 
 @pytest.mark.cluster
