@@ -4,11 +4,13 @@ from pathlib import Path
 
 import data_files
 import pytest
+from tiny import alone
 
 import fedmef_dist
 from fedmef_dist.commands.plan import plan_command
 from fedmef_dist.data.sources import own_datasets
 from fedmef_dist.session.sweep import load_sweep
+from fedmef_dist.simulation.loop import Simulation
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 GRIDS = sorted((Path(__file__).parent.parent / "configs" / "sweeps").glob("*.yaml"))
@@ -72,3 +74,12 @@ def test_every_cell_of_a_grid_has_a_configuration(path):
     sweep = load_sweep(path)
     assert sweep.config.path.resolve() in [file.resolve() for file in FILES]
     assert [sweep.state(cell)[1] > 0 for cell in sweep.cells] == [True] * len(sweep.cells)
+
+
+@files([path for path in GRIDS if path.name.startswith("digits")])
+def test_cells_of_a_grid_can_begin(path):
+    """The first of each kind: what clients keep, say, is found to be there only when a run begins."""
+    sweep = load_sweep(path)
+    kinds = {tuple(sorted(key.partition("=")[0] for key in cell.overrides)): cell for cell in reversed(sweep.cells)}
+    for cell in kinds.values():
+        Simulation(sweep.config.with_overrides(cell.overrides)[0], alone()).start(rehearses=True)
