@@ -275,10 +275,9 @@ def precision(report: Report) -> None:
     """A FedAvg step of ResNet18 in fp32, with TF32, and under bf16 autocast."""
 
     def one(tf32: bool) -> float:
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-        return milliseconds(contestant("resnet18", *CASES["fedavg"], 64 if GPU else 4)[0])
+        with same_bits(DEVICE, tf32=tf32):
+            return milliseconds(contestant("resnet18", *CASES["fedavg"], 64 if GPU else 4)[0])
 
-    report.measure("fedavg resnet18, torch's default TF32 in cuDNN", lambda: torch.backends.cudnn.allow_tf32)
     for tf32 in (False, True):
         report.measure(f"fedavg resnet18 ms, tf32={tf32}", lambda tf32=tf32: one(tf32))
 
