@@ -168,7 +168,7 @@ def step_of(changes, device, recorder):
     passes = Passes(simulation.model, space, client.loss, None)
     batch = next(iter(simulation.own_batches(0, 1)))
     simulation.model.train()
-    rooms = [pruning.room for pruning in prunings(simulation.model)]
+    rooms = [pruning.room for pruning in prunings(simulation.model.modules())]
     for step in range(3):
         with without_waiting(rooms), recorder if step == 2 else nullcontext():
             passes.run(batch)

@@ -22,6 +22,7 @@ from fedmef_dist.data.batches import Batch
 from fedmef_dist.layers.activation_pruning import forget_thresholds, prunings
 from fedmef_dist.layers.kernels import on_host
 from fedmef_dist.layers.model_filters import ModelFilters
+from fedmef_dist.layers.random import RandomLayer
 from fedmef_dist.layers.room import overflowed, without_waiting
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.wire.traffic import Upload
@@ -53,6 +54,9 @@ class ClientReport:
 class Client:
     """Trains the clients of a rank one after another on one model.
 
+    Attributes:
+        draws: whether the model has layers that draw random numbers.
+
     Args:
         model: its parameters live in ``space``.
         space: the flat vector.
@@ -78,11 +82,14 @@ class Client:
         self.autocast = autocast
         self._filters = ModelFilters(model, space) if together else None
         self._passes = Passes(model, space, self.loss, recorder)
+        # Found once: to look through a small model takes as long as to train it for a while.
+        self._pruned = [module for module in model.modules() if prunings([module])]
+        self.draws = any(isinstance(module, RandomLayer) for module in model.modules())
 
     @property
     def may_lack_room(self) -> bool:
         """Whether :meth:`train` may raise OutOfRoomError."""
-        return not on_host(self.space.values) and any(pruning.packs for pruning in prunings(self.model))
+        return not on_host(self.space.values) and any(pruning.packs for pruning in prunings(self._pruned))
 
     def train(
         self,
@@ -126,7 +133,7 @@ class Client:
         """What :meth:`train` does, with a pause behind each step, in which other clients may train on other models."""
         watch = Stopwatch(self.space.values.device)
         mask, client, state = self.space.mask, client or LocalClient(), state or Keepsake()
-        rooms = [pruning.room for pruning in prunings(self.model)]
+        rooms = [pruning.room for pruning in prunings(self._pruned)]
         try:
             with self._passes.nothing_recorded() if waits else without_waiting(rooms):
                 packed, loss, uploads = yield from self._train(plan, batches, steps, rate, client, state)
@@ -160,8 +167,9 @@ class Client:
         space.load(plan.values)
         work.begin(client)
         state.enter(space)
-        self.model.train()
-        forget_thresholds(self.model)
+        if not self.model.training:
+            self.model.train()
+        forget_thresholds(self._pruned)
         optimizer = local_optimizer(space, self.optimizer, state.velocity)
         loss = yield from self._descend(optimizer, islice(batches, steps), steps, rate, plan)
         state.leave(space)

@@ -101,27 +101,33 @@ class MaskedSGD:
         Raises:
             RuntimeError: one pass brings a parameter two gradients, since two blocks that are computed again share it.
         """
-        space, waiting = self.space, set[Slice]()
+        space, waiting = self.space, set[str]()
 
         def update(parameter: Tensor, piece: Slice) -> None:
-            if piece not in waiting:
+            if piece.name not in waiting:
                 raise RuntimeError(f"{piece.name} is in two blocks that are computed again")
-            waiting.remove(piece)
+            waiting.remove(piece.name)
             gradient, parameter.grad = parameter.grad, None
             assert gradient is not None
             self._update_one(parameter, gradient, rate, piece)
 
-        def finish() -> None:
+        @torch.no_grad()
+        def rest() -> None:
             for piece, parameter in space.parameters:
-                if piece in waiting and self._moves_without_gradient:
+                if piece.name in waiting:
                     self._update_one(parameter, torch.zeros_like(parameter), rate, piece)
-            waiting.update(piece for piece, _ in space.parameters)
+
+        def finish() -> None:
+            if waiting and self._moves_without_gradient:
+                rest()
+            waiting.update(names)
             self.passes += 1
 
         space.release_gradient()
         self.passes += 1
         self._prepare_state()
-        waiting.update(piece for piece, _ in space.parameters)
+        names = [piece.name for piece, _ in space.parameters]
+        waiting.update(names)
         hooks = [
             parameter.register_post_accumulate_grad_hook(lambda parameter, piece=piece: update(parameter, piece))
             for piece, parameter in space.parameters
@@ -138,8 +144,8 @@ class MaskedSGD:
     def _moves_without_gradient(self) -> bool:
         return bool(self.settings.momentum or self.settings.weight_decay or self._origin is not None)
 
-    @torch.no_grad()
     def _update_one(self, parameter: Tensor, gradient: Tensor, rate: float | Tensor, piece: Slice) -> None:
+        """Moves one parameter; torch calls hooks without gradients."""
         self._with_pull(parameter, gradient, piece.view)
         if piece.stop <= self.space.n_prunable and not self.space.mask.is_full:
             gradient.mul_(piece.view(self.space.mask.active).view(torch.uint8))  # twice as fast as by bools

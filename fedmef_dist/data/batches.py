@@ -55,10 +55,11 @@ def client_batches(
     else:
         samples = _Crops(dataset, indices, augment, device)
     order_generator = torch_generator(seed, "order", round, client)
-    crop_generator = torch_generator(seed, "crop", round, client)
+    crop_generator = torch_generator(seed, "crop", round, client) if augment else None
     for _ in range(epochs):
         order = brought(torch.randperm(len(indices), generator=order_generator), device)
-        samples.draw(crop_generator)
+        if crop_generator is not None:
+            samples.draw(crop_generator)
         for rows in order.split(batch_size):
             yield samples.take(rows)
 
@@ -137,7 +138,7 @@ class _Crops:
         chosen = brought(torch.from_numpy(indices), dataset.train.images.device)
         images = _pixel_rows(dataset.train.images).index_select(0, chosen).to(device)
         self.dataset, self.labels = dataset, dataset.train.labels[chosen].to(device)
-        self.augment, self.shape = augment, images.shape
+        self.shape = images.shape
         self.border = dataset.pad if augment else 0
         self.mirrored = augment and dataset.flip
         images = torch.cat([images, images.flip(2)]) if self.mirrored else images
@@ -151,8 +152,6 @@ class _Crops:
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw each image's window and mirror for the coming epoch."""
-        if not self.augment:
-            return
         sample = torch.arange(self.shape[0])
         top, left = torch.randint(2 * self.border + 1, (2, len(sample)), generator=generator)
         if self.mirrored:

@@ -6,7 +6,7 @@ of input and bias need only the weight and stay exact.
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -122,15 +122,15 @@ def pruning_of(settings: SapSettings) -> Pruning:
     return Pruning(ratio, settings.scope == "sample", storage, settings.selection, packs=not ratio)
 
 
-def prunings(model: nn.Module) -> list[Pruning]:
-    """How the layers and blocks of a model keep their inputs."""
-    found = (getattr(module, name, None) for module in model.modules() for name in ("pruning", "block_pruning"))
+def prunings(modules: Iterable[nn.Module]) -> list[Pruning]:
+    """How layers and blocks keep their inputs; for those that do so in a form of their own."""
+    found = (getattr(module, name, None) for module in modules for name in ("pruning", "block_pruning"))
     return [pruning for pruning in found if isinstance(pruning, Pruning)]
 
 
-def forget_thresholds(model: nn.Module) -> None:
+def forget_thresholds(modules: Iterable[nn.Module]) -> None:
     """Lets no layer use what it learned from the client before."""
-    for pruning in prunings(model):
+    for pruning in prunings(modules):
         pruning.selector.forget()
 
 

@@ -113,7 +113,7 @@ class CandidateSelection:
     def _load(self, mask: Mask) -> None:
         self.space.load(self.preparation.values)
         self.space.set_mask(mask)
-        forget_thresholds(self.model)
+        forget_thresholds(self.model.modules())
 
     def _measure_all(self, client: int) -> Tensor:
         return torch.cat([self._measure(client, mask) for mask in self.masks])

@@ -135,7 +135,7 @@ class Static(Method[StaticSettings]):
         space, client = self.space, preparation.client
         space.load(preparation.values)
         normalise_by_batch(client.model)
-        forget_thresholds(client.model)
+        forget_thresholds(client.model.modules())
         space.begin_backward()
         samples = 0
         for batch in batches:

@@ -317,8 +317,9 @@ class LocalTraining:
             augment=self.config.data.augment,
             device=self.group.device,
         )
-        where = self.group.device if self.group.device.type == "cuda" else "cpu"
-        set_generator(client.model, torch_generator(seed, "layers", plan.round, who.number, device=where))
+        if client.draws:
+            where = self.group.device if self.group.device.type == "cuda" else "cpu"
+            set_generator(client.model, torch_generator(seed, "layers", plan.round, who.number, device=where))
         once = steps_per_epoch(len(indices), federation.batch_size)
         own, more = _parted(self.grace.heed(batches), epochs * once)
         steps = federation.local_epochs * once

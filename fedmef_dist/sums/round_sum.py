@@ -140,7 +140,7 @@ class RoundSum:
         if values.device.type != "cpu":
             values = torch.where(accepted, values, 0.0)
         if values.device.type != "cpu" or accepted:
-            self._buffer[self._values :] += self.fixed_point.encode(values, weight)
+            self._buffer[self._values :].add_(self.fixed_point.encode(values, weight))
         self._added.append(_Added(slot, torch.stack([accepted.double(), mean]), weight, samples, seconds))
         return accepted
 

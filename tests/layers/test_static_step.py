@@ -39,7 +39,7 @@ def test_nothing_in_a_step_asks_for_a_number(name, norm, sap, recompute):
         else:
             batch = torch.randn(4, *shape).contiguous(memory_format=torch.channels_last), torch.randint(10, (4,))
         for _ in range(2):
-            forget_thresholds(model)
+            forget_thresholds(model.modules())
             space.gradient.zero_()
             client.loss(batch).backward()
             sgd.step(0.1)
