@@ -4,7 +4,8 @@ The rule: a group is called by the values of its configuration that differ betwe
 "fedmef, density 0.05". Of a key only the last part is shown, unless two differing keys share it; of ``method.name``
 and other names only the value. The groups are called by their directories instead where no value differs, where the
 values do not tell all groups apart, or where the directories' names do and none is longer than the longest label
-made of values. Where neither tells all apart, the directories' whole paths do.
+made of values. What a sweep's directories all begin with, such as "density-0.03_", is left out. Where neither tells all
+apart, the directories' whole paths do.
 """
 
 import json
@@ -19,6 +20,7 @@ from fedmef_dist.report.runs import Run
 
 # At the end of a name a seed may stand as a mere number; between other parts only with its name.
 _SEED_INSIDE = re.compile(r"(^|[-_.])seed[-_=]?\d+(?=[-_.])")
+_SETTING = re.compile(r"[^-]+-[^_]+_")
 _SEED_AT_END = re.compile(r"[-_=/.]*(seed|s)?[-_=]*\d+$")
 
 
@@ -31,7 +33,7 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     directories = [_without_seed([run.path.resolve().name for run in runs]) for runs in groups]
     values = _differences([dict(flat(runs[0].experiment)) for runs in groups])
     if _unique(directories) and not (_unique(values) and _longest(values) < _longest(directories)):
-        return directories
+        return _without_common_settings(directories)
     return values if _unique(values) else [str(runs[0].path) for runs in groups]
 
 
@@ -50,6 +52,13 @@ def _without_seed(names: Sequence[str]) -> str:
         return name
     inside = _SEED_INSIDE.sub("", name).lstrip("-_.")
     return inside if inside != name else _SEED_AT_END.sub("", name) or name
+
+
+def _without_common_settings(names: Sequence[str]) -> list[str]:
+    """Without the settings, ``key-value_``, that all begin with. A key may hold ``_``, so one ends behind its value."""
+    while len(names) > 1 and (first := _SETTING.match(names[0])) and all(name.startswith(first[0]) for name in names):
+        names = [name.removeprefix(first[0]) for name in names]
+    return list(names)
 
 
 def _differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:

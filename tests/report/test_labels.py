@@ -44,6 +44,18 @@ def test_short_directory_names_stay(make_run):
     assert labels(make_run("alone-with-a-long-name")) == ["alone-with-a-long-name"]
 
 
+def test_settings_that_all_names_begin_with_are_left_out(make_run):
+    differing = [
+        {"method": {"first_mask": one, "criterion": one, "allocation": one}, "data": {"dataset": one}}
+        for one in ("even", "layer")
+    ]
+    names = [f"name-static_first_mask-{one}" for one in ("even", "layer")]
+    paths = [make_run(f"seed-0_density-0.03_{name}", settings=one) for name, one in zip(names, differing, strict=True)]
+    assert labels(*paths) == ["first_mask-even", "first_mask-layer"]
+    other = make_run("seed-0_density-0.1_form-balanced", settings={**differing[1], "seed": 3})
+    assert labels(paths[0], other) == [f"density-0.03_{names[0]}", "density-0.1_form-balanced"]
+
+
 def test_values_take_over_where_directories_share_a_name(make_run):
     assert labels(make_run("x/run", "fedmef"), make_run("y/run", "fedavg")) == ["fedmef", "fedavg"]
 
