@@ -125,7 +125,7 @@ def contestant(
     images = torch.randn(batch, 3, 32, 32, generator=generator).to(DEVICE, memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(DEVICE)
     passes = Passes(network, space, Client(network, space, OptimizerSettings(), autocast=False).loss, recorder)
-    rooms = [pruning.room for pruning in prunings(network)]
+    rooms = [pruning.room for pruning in prunings(network.modules())]
 
     def step() -> None:
         with without_waiting(rooms):

@@ -233,7 +233,7 @@ def faithfulness(found: list[Contestant], dense: Contestant, options: argparse.N
     asked = [next(source) for _ in range(5)]
     exact = [weight_gradient(dense, values, batch) for batch in asked]
     for one in found:
-        forget_thresholds(one.model)
+        forget_thresholds(one.model.modules())
         with counting() as counts:
             pruned = [weight_gradient(one, values, batch) for batch in asked]
         deviation = max((abs(kept / wanted - 1) for kept, wanted in counts if wanted), default=0.0)

@@ -33,3 +33,4 @@ def test_the_workloads_of_a_round_are_valid(monkeypatch):
     module = loaded(BENCHMARKS / "round.py", monkeypatch)
     for name, workload in module.WORKLOADS.items():
         parse_config(module.COMMON | workload, name)
+        parse_config(module.COMMON | workload | module.BESIDE.get(name, {}), name)
