@@ -19,7 +19,7 @@ from fedmef_dist.base.notices import tell
 from fedmef_dist.base.streams import open_standard_streams
 from fedmef_dist.base.version import VERSION
 from fedmef_dist.cluster.ending import FAULT, INTERRUPTED, give_up_output
-from fedmef_dist.cluster.environment import detect
+from fedmef_dist.cluster.environment import MOST_RANKS, MOST_RANKS_OF_A_NODE, detect
 
 _ALLOW_PLUGINS = "import and run the code that the run directory names, such as a model of your own"
 # Typer shows mistakes on the command line in a box of many lines and does not export their class.
@@ -87,7 +87,7 @@ def run(
 def plan(
     config: ConfigPath,
     overrides: Overrides = None,
-    ranks: Annotated[int, typer.Option(min=1, help="ranks that would share the clients")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="ranks that would share the clients")] = 1,
     out: Annotated[
         Path | None, typer.Option(callback=_plain, metavar="FILE.png", help="also draw the partition")
     ] = None,
@@ -275,7 +275,9 @@ def sweep(
     overrides: Overrides = None,
     cell: Annotated[int | None, typer.Option(help="run only this cell, counted from 0; under any launcher")] = None,
     show: Annotated[bool, typer.Option("--list", help="show the cells and how far they are; run nothing")] = False,
-    ranks: Annotated[int, typer.Option(min=1, help="ranks on this machine that run each cell")] = 1,
+    ranks: Annotated[
+        int, typer.Option(min=1, max=MOST_RANKS_OF_A_NODE, help="ranks on this machine that run each cell")
+    ] = 1,
 ) -> None:
     """Run every cell of a grid, one after another; finished ones are skipped, half-done ones go on."""
     from fedmef_dist.session.sweep import load_sweep, run_cell, run_sweep, show_cells
@@ -369,7 +371,7 @@ def lone_rank(
     config: ConfigPath,
     overrides: Overrides = None,
     rank: Annotated[int, typer.Option(min=0, help="which one this is")] = 17,
-    ranks: Annotated[int, typer.Option(min=1, help="of how many")] = 4096,
+    ranks: Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="of how many")] = 4096,
     ranks_per_node: Annotated[int, typer.Option(min=1, help="of which share a node")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="to be played")] = 4,
     out: Annotated[Path, typer.Option(callback=_plain, help="the file that is written")] = Path("lone-rank.json"),

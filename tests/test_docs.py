@@ -132,6 +132,7 @@ def small(monkeypatch):
         return original(self, [*overrides, *SMALL, *QUIET])
 
     monkeypatch.setattr(ConfigFile, "with_overrides", shortened)
+    monkeypatch.setenv("WANDB_RUN_GROUP", "docs")  # which a cell of a sweep sets where it is not set
     monkeypatch.setattr("fedmef_dist.session.sweep.run_ranks", lambda arguments, ranks: typed(arguments))
 
 

@@ -20,7 +20,7 @@ def read_tree_file(path: Path, what: str) -> dict[str, Any]:
     """
     folder, name = os.path.split(os.path.realpath(path))
     try:
-        return read_tree(read_regular(Path(folder), name, _LARGEST).decode(), str(path))
+        return read_tree(read_regular(Path(folder), name, _LARGEST).decode(), str(path), what)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(f"cannot read the {what}: {reason}", where=str(path), mend=_another(path)) from None
@@ -35,13 +35,17 @@ def _another(path: Path) -> str:
     return "give a YAML file; `fedmef-dist init` writes a folder of them to start from"
 
 
-def read_tree(text: str, where: str) -> dict[str, Any]:
-    """A YAML mapping; empty text is an empty one. Raises UserError where the text is none."""
+def read_tree(text: str, where: str, what: str = "configuration") -> dict[str, Any]:
+    """A YAML mapping; empty text is an empty one. Raises UserError, which calls it ``what``, where the text is none."""
     tree = parse_yaml(text, where)
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError("a configuration is a mapping of sections", where=where, mend="see configs/quickstart.yaml")
+        raise UserError(
+            f"a {what} is a mapping of keys, and this is a {'list' if isinstance(tree, list) else 'single value'}",
+            where=where,
+            mend="write `key: value` lines; `fedmef-dist init` writes files to start from",
+        )
     return tree
 
 

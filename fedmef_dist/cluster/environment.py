@@ -13,6 +13,8 @@ from fedmef_dist.cluster.slurm import expand_hosts, expand_tasks
 
 # Below the range from which kernels take ephemeral ports (32768 on Linux), above what services use.
 _FIRST_PORT, _PORTS = 15000, 17000
+# More are a slip of the hand: no machine starts so many processes of PyTorch, and no cluster has so many processors.
+MOST_RANKS_OF_A_NODE, MOST_RANKS = 1024, 2**20
 
 
 @dataclass(frozen=True)

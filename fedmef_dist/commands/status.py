@@ -9,6 +9,7 @@ from shutil import get_terminal_size
 from typing import Any
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.text import printable
 from fedmef_dist.report.units import DASH, duration, percent
 from fedmef_dist.runs.state import RunStatus, statuses
 from fedmef_dist.runs.verify import verify
@@ -100,8 +101,3 @@ def _object(known: RunStatus, verified: bool) -> dict[str, Any]:
         "owner": known.owner.model_dump(exclude={"token"}) if known.owner is not None else None,
         "verified": verified and known.name != "damaged",
     }
-
-
-def printable(text: str) -> str:
-    """The text without anything that a terminal obeys: control characters become the escapes that Python writes."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -36,13 +36,15 @@ def groups_along(groups: Sequence[RunGroup], key: str) -> Along:
     """Orders the groups by their value of ``key``, which may be given by its last part where only one key ends so.
 
     Groups whose configurations have the same section ``method``, but for the key itself, are one contestant; what else
-    differs belongs to the values. Raises UserError where no or several keys are meant, a group lacks the key, all have
-    the same value, or a contestant has two groups at one value.
+    differs belongs to the values. Raises UserError where no or several keys are meant, a group lacks the key or is one
+    over its values, all have the same value, or a contestant has two groups at one value.
     """
     settings = [dict(flat(group.runs[0].config)) for group in groups]
     whole = _whole_key(settings, key)
     if lacking := [group.label for group, found in zip(groups, settings, strict=True) if whole not in found]:
         raise _wrong(f"{lacking[0]} has no {whole}", "leave such runs out")
+    if whole not in dict(flat(groups[0].runs[0].experiment)):
+        raise _wrong(f"runs that differ in {whole} alone are averaged", "give a key that changes what a run does")
     values = [found[whole] for found in settings]
     texts = list(dict.fromkeys(_text(value) for value in _ordered(values)))
     if len(texts) < 2:

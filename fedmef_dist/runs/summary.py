@@ -41,7 +41,7 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
     try:
         tree = _TREE.validate_json(read_regular(run_dir, SUMMARY, _LARGEST))
         check_numbers(tree)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UserError(f"{SUMMARY} cannot be read: {error.strerror}", where=str(where), mend=_MEND) from None

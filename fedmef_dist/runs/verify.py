@@ -43,9 +43,9 @@ def configuration(run_dir: Path) -> dict[str, Any]:
     try:
         return read_configuration(run_dir)
     except FileNotFoundError:
-        raise UserError(
-            f"there is no {CONFIG} in {run_dir}", mend="give a directory that fedmef-dist run has made"
-        ) from None
+        inside = next(run_dir.glob(f"*/{CONFIG}"), None)
+        mend = f"give the runs in it: {run_dir}/*" if inside else "give a directory that fedmef-dist run has made"
+        raise UserError(f"there is no {CONFIG} in {run_dir}", mend=mend) from None
 
 
 def rounds_to_do(run_dir: Path, tree: Mapping[str, Any]) -> int:

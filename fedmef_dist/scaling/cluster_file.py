@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.explanation import explain, known_keys
 from fedmef_dist.base.settings import Settings
-from fedmef_dist.base.strict_yaml import parse_yaml
+from fedmef_dist.base.trees import read_tree_file
 from fedmef_dist.cluster.collective_costs import Backend, Link, Network
+from fedmef_dist.cluster.environment import MOST_RANKS_OF_A_NODE
 
 _TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _RATES = {"B/s": 1.0, "kB/s": 1e3, "MB/s": 1e6, "GB/s": 1e9, "Mbit/s": 1e6 / 8, "Gbit/s": 1e9 / 8}
@@ -57,7 +57,7 @@ class Cluster(Settings):
 
     name: str = Field(min_length=1, max_length=80)
     nodes: int = Field(ge=1, le=10**6)
-    ranks_per_node: int = Field(ge=1, le=1024)
+    ranks_per_node: int = Field(ge=1, le=MOST_RANKS_OF_A_NODE)
     speed: float = Field(1.0, gt=0, le=10**6)
     seconds_per_sample: float | None = Field(None, gt=0, le=10**6)
     inside: LinkSettings
@@ -77,16 +77,7 @@ class Cluster(Settings):
 
 def load_cluster(path: Path) -> Cluster:
     """The cluster that a file describes. Raises UserError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UserError(
-            f"it cannot be read: {reason}", where=f"--cluster {path}", mend="name a readable file"
-        ) from None
-    tree = parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise UserError("not a mapping of keys", where=str(path), mend="see configs/clusters/ for examples")
+    tree = read_tree_file(path, "cluster file")
     try:
         return Cluster.model_validate(tree)
     except ValidationError as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.cluster.environment import detect
+from fedmef_dist.cluster.environment import MOST_RANKS_OF_A_NODE, detect
 from fedmef_dist.cluster.local_ranks import run_ranks, wait_for
 from fedmef_dist.cluster.slurm import expand_hosts, expand_tasks
 
@@ -41,6 +41,12 @@ class LaunchSite:
 
     def check(self, ranks: int) -> None:
         """Raises UserError where there is no room for so many ranks."""
+        if self.tasks_per_node is None and ranks > MOST_RANKS_OF_A_NODE:
+            raise UserError(
+                f"one machine starts {MOST_RANKS_OF_A_NODE:,} ranks at the most, not {ranks:,}",
+                where="--ranks",
+                mend="measure few ranks here, and predict many: --predict",
+            )
         if self.tasks_per_node is not None and ranks > sum(self.tasks_per_node):
             raise UserError(
                 f"there are {sum(self.tasks_per_node)} tasks on {len(self.tasks_per_node)} nodes, not {ranks}",

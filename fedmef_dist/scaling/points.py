@@ -1,5 +1,6 @@
 """What a scaling study measures: its points, and the runs that they are."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -82,6 +83,8 @@ def plan_study(config: Config, ranks: Sequence[int], clients: Sequence[int]) -> 
 def parse_numbers(text: str, option: str) -> list[int]:
     """Ascending numbers of a list such as "1,2,4". Raises UserError where it is none."""
     words = [word.strip() for word in text.split(",") if word.strip()]
-    if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise UserError(f"{text!r} is not a list of numbers", where=option, mend=f"write for example {option} 1,2,4")
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,11}", word) for word in words):
+        raise UserError(
+            f"{text[:80]!r} is not a list of numbers", where=option, mend=f"write for example {option} 1,2,4"
+        )
     return sorted({int(word) for word in words})

@@ -4,7 +4,8 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from fedmef_dist.base.atomic import write_json, write_text
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.version import VERSION
+from fedmef_dist.cluster.environment import MOST_RANKS
 from fedmef_dist.cluster.group import STOPPED_EARLY
 from fedmef_dist.cluster.interruption import Interruption, listening
 from fedmef_dist.cluster.symptoms import processor_name
@@ -76,6 +78,12 @@ class Outlook:
         cluster = None if self.cluster is None else load_cluster(self.cluster)
         if cluster is not None and not self.ranks:
             numbers = [number for number in numbers if number <= cluster.most_ranks] or [cluster.most_ranks]
+        if max(numbers) > MOST_RANKS:
+            raise UserError(
+                f"no more than {MOST_RANKS:,} ranks are predicted, not {max(numbers):,}",
+                where="--predict",
+                mend="predict fewer",
+            )
         if cluster is not None and max(numbers) > cluster.most_ranks:
             raise UserError(
                 f"the cluster has {cluster.most_ranks:,} ranks, not {max(numbers):,}",
@@ -100,7 +108,7 @@ def scale(
 
     Raises:
         UserError: the configuration, a list of numbers or the cluster does not fit, there are too few tasks or clients,
-            or the simulator or mpirun that is asked for is not there.
+            the simulator or mpirun that is asked for is not there, or ``out`` cannot be written.
         SystemExit: a run failed, or a signal stopped it.
     """
     config = load_config(path, overrides)
@@ -116,6 +124,8 @@ def scale(
     for point in study.points:
         load_config(path, [*overrides, *point.overrides(rounds)])  # wrong before the first run is better than after it
     directory = out or Path("runs") / f"{config.name}-scaling"
+    with _writing_to(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     with listening(ends_process=True) as interruption:
         probes = measure_network(place, path, overrides, numbers, directory / "network")
         results = _measure_all(place, path, overrides, study, rounds, repeats, directory, interruption)
@@ -137,15 +147,26 @@ def scale(
         *([_lone_rank(lone, found, predictor)] if lone is not None else []),
     ]
     files = ["scaling.md", "scaling.csv", "cost_model.json", "timeline.json"]
-    write_text(directory / "scaling.md", "\n\n".join(sections) + "\n")
-    write_text(directory / "scaling.csv", comma_separated(results))
-    write_json(directory / "cost_model.json", _finite(asdict(found.model)))
-    _write_timeline(study.strong[-1], directory)
-    files += [plot.name for plot in save_plots(study, results, directory)]
-    plots = save_prediction_plots(predictor, study.strong[0].cohort, predicted, simulated, directory)
+    with _writing_to(directory):
+        write_text(directory / "scaling.md", "\n\n".join(sections) + "\n")
+        write_text(directory / "scaling.csv", comma_separated(results))
+        write_json(directory / "cost_model.json", _finite(asdict(found.model)))
+        _write_timeline(study.strong[-1], directory)
+        plots = save_plots(study, results, directory)
+        plots += save_prediction_plots(predictor, study.strong[0].cohort, predicted, simulated, directory)
     print("\n\n".join(sections))
     for name in [*files, *(plot.name for plot in plots)]:
         print(directory / name)
+
+
+@contextmanager
+def _writing_to(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the study cannot be written: {error.strerror}", where=str(directory), mend="choose another --out"
+        ) from error
 
 
 def _simulate(predictor: Predictor, study: Study, ranks: Sequence[int], directory: Path) -> list[Simulated]:

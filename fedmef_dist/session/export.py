@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedmef_dist.base.atomic import sync_directory
+from fedmef_dist.base.atomic import write_bytes
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import Config
 from fedmef_dist.data.batches import evaluation_batches
@@ -65,13 +65,9 @@ def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) ->
 
     # The tensors of a parameter space are views of one storage, convolutions channels_last.
     data = save({name: tensor.contiguous().clone() for name, tensor in state.items()}, metadata)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(data)
-        partial.replace(path)
-        sync_directory(path.parent)
+        write_bytes(path, data)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"cannot write the file: {error.strerror}", where=str(path), mend="choose another --out"
         ) from None

@@ -5,7 +5,6 @@ import pytest
 from run_dirs import TREE, configured, finished, run_rounds
 
 from fedmef_dist.cli import main
-from fedmef_dist.commands.status import printable
 
 
 @pytest.fixture
@@ -82,4 +81,3 @@ def test_nothing_that_a_terminal_obeys_is_printed(command, tmp_path):
     _, out, _ = command("status", run_dir)
     assert "\x1b" not in out
     assert "a\\x1b[31mb\\nc: finished" in out
-    assert printable("é\u202e\t") == "é\\u202e\\t"

@@ -120,6 +120,9 @@ def test_what_cannot_be_laid_along_a_key_is_refused(make_run):
     twin = make_run("twin", "static", settings={"federation": {"local_epochs": 1, "clients": 3}})
     with pytest.raises(UserError, match=r"have the same method and the same federation\.local_epochs"):
         groups_along(groups(one, two, twin), "local_epochs")
+    for key in ("seed", "name"):
+        with pytest.raises(UserError, match=f"runs that differ in {key} alone are averaged"):
+            groups_along(groups(one, two), key)
     named = [make_run(name, settings={"a": {"kind": name}, "b": {"kind": "z"}}) for name in "xy"]
     with pytest.raises(UserError, match="several keys end in kind"):
         groups_along(groups(*named), "kind")

@@ -174,6 +174,11 @@ def test_a_damaged_run(tmp_path, name, content, what):
     assert what in found.detail
 
 
+def test_a_folder_of_runs_is_none_and_names_them(tmp_path):
+    finished(tmp_path / "one")
+    assert status(tmp_path).mend == f"give the runs in it: {tmp_path}/*"
+
+
 @pytest.mark.parametrize("name", ["owner.json", "config.yaml", "summary.json", "metrics.jsonl"])
 def test_a_fifo_is_damage_and_nobody_waits_for_it(tmp_path, name):
     run_dir = finished(tmp_path)

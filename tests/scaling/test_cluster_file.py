@@ -47,7 +47,7 @@ def test_the_described_clusters_are_read(path):
         ("backend:", "backends:", r"unknown key backends \(and 1 more keys\)\nwhere: .*\nmend: did you mean backend"),
         ("nodes: 4\n", "", "nodes: is missing"),
         ("latency: 2us, ", "", "between.latency: is missing"),
-        (TEXT, "- 1\n", "not a mapping of keys"),
+        (TEXT, "- 1\n", "a cluster file is a mapping of keys, and this is a list"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, old, new, message):
@@ -56,5 +56,5 @@ def test_what_does_not_fit_is_named(tmp_path, old, new, message):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match="it cannot be read: No such file"):
+    with pytest.raises(UserError, match="cannot read the cluster file: No such file"):
         load_cluster(tmp_path / "none.yaml")

@@ -62,12 +62,29 @@ def test_a_signal_that_comes_as_a_run_ends_stops_the_study_behind_it(config, tmp
 
 @pytest.mark.parametrize(
     ("ranks", "clients", "message"),
-    [("", "", "no number of ranks"), ("a", "", "--ranks"), ("1", "x", "--clients"), ("1,11", "", "needs 22 clients")],
+    [
+        ("", "", "no number of ranks"),
+        ("a", "", "--ranks"),
+        ("1", "x", "--clients"),
+        ("1,11", "", "needs 22 clients"),
+        ("1025", "", "one machine starts 1,024 ranks at the most, not 1,025"),
+    ],
 )
 def test_wrong_input_is_refused_before_anything_runs(config, tmp_path, ranks, clients, message):
     with pytest.raises(UserError, match=message):
         scale(config, [], ranks, clients, 1, 1, tmp_path / "out", Outlook())
     assert not (tmp_path / "out").exists()
+
+
+def test_more_ranks_than_any_cluster_has_are_not_predicted(config, tmp_path):
+    with pytest.raises(UserError, match=r"no more than 1,048,576 ranks are predicted, not 99,999,999,999"):
+        scale(config, [], "1", "", 1, 1, tmp_path / "out", Outlook("99999999999"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(config, tmp_path):
+    with pytest.raises(UserError, match="the study cannot be written: Not a directory"):
+        scale(config, [], "1", "", 1, 1, config / "out", Outlook())
 
 
 def test_a_wrong_configuration_is_refused_before_anything_runs(config, tmp_path):

@@ -56,6 +56,15 @@ def test_a_round_that_was_not_kept_is_named_with_those_that_were(finished, tmp_p
         assert "2, 4" in caught.value.mend
 
 
+def test_an_export_that_cannot_be_written_is_refused(finished, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for place in ("file/x", "missing/x", "folder"):
+        with pytest.raises(UserError, match="cannot write the file"):
+            export(finished.path, tmp_path / place)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
+
+
 def test_an_earlier_round_is_exported(finished, tmp_path):
     for number in (2, 4):
         export(finished.path, tmp_path / f"{number}.safetensors", number)

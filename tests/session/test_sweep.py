@@ -135,6 +135,9 @@ def test_a_grid_that_is_none_is_refused(write, text, problem):
 
 
 def test_a_missing_grid_file_is_refused(tmp_path):
+    (tmp_path / "list.yaml").write_text("- config: config.yaml\n  runs: r\n")
+    with pytest.raises(UserError, match="a grid is a mapping of keys, and this is a list"):
+        load_sweep(tmp_path / "list.yaml")
     with pytest.raises(UserError, match="cannot read the grid: No such file"):
         load_sweep(tmp_path / "none.yaml")
 
