@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch._prims_common import suggest_memory_format
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
@@ -182,7 +181,7 @@ def _keep_largest(x: Tensor, pruning: Pruning) -> Saved:
 
 
 def _keep_nonzero(x: Tensor, pruning: Pruning) -> Saved:
-    order = suggest_memory_format(x) == torch.channels_last
+    order = bits.means_channels_last(x)
     rows = bits.flatten(x.detach(), order).view(1, -1)
     packed = pack_nonzero(rows, packed_limit(x, pruning), pruning.room)
     if packed is None:

@@ -7,7 +7,6 @@ within a byte.
 import numpy as np
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from fedmef_dist.layers.kernels import on_host
 
@@ -17,11 +16,24 @@ def is_channels_last(tensor: Tensor) -> bool:
 
     Where both orders are one, as with one pixel or one channel, the strides tell which is meant, as they tell torch.
     """
-    return (
-        tensor.dim() == 4
-        and tensor.is_contiguous(memory_format=torch.channels_last)
-        and suggest_memory_format(tensor) == torch.channels_last
-    )
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and means_channels_last(tensor)
+
+
+def means_channels_last(tensor: Tensor) -> bool:
+    """Whether torch takes the tensor as channels_last: 4 dimensions, of which the strides grow in that order.
+
+    As torch's own ``suggest_memory_format``, which in Python takes as long as a small layer.
+    """
+    if tensor.dim() != 4 or tensor.layout != torch.strided:
+        return False
+    shape, stride, least = tensor.shape, tensor.stride(), 0
+    if stride[1] == 0:
+        return False
+    for at in (1, 3, 2, 0):
+        if shape[at] == 0 or stride[at] < least or (at == 0 and least == stride[1]):
+            return False
+        least = stride[at] * shape[at]
+    return True
 
 
 def flatten(tensor: Tensor, channels_last: bool | None = None) -> Tensor:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._prims_common import suggest_memory_format
 
 from fedmef_dist.layers import bits
 
@@ -41,3 +42,9 @@ def test_where_both_orders_are_one_the_strides_tell_which_is_meant():
     x = torch.randn(2, 4, 1, 1)
     assert not bits.is_channels_last(x)
     assert bits.is_channels_last(x.contiguous(memory_format=torch.channels_last).to(memory_format=torch.channels_last))
+
+
+@given(st.lists(st.integers(0, 4), min_size=4, max_size=4), st.lists(st.integers(0, 12), min_size=4, max_size=4))
+def test_any_strides_mean_what_torch_takes_them_for(shape, strides):
+    tensor = torch.empty(4 * 3 * 12 + 1).as_strided(shape, strides)
+    assert bits.means_channels_last(tensor) == (suggest_memory_format(tensor) == torch.channels_last)

@@ -58,9 +58,12 @@ def _active(mask: Tensor | None, theta: Tensor) -> Tensor:
 def _by_rows(loop: Callable[..., None], matrix: Tensor, *others: Tensor) -> None:
     """Calls the loop on about equal parts of the rows, one a thread, in eights."""
     loops.prepare()
+    arrays, threads = [tensor.detach().numpy() for tensor in (matrix, *others)], threads_for(matrix.numel())
+    if threads == 1:
+        loop(*arrays)
+        return
     rows = len(matrix)
-    size = 8 * ceil(rows / (8 * threads_for(matrix.numel())))
-    arrays = [tensor.detach().numpy() for tensor in (matrix, *others)]
+    size = 8 * ceil(rows / (8 * threads))
 
     def work(some: slice) -> None:
         loop(*(array[some] if len(array) == rows else array for array in arrays))
