@@ -238,12 +238,10 @@ class _InLoops(NamedTuple):
     @classmethod
     def of(cls, rows: Tensor, gain: Tensor, mask: Tensor | None, normaliser: Normaliser, count: Tensor) -> "_InLoops":
         """Of a weight's rows (O, n), their mask, and the number of each filter's active weights, (O, 1)."""
-        from fedmef_dist.layers.kernels.cpu_filters import sum_squares  # needs numba
+        from fedmef_dist.layers.kernels.cpu_filters import measure  # needs numba
 
-        full = count > 1
-        inverse = _inverse(count, full, normaliser)
-        mean = rows.sum(1, keepdim=True) * inverse
-        return cls(rows, mask, mean, inverse, *_scaled(sum_squares(rows, mask, mean), full, normaliser), gain)
+        found = measure(rows, mask, count, normaliser.gamma, EPSILON, centre=normaliser.centre)
+        return cls(rows, mask, *found, gain)
 
     def weight(self) -> Tensor:
         """The weight that acts, (O, n)."""

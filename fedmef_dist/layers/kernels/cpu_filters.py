@@ -7,6 +7,7 @@ said of each filter is (O, 1). A filter's deviations are theta - mean on its act
 from collections.abc import Callable
 from math import ceil
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,11 +15,24 @@ from fedmef_dist.layers.kernels import filter_loops as loops
 from fedmef_dist.layers.kernels.cpu import by_threads, threads_for
 
 
-def sum_squares(theta: Tensor, mask: Tensor | None, mean: Tensor) -> Tensor:
-    """The sum of each filter's squared deviations, (O, 1)."""
-    squares = torch.empty_like(mean)
-    _by_rows(loops.sum_squares, theta, _active(mask, theta), mean, squares)
-    return squares
+def measure(
+    theta: Tensor, mask: Tensor | None, count: Tensor, gamma: float, epsilon: float, *, centre: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each filter's mean, inverse count, scale and squares, all (O, 1), as :class:`.filters.Filters` has them.
+
+    Args:
+        theta: see above.
+        mask: see above.
+        count: (O, 1), active weights.
+        gamma: constant of the normalisation.
+        epsilon: constant of the normalisation.
+        centre: whether the mean is subtracted; else it is 0.
+    """
+    sums = theta.sum(1, keepdim=True)
+    mean, inverse_count, scale, squares = found = sums.new_empty(4, *sums.shape).unbind()
+    constants = np.float32(gamma), np.float32(epsilon), centre
+    _by_rows(lambda *arrays: loops.measure(*arrays, *constants), theta, _active(mask, theta), sums, count, *found)
+    return mean, inverse_count, scale, squares
 
 
 def sum_products(grad: Tensor, theta: Tensor, mask: Tensor | None, mean: Tensor) -> tuple[Tensor, Tensor]:

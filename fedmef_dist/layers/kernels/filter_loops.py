@@ -17,16 +17,58 @@ _NUMBER = np.float32
 @cache
 def prepare() -> None:
     """Compiles the loops, or loads what an earlier process has compiled."""
-    fill_cache(sum_squares, "filters", _call_all)
+    fill_cache(measure, "filters", _call_all)
 
 
 def _call_all() -> None:
     rows, mask, numbers = np.ones((1, 9), np.float32), np.ones((1, 9), np.uint8), np.ones((1, 1), np.float32)
-    sum_squares(rows, mask, numbers, numbers.copy())
+    measure(rows, mask, numbers, numbers, *(numbers.copy() for _ in range(4)), _NUMBER(1), _NUMBER(1), True)
     sum_products(rows, rows, mask, numbers, numbers.copy(), numbers.copy())
     weigh(rows, mask, numbers, numbers, rows.copy())
     shift(rows.copy(), rows, mask, numbers, numbers, numbers, numbers)
     sum_channels(rows, np.zeros(9, np.float32))
+
+
+@compiled
+def measure(
+    theta: np.ndarray,
+    mask: np.ndarray,
+    sums: np.ndarray,
+    count: np.ndarray,
+    mean: np.ndarray,
+    inverse_count: np.ndarray,
+    scale: np.ndarray,
+    squares: np.ndarray,
+    gamma: np.float32,
+    epsilon: np.float32,
+    centre: bool,
+) -> None:
+    """What the normalisation knows of every filter: ``Filters`` says what the last four are.
+
+    Args:
+        theta: float32 (O, n).
+        mask: uint8 (O, n), or (1, n) for all filters.
+        sums: float32 (O, 1), of theta.
+        count: float32 (O, 1), active weights.
+        mean: float32 (O, 1); gets what is subtracted.
+        inverse_count: float32 (O, 1); gets the result, as the next two do.
+        scale: float32 (O, 1).
+        squares: float32 (O, 1).
+        gamma: constant of the normalisation.
+        epsilon: constant of the normalisation.
+        centre: whether the mean is subtracted.
+    """
+    one = _NUMBER(1)
+    for row in range(theta.shape[0]):
+        inverse_count[row, 0] = one / count[row, 0] if centre and count[row, 0] > one else _NUMBER(0)
+        mean[row, 0] = sums[row, 0] * inverse_count[row, 0]
+    sum_squares(theta, mask, mean, squares)
+    for row in range(theta.shape[0]):
+        found, is_full = squares[row, 0], count[row, 0] > one
+        least = epsilon if found < epsilon else found  # which is NaN if that is
+        scale[row, 0] = gamma * (one / np.sqrt(least)) if is_full else one
+        if not (is_full and found > epsilon):
+            squares[row, 0] = np.inf
 
 
 @compiled
