@@ -144,6 +144,10 @@ class Method(ABC, Generic[SettingsT]):
         May also change ``preparation.values``, the state of the first round.
         """
 
+    def caution(self) -> str | None:
+        """What the user should know of the mask that the run begins with, as one line; None: nothing."""
+        return None
+
     def plan(self, round: int, values: Tensor) -> RoundPlan:
         """The plan of a round (from 1), given the broadcast state ``values`` (float32 (total,)). Remembers nothing."""
         return RoundPlan(round, values)

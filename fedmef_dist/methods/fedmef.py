@@ -26,6 +26,7 @@ from fedmef_dist.methods.swapping import (
 )
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.sparsity.filter_swaps import (
+    FEWEST,
     count_in_filters,
     filter_swap_counts,
     random_inactive_in_filters,
@@ -124,6 +125,15 @@ class FedMef(RandomStart[FedMefSettings]):
     def __init__(self, settings: FedMefSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.schedule = settings.schedule()
+
+    def caution(self) -> str | None:
+        """That nothing can move, where filters are so thin that all they have must stay."""
+        if self.settings.swap == "layer" or any(filter_swap_counts(self.space, 1.0)):
+            return None
+        return (
+            f"no weight will ever be swapped: swap filter leaves each filter {FEWEST} active weights, and none has "
+            "more; choose a higher density or method.swap=layer"
+        )
 
     def plan(self, round: int, values: Tensor) -> RoundPlan:
         """In an adjusting round: how many weights are swapped, which are marked, and what empties them."""

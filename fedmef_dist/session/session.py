@@ -170,6 +170,8 @@ def simulate(
         beginning = begin(simulation, store, resume)
         if owner is not None:
             owner.begin(simulation.round)
+            if caution := simulation.method.caution():
+                tell(f"note: {caution}")
             store.make_sure = owner.look
             store.forget_later(simulation.round)  # of a process that lived on when the run was requeued
             write_configuration(run_dir, to_tree(config))
