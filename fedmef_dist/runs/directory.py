@@ -60,6 +60,24 @@ def round_to_resume(run_dir: Path, tree: Mapping[str, Any], resume: Resume) -> i
     return saved[-1] if saved else None
 
 
+def refuse_finished(run_dir: Path, tree: Mapping[str, Any]) -> None:
+    """Raises UserError where the finished run in ``run_dir`` is of another configuration than ``tree``, or of none.
+
+    A key that only one of the two has is another version's, and no other wish.
+    """
+    old = _existing(run_dir) or {}
+    _refuse_another(run_dir, _common(old, tree), _common(tree, old))
+
+
+def _common(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree without keys that the other one has not."""
+    both = {key: (value, other[key]) for key, value in tree.items() if key in other}
+    return {
+        key: _common(value, second) if isinstance(value, dict) and isinstance(second, dict) else value
+        for key, (value, second) in both.items()
+    }
+
+
 def claim(run_dir: Path, rounds: int = 0) -> Owner:
     """Makes the directory where it is missing and takes it: a context manager that gives it back; see `Owner`.
 
@@ -131,7 +149,7 @@ def _existing(run_dir: Path) -> dict[str, Any] | None:
 
 def _refuse_another(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     harmless: tuple[str, ...] = (*_HARMLESS, *_HARMLESS_RUNTIME)
-    if new["optimizer"]["schedule"] == "cosine":
+    if new.get("optimizer", {}).get("schedule") == "cosine":
         # The cosine stretches over all rounds: another number of rounds is another learning rate in each.
         harmless = tuple(key for key in harmless if key != "federation.rounds")
     keys = [

@@ -26,7 +26,7 @@ from fedmef_dist.cluster.interruption import listening
 from fedmef_dist.cluster.local_ranks import run_ranks
 from fedmef_dist.config import ConfigFile, to_tree
 from fedmef_dist.runs.checkpoint import CheckpointStore
-from fedmef_dist.runs.directory import round_to_resume
+from fedmef_dist.runs.directory import refuse_finished, round_to_resume
 from fedmef_dist.runs.summary import read_summary
 
 Value = bool | int | float | str | None
@@ -92,25 +92,32 @@ class Sweep:
 
     def _problem(self, cell: Cell) -> UserError | None:
         try:
-            done, wanted = self.state(cell)
-            if done < wanted:
+            if not self.is_finished(cell):
                 round_to_resume(cell.run_dir, to_tree(self.config.with_overrides(cell.overrides)[0]), "auto")
         except UserError as error:
             return error
         return None
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether nothing of the cell is left to do; raises UserError as :meth:`state` does."""
+        done, wanted = self.state(cell)
+        return done == wanted
 
     def state(self, cell: Cell) -> tuple[int, int]:
         """Rounds that the cell's run has done, as its checkpoints and its summary say, and rounds that it is to do.
 
         A run that a callback has stopped is to do no more than it has done.
 
-        Raises UserError where the configuration is wrong.
+        Raises UserError where the configuration is wrong, or a finished run is another one's.
         """
         config, _ = self.config.with_overrides(cell.overrides)
         wanted = config.federation.rounds
         if (summary := read_summary(cell.run_dir)) is not None:
             done = int(summary["rounds"])
-            return min(done, wanted), done if summary.get("stopped") is not None else wanted
+            wanted = done if summary.get("stopped") is not None else wanted
+            if done >= wanted:
+                refuse_finished(cell.run_dir, to_tree(config))
+            return min(done, wanted), wanted
         saved = CheckpointStore(cell.run_dir, config.checkpoint.keep).rounds()
         # Without its summary a run is not finished, even where its last round is saved.
         return min(saved[-1] if saved else 0, wanted - 1), wanted
@@ -190,11 +197,16 @@ def run_sweep(sweep: Sweep, overrides: Sequence[str], ranks: int) -> int:
             mend="add --cell NUMBER, or leave the launcher out and give --ranks",
         )
     sweep.check()
+    finished = {cell.number for cell in sweep.cells if sweep.is_finished(cell)}
     with listening(ends_process=True) as interruption:
         statuses: list[int] = []
         for cell in sweep.cells:
             if interruption.asked_at is not None:
                 return STOPPED_EARLY
+            if cell.number in finished:
+                _tell_finished(cell)
+                statuses.append(0)
+                continue
             print(f"cell {cell.number}: {cell.run_dir}", flush=True)
             arguments = ["sweep", str(sweep.path), *overrides, "--cell", str(cell.number)]
             statuses.append(run_ranks(arguments, ranks))
@@ -223,12 +235,15 @@ def run_cell(sweep: Sweep, number: int) -> None:
             mend=f"give --cell 0 to {len(sweep.cells) - 1}",
         )
     cell = sweep.cells[number]
-    done, wanted = sweep.state(cell)
-    if done < wanted:
+    if not sweep.is_finished(cell):
         os.environ.setdefault("WANDB_RUN_GROUP", cell.group)  # counts where the configuration names no group
         run_command(sweep.config.path, list(cell.overrides), cell.run_dir, "auto")
     elif detect(os.environ).rank == 0:
-        print(f"finished before: {cell.run_dir}")
+        _tell_finished(cell)
+
+
+def _tell_finished(cell: Cell) -> None:
+    print(f"finished before: {cell.run_dir}", flush=True)
 
 
 def show_cells(sweep: Sweep) -> int:

@@ -81,14 +81,20 @@ def test_the_configuration_is_found_beside_the_grid_and_the_grids_values_win(wri
     assert sweep.cells[1].overrides == ("name=seed-6", "seed=1", "federation.rounds=7", "seed=6")
 
 
+def finish(sweep, cell, **summary):
+    """What a finished run of the cell leaves, as far as a sweep looks at it."""
+    cell.run_dir.mkdir(parents=True, exist_ok=True)
+    write_configuration(cell.run_dir, to_tree(sweep.config.with_overrides(cell.overrides)[0]))
+    (cell.run_dir / "summary.json").write_text(json.dumps(summary))
+
+
 def test_how_far_a_cell_is(write, capsys):
     sweep = load_sweep(write("{seed: [0, 1, 2, 3]}"))
-    _, started, finished, unclosed = (cell.run_dir for cell in sweep.cells)
+    _, started, _, unclosed = (cell.run_dir for cell in sweep.cells)
     for run_dir in (started, unclosed):
         run_dir.mkdir(parents=True)
     checkpoint_files(started, 1, {})
-    finished.mkdir()
-    (finished / "summary.json").write_text(json.dumps({"rounds": 2}))
+    finish(sweep, sweep.cells[2], rounds=2)
     checkpoint_files(unclosed, 2, {})
     show_cells(sweep)
     states = [re.split(r"\s{2,}", line.strip())[2] for line in capsys.readouterr().out.splitlines()]
@@ -286,8 +292,40 @@ def test_a_run_that_a_callback_stopped_is_finished(write):
     (cell.run_dir / "summary.json").write_text('{"rounds": 1}')
     done, wanted = sweep.state(cell)
     assert done == 1 < wanted
-    (cell.run_dir / "summary.json").write_text('{"rounds": 1, "stopped": "enough"}')
+    finish(sweep, cell, rounds=1, stopped="enough")
     assert sweep.state(cell) == (1, 1)
+
+
+def test_a_finished_run_of_another_configuration_is_not_the_cells(write, capsys):
+    path = write("{seed: [0, 1]}")
+    for cell in load_sweep(path).cells:
+        finish(load_sweep(path), cell, rounds=2)
+    changed = load_sweep(path, ["optimizer.lr=0.7"])
+    for ask in (changed.check, lambda: run_sweep(changed, [], 1), lambda: run_cell(changed, 1)):
+        with pytest.raises(UserError, match=r"holds another configuration's run; different: optimizer\.lr"):
+            ask()
+    assert show_cells(changed) == 2
+    assert show_cells(load_sweep(path, ["federation.rounds=1", "tracking.console=false"])) == 0
+
+
+def test_what_another_version_has_more_of_is_no_difference(write):
+    sweep = load_sweep(write("{seed: [0]}"))
+    (cell,) = sweep.cells
+    finish(sweep, cell, rounds=2)
+    tree = to_tree(sweep.config.with_overrides(cell.overrides)[0])
+    del tree["optimizer"]["momentum"]
+    write_configuration(cell.run_dir, tree | {"of_old": {"key": 1}})
+    assert sweep.is_finished(cell)
+
+
+def test_a_sweep_starts_no_process_for_a_finished_cell(write, monkeypatch, capsys):
+    sweep = load_sweep(write("{seed: [0, 1]}"))
+    finish(sweep, sweep.cells[0], rounds=2)
+    started = []
+    monkeypatch.setattr(module, "run_ranks", lambda arguments, ranks: started.append(arguments[-1]) or 0)
+    assert run_sweep(sweep, [], 1) == 0
+    assert started == ["1"]
+    assert f"finished before: {sweep.cells[0].run_dir}" in capsys.readouterr().out
 
 
 def test_cells_that_differ_only_in_their_seed_share_a_group(tmp_path):
