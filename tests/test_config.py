@@ -262,6 +262,8 @@ def test_what_is_no_override_is_refused(refusal, text):
 def test_override_with_wrong_yaml_is_refused(refusal):
     what, where, _ = refusal("", "tracking.wandb.tags=[a")
     assert what.startswith("not valid YAML")
+    assert "unicode string" not in what
+    assert "in line 1, column 3" in what
     assert where == "where: 'tracking.wandb.tags=[a' on the command line"
 
 

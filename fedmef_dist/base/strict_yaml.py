@@ -17,7 +17,7 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split()).replace('"<unicode string>", ', "")[:300]
         raise UserError(f"not valid YAML: {reason}", where=where, mend="correct or quote it") from None
 
 

@@ -39,18 +39,20 @@ def read_image(path: Path, channels: int) -> tuple[Picture, str]:
 
 def decode(file: IO[bytes], path: Path, channels: int) -> tuple[Picture, str]:
     """The same of an open file, named ``path`` in messages."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(file, formats=_FORMATS) as opened:
             kind = f"{opened.format}, mode {opened.mode}, {opened.width}x{opened.height}"
             image = ImageOps.exif_transpose(_shallow(opened, path))
             return _on_paper(image).convert("L" if channels == 1 else "RGB"), kind
+    except UnidentifiedImageError as error:
+        raise damaged(path, "a whole image", f"none of {', '.join(_FORMATS)}", REPLACE) from error
     except (
         *(OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError, OverflowError),
         *(struct.error, zlib.error, Image.DecompressionBombError),
     ) as error:
-        raise damaged(path, "a whole image", str(error).replace(str(path), "it") or "none", REPLACE) from error
+        raise damaged(path, "a whole image", str(error) or "none", REPLACE) from error
 
 
 def _shallow(image: Picture, path: Path) -> Picture:

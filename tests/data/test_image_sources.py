@@ -192,7 +192,7 @@ GOOD = np.zeros((32, 32, 3, 2), np.uint8)
         ("svhn", SVHN, lambda path: mat(path, X=GOOD, y=[[0], [1]]), "labels of 1 to 10"),
         ("cinic10", CINIC, lambda path: path.write_bytes(b""), "a whole image"),
         ("cinic10", CINIC, cut, "a whole image"),
-        ("cinic10", CINIC, lambda path: path.write_text("<html>"), "a whole image"),
+        ("cinic10", CINIC, lambda path: path.write_text("<html>"), "a whole image, found none of PNG, JPEG"),
         ("cinic10", CINIC, lambda path: data_files.image(path, 31), "32x32 pixels, found 31x31"),
         ("cinic10", "CINIC-10/train/bird/a.csv", lambda path: path.write_text(""), "an image, found a file of another"),
         ("cinic10", "CINIC-10/train/birds", lambda path: path.mkdir(), "a class, one of airplane"),
