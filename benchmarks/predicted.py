@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from fedmef_dist.scaling.launch_site import LaunchSite, find_mpirun
+from fedmef_dist.cluster.mpirun import find_mpirun
+from fedmef_dist.scaling.launch_site import LaunchSite
 from fedmef_dist.scaling.measurement import Results, read_measurement
 from fedmef_dist.scaling.points import Point
 from fedmef_dist.scaling.prediction import held_out

@@ -2,9 +2,6 @@
 
 import os
 import re
-import shlex
-import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +10,8 @@ from pathlib import Path
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.cluster.environment import MOST_RANKS_OF_A_NODE, detect
 from fedmef_dist.cluster.local_ranks import run_ranks, wait_for
+from fedmef_dist.cluster.mpirun import find_mpirun, run_under
 from fedmef_dist.cluster.slurm import expand_hosts, expand_tasks
-
-# What mpirun dies of in place of handing it on to its ranks, who take all of these for a request to stop.
-_HANDED_ON_AS = {signal.SIGUSR2: signal.SIGUSR1, signal.SIGHUP: signal.SIGTERM}
 
 
 @dataclass(frozen=True)
@@ -71,15 +66,12 @@ class LaunchSite:
 
         ``spread`` puts each rank on a node of its own.
         """
-        program = [sys.executable, "-m", "fedmef_dist", *arguments]
         with log.open("wb") as output:
             if self.mpirun:
-                # As launch/mpirun.sh does: ranks share a machine's cores.
-                environment = {"OMP_NUM_THREADS": "1", **os.environ}
-                command = [*self.mpirun, *self._named_hosts(spread), "-n", str(ranks), *program]
-                return wait_for([(command, environment)], output, _HANDED_ON_AS)
+                return run_under([*self.mpirun, *self._named_hosts(spread)], arguments, ranks, output)
             if self.tasks_per_node is None:
                 return run_ranks(arguments, ranks, output)
+            program = [sys.executable, "-m", "fedmef_dist", *arguments]
             return wait_for([([*self._srun(ranks, spread), *program], os.environ)], output)
 
     def _named_hosts(self, spread: bool) -> list[str]:
@@ -120,23 +112,6 @@ def find_place(backend: str = "auto", hosts: str = "") -> LaunchSite:
         return LaunchSite(None, (), mpirun)
     tasks = tuple(expand_tasks(os.environ["SLURM_TASKS_PER_NODE"]))
     return LaunchSite(tasks, tuple(expand_hosts(os.environ["SLURM_JOB_NODELIST"])) if mpirun else (), mpirun)
-
-
-def find_mpirun(where: str) -> tuple[str, ...]:
-    """The mpirun to take, and its options: the environment's MPIRUN, else that beside this Python, else the path's.
-
-    The mpich wheel puts its mpirun beside Python; it is the one that mpi4py of the same installation belongs to.
-    Raises UserError where there is none; ``where`` says what needs it.
-    """
-    name, *options = shlex.split(os.environ.get("MPIRUN", "")) or ["mpirun"]
-    found = shutil.which(str(Path(sys.executable).parent / name)) or shutil.which(name)
-    if found is None:
-        raise UserError(
-            f"{name} is not there, and ranks that talk through MPI or run on named hosts are started by it",
-            where=where,
-            mend="load your site's MPI module, set MPIRUN to its mpirun, or pip install fedmef_dist[mpich]",
-        )
-    return found, *options
 
 
 def _read_hosts(text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -24,6 +24,7 @@ from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import STOPPED_EARLY
 from fedmef_dist.cluster.interruption import listening
 from fedmef_dist.cluster.local_ranks import run_ranks
+from fedmef_dist.cluster.mpirun import find_mpirun, run_under
 from fedmef_dist.config import ConfigFile, to_tree
 from fedmef_dist.runs.checkpoint import CheckpointStore
 from fedmef_dist.runs.directory import refuse_finished, round_to_resume
@@ -102,6 +103,11 @@ class Sweep:
         """Whether nothing of the cell is left to do; raises UserError as :meth:`state` does."""
         done, wanted = self.state(cell)
         return done == wanted
+
+    def talks_through_mpi(self, cell: Cell) -> bool:
+        """Whether the cell's run has ``backend: mpi``, whose ranks mpirun has to start."""
+        config, _ = self.config.with_overrides(cell.overrides)
+        return config.runtime.backend == "mpi"
 
     def state(self, cell: Cell) -> tuple[int, int]:
         """Rounds that the cell's run has done, as its checkpoints and its summary say, and rounds that it is to do.
@@ -185,6 +191,8 @@ def _word(value: Value) -> str:
 def run_sweep(sweep: Sweep, overrides: Sequence[str], ranks: int) -> int:
     """Run the unfinished cells one after another, each on so many ranks of this machine; returns the exit status.
 
+    Several ranks of ``runtime.backend: mpi`` are started by mpirun.
+
     A cell that fails does not stop the others: 0 if all are finished, 2 if those that failed were all wrong input, else
     1. A signal stops the sweep behind the cell that runs, which it stops too: 75, or 130 after a second INT; 0 if that
     was the last one and has finished all the same. Raises UserError under a launcher of several ranks, and
@@ -198,6 +206,9 @@ def run_sweep(sweep: Sweep, overrides: Sequence[str], ranks: int) -> int:
         )
     sweep.check()
     finished = {cell.number for cell in sweep.cells if sweep.is_finished(cell)}
+    waiting = [cell for cell in sweep.cells if cell.number not in finished]
+    by_mpi = {cell for cell in waiting if ranks > 1 and sweep.talks_through_mpi(cell)}
+    mpirun = find_mpirun("runtime.backend: mpi") if by_mpi else ()
     with listening(ends_process=True) as interruption:
         statuses: list[int] = []
         for cell in sweep.cells:
@@ -209,7 +220,7 @@ def run_sweep(sweep: Sweep, overrides: Sequence[str], ranks: int) -> int:
                 continue
             print(f"cell {cell.number}: {cell.run_dir}", flush=True)
             arguments = ["sweep", str(sweep.path), *overrides, "--cell", str(cell.number)]
-            statuses.append(run_ranks(arguments, ranks))
+            statuses.append(run_under(mpirun, arguments, ranks) if cell in by_mpi else run_ranks(arguments, ranks))
             if statuses[-1] in (STOPPED_EARLY, INTERRUPTED):
                 return statuses[-1]
         return _closing(sweep, statuses)

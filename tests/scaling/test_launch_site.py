@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.cluster import mpirun as by_mpi
 from fedmef_dist.scaling import launch_site as module
-from fedmef_dist.scaling.launch_site import LaunchSite, find_mpirun, find_place
+from fedmef_dist.scaling.launch_site import LaunchSite, find_place
 from fedmef_dist.scaling.probe import read_probes
 
 RUN = ["-m", "fedmef_dist", "run", "x"]
@@ -22,7 +23,8 @@ def no_launcher(monkeypatch):
 @pytest.fixture
 def started(monkeypatch):
     calls = []
-    monkeypatch.setattr(module, "wait_for", lambda commands, *rest: calls.extend(command for command, _ in commands))
+    for place in (module, by_mpi):
+        monkeypatch.setattr(place, "wait_for", lambda commands, *rest: calls.extend(command for command, _ in commands))
     return calls
 
 
@@ -104,7 +106,7 @@ def test_named_hosts_are_filled_one_after_another_and_probed_with_a_rank_each(mp
 def test_the_mpirun_beside_python_comes_first(mpirun, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(Path(mpirun).with_name("python")))
     monkeypatch.setenv("PATH", "")
-    assert find_mpirun("--hosts") == (mpirun,)
+    assert by_mpi.find_mpirun("--hosts") == (mpirun,)
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,16 @@ def test_a_signal_that_comes_as_a_cell_ends_stops_the_sweep_behind_it(write, mon
     assert started == list(range(cell + 1))
 
 
+def test_ranks_that_talk_through_mpi_are_started_by_mpirun(write, monkeypatch):
+    started = []
+    monkeypatch.setattr(module, "find_mpirun", lambda where: ("mpirun", "--bind-to", "core"))
+    monkeypatch.setattr(module, "run_under", lambda mpirun, arguments, ranks: started.append((mpirun, ranks)) or 0)
+    monkeypatch.setattr(module, "run_ranks", lambda arguments, ranks: started.append(ranks) or 0)
+    sweep = load_sweep(write("{runtime.backend: [gloo, mpi]}"))
+    assert run_sweep(sweep, [], 2) == run_sweep(sweep, [], 1) == 0
+    assert started == [2, (("mpirun", "--bind-to", "core"), 2), 1, 1]
+
+
 @pytest.mark.cluster
 def test_a_sweep_runs_its_cells_and_a_second_one_finds_them_finished(write, capfd):
     path = write("{federation.clients: [20, 200]}")
