@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, ValidationError, create_model
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.explanation import explain, known_keys
-from fedmef_dist.base.guests import GuestSettings, Kind, find, nearest
+from fedmef_dist.base.guests import GuestSettings, Kind, find
 from fedmef_dist.base.notices import tell
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.base.strict_yaml import parse_yaml
@@ -158,9 +158,6 @@ def schema(method: str | None = None) -> dict[str, Any]:
     """
     if method is None:
         return Config.model_json_schema()
-    if not is_known(method):
-        mend = nearest(method, METHODS)
-        raise UserError(f"unknown method {method!r}", where="--method", mend=mend)
     field = Config.model_fields["method"]
     keys: Any = (settings_of(method), Field(title=field.title, description=f"the keys of {method}"))
     return create_model("Config", __base__=Config, method=keys).model_json_schema()

@@ -145,7 +145,7 @@ class Method(ABC, Generic[SettingsT]):
         """
 
     def caution(self) -> str | None:
-        """What the user should know of the mask that the run begins with, as one line; None: nothing."""
+        """What the user should know of the mask that the run begins with, as one line; None: nothing. Rank 0 asks."""
         return None
 
     def plan(self, round: int, values: Tensor) -> RoundPlan:

@@ -58,8 +58,11 @@ def settings_of(name: str) -> type[Settings]:
     """The keys that section ``method`` may have under this name.
 
     Raises:
-        UserError: there is no such guest, or it is no method.
+        UserError: there is no such method, or the guest is none.
     """
+    if not is_known(name):
+        mend = _ELSEWHERE.get(name) or guests.nearest(name, METHODS)
+        raise UserError(f"unknown method {name[:80]!r}", where="method.name", mend=mend)
     return METHODS[name].Settings if name in METHODS else _named_settings(_find(name), name)
 
 

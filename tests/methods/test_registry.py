@@ -151,7 +151,7 @@ def test_the_schema_of_a_method_has_its_keys_alone():
     assert "candidates" not in str(schema("fedmef"))
     with pytest.raises(UserError, match="unknown method 'fedtyny'") as caught:
         schema("fedtyny")
-    assert caught.value.where == "--method"
+    assert caught.value.where == "method.name"
 
 
 def test_the_schema_of_all_methods_allows_what_it_cannot_know():

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.guests import Kind, lent
 from fedmef_dist.clients.plan import LocalWork, RoundPlan
 from fedmef_dist.commands.check import check_command, configuration
@@ -189,6 +190,8 @@ def test_a_method_that_raises_is_named_with_its_line():
 
 
 def test_the_command_prints_a_line_for_each_promise_and_has_a_status(capsys):
+    with pytest.raises(UserError, match=r"unknown method .fedavgg.\n.*\nmend: did you mean fedavg"):
+        check_command("fedavgg", None, SMALL)
     assert check_command("fedavg", None, SMALL) == 0
     assert capsys.readouterr().out.count("yes") == 10
     with lent({(Kind.METHOD, name_of(Untidy)): Untidy}):
