@@ -44,6 +44,7 @@ NCCL_TYPES = {
 }
 ADJUSTING = {"adjust_every": 2, "adjust_until": 6}
 FEDMEF = {"name": "fedmef", "density": 0.5, **ADJUSTING}
+BALANCED = {**FEDMEF, "form": "balanced"}
 RESNET = {"name": "resnet8", "width": 0.25}
 
 
@@ -53,6 +54,7 @@ def method(name):
 
 
 SETTINGS = {
+    "balanced": {"method": BALANCED},
     "resnet8": {"model": RESNET},
     "resnet8, recomputed": {"model": {**RESNET, "recompute": "blocks"}},
     "mobilenet_v2": {"model": {"name": "mobilenet_v2", "width": 0.25}},
@@ -263,10 +265,12 @@ def main():
     if "rounds" in wanted:
         plain = {"federation": {"rounds": 10}, "evaluation": {"every": 100}, "checkpoint": {"every": 100}}
         # Every second round ends with a new mask, which the third one therefore begins with.
-        cases = {"fedavg": ("fedavg", 3), "fedmef": ("fedmef", 3), "fedmef, new mask": ("fedmef", 4)}
+        cases = {"fedavg": (method("fedavg"), 3)}
+        for name, settings in (("fedmef", method("fedmef")), ("balanced", BALANCED)):
+            cases |= {name: (settings, 3), f"{name}, new mask": (settings, 4)}
         found["rounds"] = {
-            case: attempt(round_counts, {**plain, "method": method(name)}, device, last)
-            for case, (name, last) in cases.items()
+            case: attempt(round_counts, {**plain, "method": settings}, device, last)
+            for case, (settings, last) in cases.items()
         }
     if "kernels" in wanted:
         found["kernels"] = {name: attempt(kernel_counts, changes, device) for name, changes in KERNELS.items()}

@@ -25,8 +25,14 @@ STEPS = {
     "without loss": (0, 0, 900),
     "p=0.5 recomputed": (0, 0, 1202),
 }
-CLIENTS = {"fedavg": (0, 9), "fedmef": (0, 9), "fedmef, new mask": (9, 18)}
-BESIDE = {"fedavg": 3, "fedmef": 3, "fedmef, new mask": 5}
+CLIENTS = {
+    "fedavg": (0, 9),
+    "fedmef": (0, 9),
+    "fedmef, new mask": (9, 18),
+    "balanced": (0, 9),
+    "balanced, new mask": (16, 24),
+}
+BESIDE = {"fedavg": 3, "fedmef": 3, "fedmef, new mask": 5, "balanced": 4, "balanced, new mask": 9}
 
 
 @pytest.fixture(scope="module")

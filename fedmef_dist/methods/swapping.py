@@ -100,14 +100,14 @@ class TopGradients(LocalWork):
         self.gradient_batches = 0 if summed else batches
         self.dense_batches = inf if summed else 0
         self.held = space.n_prunable if summed else 0
+        self._encoding = None if filters is None else InFilters(space, filters)
 
     @property
     def collections(self) -> tuple[Collection, ...]:
         """What the round collects of it; nothing where there is no gradient to choose from."""
         if not self.summed and not self.gradient_batches:
             return ()
-        encoding = None if self.filters is None else InFilters(self.space, self.filters)
-        return (at_positions("gradient", self.space, self.counts, encoding),)
+        return (at_positions("gradient", self.space, self.counts, self._encoding),)
 
     def begin(self, client: LocalClient) -> None:
         """A new sum for each client."""

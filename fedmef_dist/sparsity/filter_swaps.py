@@ -36,10 +36,9 @@ def swappable_in_filters(space: ParameterSpace) -> Tensor:
 
 def filter_swap_counts(space: ParameterSpace, share: float) -> list[int]:
     """xi_l: floor(share * a_l) of every layer with a_l active weights, no more than its filters can swap together."""
-    able = _by_layer(space, swappable_in_filters(space))
-    return [
-        min(int(share * count), int(filters.sum())) for count, filters in zip(space.layer_counts(), able, strict=True)
-    ]
+    filters = _by_layer(space, swappable_in_filters(space))
+    able = torch.stack([of_layer.sum() for of_layer in filters]).tolist()  # a GPU is waited for once
+    return [min(int(share * count), most) for count, most in zip(space.layer_counts(), able, strict=True)]
 
 
 def weakest_swappable(space: ParameterSpace, magnitude: Tensor, counts: Sequence[int]) -> Tensor:

@@ -5,6 +5,7 @@ adds a class of its own.
 """
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -198,10 +199,14 @@ class InFilters(Encoding):
     """
 
     def __init__(self, space: ParameterSpace, counts: Tensor) -> None:
-        rows = [layer.rows for layer in space.layers]
-        starts = [layer.start for layer in space.layers]
-        parts = counts.cpu().split(rows)
-        self._counts = {start: part.numpy() for start, part in zip(starts, parts, strict=True)}
+        self._rows = {layer.start: layer.rows for layer in space.layers}
+        self._filters = counts
+
+    @cached_property
+    def _counts(self) -> dict[int, np.ndarray]:
+        """Of each layer by where it starts; only a message asks a GPU for them."""
+        parts = self._filters.cpu().split([*self._rows.values()])
+        return {start: part.numpy() for start, part in zip(self._rows, parts, strict=True)}
 
     def length(self, block: Block, count: int, number: Number) -> int:
         """Bytes of positions and values."""
