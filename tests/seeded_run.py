@@ -81,6 +81,7 @@ class Toy(Simulation):
         self.grace = GraceTime(config.checkpoint.grace, interruption, group.watch)
         self.values, self.round, self.stopping = FIRST, 0, False
         self.parts, self.more_metrics, self.dataset = {"model": self}, dict, None
+        self.method = SimpleNamespace(caution=lambda: None)
 
     def start(self, **_: Any) -> None:
         """The first weights are there already."""
