@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import fedmef_dist
+
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 CONFIG = """
@@ -55,13 +57,16 @@ RUNS = {
 
 @pytest.fixture(scope="session")
 def undisturbed(config, launch, tmp_path_factory):
-    """The digest of each of the runs on one rank."""
-    digests = {}
+    """The digest of each of the runs on one rank, of one thread as the ranks have; FedMef's as a command."""
+    folder, digests = tmp_path_factory.mktemp("alone"), {}
     for name, options in RUNS.items():
-        run_dir = tmp_path_factory.mktemp("alone") / name
-        done = launch("single", 1, "-m", "fedmef_dist", "run", config, *options, "--run-dir", run_dir)
-        assert done.returncode == 0, done.stderr
-        digests[name] = summary(run_dir)["model/digest"]
+        if name == "fedmef":
+            done = launch("single", 1, "-m", "fedmef_dist", "run", config, *options, "--run-dir", folder / name)
+            assert done.returncode == 0, done.stderr
+        else:
+            own = fedmef_dist.load_config(config, [*options, "runtime.threads=1", "tracking.console=false"])
+            fedmef_dist.run(own, folder / name)
+        digests[name] = summary(folder / name)["model/digest"]
     assert digests["ditto"] == digests["fedavg"]  # its clients' own models are beside the global one
     assert len({*digests.values()}) == len(RUNS) - 1
     return digests
