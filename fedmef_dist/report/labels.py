@@ -57,7 +57,10 @@ def _without_seed(names: Sequence[str]) -> str:
 def _without_common_settings(names: Sequence[str]) -> list[str]:
     """Without the settings, ``key-value_``, that all begin with. A key may hold ``_``, so one ends behind its value."""
     while len(names) > 1 and (first := _SETTING.match(names[0])) and all(name.startswith(first[0]) for name in names):
-        names = [name.removeprefix(first[0]) for name in names]
+        shorter = [name.removeprefix(first[0]) for name in names]
+        if "" in shorter:
+            break
+        names = shorter
     return list(names)
 
 

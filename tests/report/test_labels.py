@@ -54,6 +54,8 @@ def test_settings_that_all_names_begin_with_are_left_out(make_run):
     assert labels(*paths) == ["first_mask-even", "first_mask-layer"]
     other = make_run("seed-0_density-0.1_form-balanced", settings={**differing[1], "seed": 3})
     assert labels(paths[0], other) == [f"density-0.03_{names[0]}", "density-0.1_form-balanced"]
+    ends = [make_run(f"density-0.03_{end}", settings=one) for end, one in zip(("", "again"), differing, strict=True)]
+    assert labels(*ends) == ["density-0.03_", "density-0.03_again"]
 
 
 def test_values_take_over_where_directories_share_a_name(make_run):
