@@ -128,7 +128,7 @@ class FedMef(RandomStart[FedMefSettings]):
 
     def caution(self) -> str | None:
         """That nothing can move, where filters are so thin that all they have must stay."""
-        if self.settings.swap == "layer" or any(filter_swap_counts(self.space, 1.0)):
+        if self.settings.swap == "layer" or self.space.mask.is_full or any(filter_swap_counts(self.space, 1.0)):
             return None
         return (
             f"no weight will ever be swapped: swap filter leaves each filter {FEWEST} active weights, and none has "

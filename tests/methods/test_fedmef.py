@@ -207,7 +207,10 @@ def test_only_where_filters_keep_their_counts_a_new_mask_travels_without_them(sw
         adjust(server, plan, gradients(torch.randn(64)))
 
 
-@pytest.mark.parametrize(("swap", "weights", "warns"), [("filter", 2, True), ("filter", 3, False), ("layer", 2, False)])
+@pytest.mark.parametrize(
+    ("swap", "weights", "warns"),
+    [("filter", 2, True), ("filter", 3, False), ("filter", 16, False), ("layer", 2, False)],
+)
 def test_a_run_whose_filters_are_too_thin_to_swap_says_so(swap, weights, warns):
     space = ParameterSpace(nn.Sequential(nn.Linear(16, 4, bias=False), nn.Linear(4, 2)), ["0.weight"])
     method = FedMef(FedMefSettings(density=0.3, adjust_every=1, swap=swap), space, MethodContext())
