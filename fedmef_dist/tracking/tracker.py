@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +36,7 @@ class Tracker(Protocol):
 
 
 class Trackers(Tracker):
-    """Several trackers as one. One that cannot write (a full disk, a closed pipe) is left out from then on."""
+    """Several trackers as one. One that cannot write (a full disk, a closed pipe) is closed and left out from then on."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = list(trackers)
@@ -48,6 +49,8 @@ class Trackers(Tracker):
             except OSError as error:
                 tell(f"{type(tracker).__name__} stopped: {error.strerror}; the run goes on")
                 self._trackers.remove(tracker)
+                with suppress(OSError):  # what it cannot write was said just now; its threads end
+                    tracker.close()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Hand the summary to each."""

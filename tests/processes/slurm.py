@@ -45,6 +45,9 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=15
+# On a machine that other work holds up, daemons that answer late are not lost ones.
+MessageTimeout=60
+TCPTimeout=30
 MailProg=/bin/true
 RebootProgram=/bin/true
 {nodes}

@@ -10,6 +10,7 @@ from fedmef_dist.methods.registry import METHODS
 ADJUSTING = {"density": 0.5, "adjust_every": 2, "adjust_until": 6}
 DENSE = ("fedavg", "scaffold", "feddyn", "ditto")
 KEYS = {**{name: {} for name in DENSE}, **{name: {"density": 0.5} for name in ("static", "sparsyfed")}}
+KEYS["prunefl"] = {**ADJUSTING, "initial_adjustments": 2, "initial_steps": 2}  # not the thousand steps of its paper
 
 
 @pytest.mark.parametrize("method", METHODS)

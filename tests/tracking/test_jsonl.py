@@ -101,16 +101,23 @@ def test_a_full_disk_is_said_once_and_its_lines_come_when_there_is_room_again(tm
     assert path.read_text() == "".join(f'{{"round": {number}}}\n' for number in (1, 2, 3, 4))
 
 
-def test_a_tracker_that_cannot_write_is_left_out_and_the_others_go_on(tmp_path, capsys):
+def test_a_tracker_that_cannot_write_is_closed_and_left_out_and_the_others_go_on(tmp_path, capsys):
     class Closed(Tracker):
         def log(self, metrics):
             raise BrokenPipeError(32, "Broken pipe")
 
+        def close(self):
+            closed.append(self)
+            raise BrokenPipeError(32, "Broken pipe")
+
+    closed = []
     path = tmp_path / "metrics.jsonl"
     trackers = Trackers([Closed(), JsonlTracker(path, None)])
     trackers.log({"round": 1})
     trackers.log({"round": 2})
     assert capsys.readouterr().err == "Closed stopped: Broken pipe; the run goes on\n"
+    trackers.close()
+    assert len(closed) == 1
     assert path.read_text().count("\n") == 2
 
 
