@@ -17,6 +17,11 @@ else:
     # Triton asks when it is imported, which libraries do for tests of anything: its kernels are interpreted.
     os.environ["TRITON_INTERPRET"] = "1"
 
+# A thread a process, as ranks have it. The tests' processes share a few cores: threads that wait for each other there
+# make a training of a thousand small steps take minutes in place of seconds.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
 # A busy machine makes single examples slow, which says nothing about the code.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")

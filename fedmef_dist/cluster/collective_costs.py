@@ -9,7 +9,7 @@ them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, log2
 from typing import Literal, NamedTuple
 
@@ -140,6 +140,15 @@ def all_reduce(size: float, network: Network, backend: Backend) -> Seconds:
     if network.ranks == 1:
         return Seconds(0.0, 0.0)
     return ALL_REDUCE[choose_all_reduce(size, network, backend)](size, network)
+
+
+def hops(size: float, network: Network, backend: Backend) -> float:
+    """How many messages of that all-reduce follow one another; none for one rank."""
+    if network.ranks == 1:
+        return 0.0
+    each = Link(1.0, float("inf"))
+    name = choose_all_reduce(size, network, backend)
+    return ALL_REDUCE[name](size, replace(network, inside=each, between=each)).latency
 
 
 def broadcast(size: float, network: Network) -> Seconds:

@@ -5,7 +5,7 @@ from math import erf, sqrt
 
 import numpy as np
 
-from fedmef_dist.cluster.collective_costs import Backend, Link, Network, all_reduce, broadcast, choose_all_reduce
+from fedmef_dist.cluster.collective_costs import Backend, Link, Network, all_reduce, broadcast, choose_all_reduce, hops
 from fedmef_dist.scaling.cluster_file import Cluster
 from fedmef_dist.sums.placement import assign
 
@@ -53,6 +53,8 @@ class CostModel:
         jitter: relative deviation of a client's seconds from these.
         inside: the link between two ranks of a node.
         between: that between two nodes; None where nobody measured one.
+        waking: seconds a message of a round's sums takes longer than in a row of collectives: ranks come to it from
+            training, one after another, and wait for a core.
         backend: whose collectives were measured.
         server: seconds of the server's step, of all rounds.
         evaluate: seconds that the test set takes on one rank, spread over all rounds.
@@ -68,6 +70,7 @@ class CostModel:
     jitter: float = 0.0
     inside: Link = NO_COST
     between: Link | None = None
+    waking: float = 0.0
     backend: Backend = "gloo"
     server: float = 0.0
     evaluate: float = 0.0
@@ -85,6 +88,7 @@ class CostModel:
             sample=self.sample / cluster.speed if sample is None else sample,
             neighbour=0.0,
             crowding=0.0,
+            waking=0.0,
             jitter=self.jitter if cluster.jitter is None else cluster.jitter,
             inside=cluster.inside.link,
             between=cluster.between.link,
@@ -98,6 +102,10 @@ class CostModel:
     def network(self, ranks: int, ranks_per_node: int) -> Network:
         """That of so many ranks; a node more is as far away as a rank where nobody measured it."""
         return Network(ranks, ranks_per_node, self.inside, self.between or self.inside)
+
+    def woken(self, size: float, network: Network) -> float:
+        """Seconds that so many bytes' sum in a round takes longer than in a row of collectives."""
+        return self.waking * hops(size, network, self.backend)
 
     def costs(self, samples: np.ndarray, local_ranks: int) -> np.ndarray:
         """Seconds of each client, (cohort,)."""
@@ -119,7 +127,8 @@ class CostModel:
             loads = placement.loads(costs)
             busy = float(loads.max())
             waiting = latest(loads, self.jitter * np.sqrt(placement.loads(costs**2))) - busy
-        reduce = all_reduce(work.size(cohort, ranks), network, self.backend)
+        size = work.size(cohort, ranks)
+        reduce, waking = all_reduce(size, network, self.backend), self.woken(size, network)
         small = all_reduce(SMALL_BYTES, network, self.backend)
         mask = broadcast(work.reduce_bytes / 64, network)  # a bit a value
         crowd = 1 + self.crowding * (network.local - 1)
@@ -128,7 +137,10 @@ class CostModel:
             "slowest client": max(largest - mean, 0.0),
             "placement": busy - max(mean, largest),
             "jitter": waiting,
-            "latency": reduce.latency + work.evaluated * small.latency + work.adjusted * mask.latency,
+            "latency": waking
+            + reduce.latency
+            + work.evaluated * (self.woken(SMALL_BYTES, network) + small.latency)
+            + work.adjusted * mask.latency,
             "bandwidth": reduce.transfer + work.evaluated * small.transfer + work.adjusted * mask.transfer,
             "server": crowd * self.server,
             "evaluation": crowd * self.evaluate / ranks,

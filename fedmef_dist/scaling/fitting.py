@@ -1,13 +1,13 @@
 """The cost model's coefficients, each fitted to the measurements that show it, and its error on those left out."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 
-from fedmef_dist.cluster.collective_costs import Link, Network, all_reduce
-from fedmef_dist.scaling.cost_model import NO_COST, SLOT_BYTES, CostModel, Work
+from fedmef_dist.cluster.collective_costs import Link, Network, all_reduce, hops
+from fedmef_dist.scaling.cost_model import NO_COST, SLOT_BYTES, SMALL_BYTES, CostModel, Work
 from fedmef_dist.scaling.measurement import Measurement
 from fedmef_dist.scaling.probe import Probe
 
@@ -52,16 +52,16 @@ def fit(runs: Sequence[Measurement], probes: Sequence[Probe] = (), draw: float =
     jitter = _jitter(runs, (client, sample, neighbour))
     inside, between = _fit_links(probes)
     crowding = _crowding(runs)
-    model = CostModel(
+    links = CostModel(inside=inside or NO_COST, between=between, backend=probes[0].backend if probes else "gloo")
+    links = replace(links, waking=_waking(runs, links))
+    model = replace(
+        links,
         client=client,
         sample=sample,
         neighbour=neighbour,
         jitter=jitter,
-        inside=inside or NO_COST,
-        between=between,
-        backend=probes[0].backend if probes else "gloo",
         server=_mean(_calm(run, crowding) * run.phases["adjust"] / run.rounds for run in runs),
-        evaluate=_mean(_calm(run, crowding) * run.phases["eval"] * run.point.ranks / run.rounds for run in runs),
+        evaluate=_mean(_calm(run, crowding) * run.point.ranks * _tested(run, links) for run in runs),
         draw=draw,
         rest=_mean(_calm(run, crowding) * _rest(run, draw) for run in runs),
         start=_mean(run.outside for run in runs),
@@ -122,6 +122,19 @@ def _hops_and_bytes(probe: Probe) -> tuple[float, float]:
     return found.latency, found.transfer
 
 
+def _waking(runs: Sequence[Measurement], links: CostModel) -> float:
+    """Seconds a message of a round's sum takes longer than the links say, by least squares over the runs."""
+    steps, longer = zip(*(_messages(run, links) for run in runs), strict=True)
+    return non_negative([np.array(steps)], np.array(longer))[0]
+
+
+def _messages(run: Measurement, links: CostModel) -> tuple[float, float]:
+    """How many messages of a round's sum follow one another, and what they take longer than the links say."""
+    network = links.network(run.point.ranks, run.local_ranks)
+    expected = all_reduce(run.reduce_bytes, network, links.backend).total
+    return hops(run.reduce_bytes, network, links.backend), run.phases["reduce"] / run.rounds - expected
+
+
 def _crowding(runs: Sequence[Measurement]) -> float:
     """Server and rest are the same work on every rank; what they take longer among neighbours is crowding."""
     points = [(run.local_ranks - 1, (run.phases["adjust"] + run.phases["other"]) / run.rounds) for run in runs]
@@ -134,6 +147,12 @@ def _crowding(runs: Sequence[Measurement]) -> float:
 
 def _calm(run: Measurement, crowding: float) -> float:
     return 1 / (1 + crowding * (run.local_ranks - 1))
+
+
+def _tested(run: Measurement, links: CostModel) -> float:
+    """Seconds a round of a rank's share of the test set, without waiting for the others."""
+    network = links.network(run.point.ranks, run.local_ranks)
+    return max(run.phases["eval"] / run.rounds - run.evaluated * links.woken(SMALL_BYTES, network), 0.0)
 
 
 def _rest(run: Measurement, draw: float) -> float:
@@ -160,6 +179,9 @@ def _describe(model: CostModel, runs: Sequence[Measurement], probes: Sequence[Pr
         Coefficient("the rest of a round", f"{1000 * model.rest:.2f} ms", rounds, None),
         Coefficient(crowd, f"{100 * model.crowding:.1f} %", rounds, None),
     ]  # fmt: skip
+    if model.waking:
+        name = "a message of a round's sums, beyond its link"
+        found.append(Coefficient(name, f"{1000 * model.waking:.3f} ms", rounds, left_out(runs, _waking_error(model))))
     for name, between in (("inside a node", model.inside if probes else None), ("between nodes", model.between)):
         if between is not None:
             rate = "any" if between.bandwidth == float("inf") else f"{between.bandwidth / 1e9:.3g} GB/s"
@@ -189,6 +211,14 @@ def _link_error(probes: Sequence[Probe], one: Probe) -> float | None:
         return None
     predicted = all_reduce(one.size, Network(one.ranks, one.ranks, link, link), one.backend).total
     return abs(predicted / max(one.seconds, 1e-12) - 1)
+
+
+def _waking_error(links: CostModel) -> Callable[[Sequence[Measurement], Measurement], float | None]:
+    def error(runs: Sequence[Measurement], one: Measurement) -> float | None:
+        seconds, (steps, longer) = one.phases["reduce"] / one.rounds, _messages(one, links)
+        return abs(steps * _waking(runs, links) - longer) / seconds if steps and seconds > 0 else None
+
+    return error
 
 
 def _phase_error(name: str) -> Callable[[Sequence[Measurement], Measurement], float | None]:

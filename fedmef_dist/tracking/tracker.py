@@ -36,7 +36,7 @@ class Tracker(Protocol):
 
 
 class Trackers(Tracker):
-    """Several trackers as one. One that cannot write (a full disk, a closed pipe) is closed and left out from then on."""
+    """Several trackers as one. One that cannot write (a full disk, a closed pipe) is closed and left out."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = list(trackers)

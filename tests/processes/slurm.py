@@ -64,6 +64,10 @@ def find(program):
     return shutil.which(program, path=SYSTEM_PATH)
 
 
+class DaemonDiedError(RuntimeError):
+    """A program of Slurm's or munge's own ended, which says nothing of what was tried with it."""
+
+
 class SlurmCluster:
     """Starts munged, slurmctld and one slurmd a node; `close` ends these processes and no others."""
 
@@ -124,7 +128,7 @@ class SlurmCluster:
     def _wait_for(self, what, condition, seconds=30):
         deadline = time.monotonic() + seconds
         while not condition():
-            if time.monotonic() > deadline or any(process.poll() is not None for process in self._processes):
+            if time.monotonic() > deadline or self.dead():
                 logs = "".join(
                     f"== {log.name}\n{log.read_text()[-2000:]}" for log in self.folder.glob("*.[lo][ou][gt]")
                 )
@@ -137,9 +141,20 @@ class SlurmCluster:
         return shown.stdout.split() if shown.returncode == 0 else []
 
     def run(self, command, env=None, timeout=120, cwd=None):
-        """A command with this cluster's configuration; text streams."""
+        """A command with this cluster's configuration; text streams. Raises DaemonDiedError."""
         environ = {**os.environ, **self.env, "OMP_NUM_THREADS": "1", **(env or {})}
-        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=timeout, cwd=cwd)
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=timeout, cwd=cwd)
+        if dead := self.dead():
+            raise DaemonDiedError(f"{dead}; {' '.join(map(str, command))}: {done.stderr}")
+        return done
+
+    def dead(self):
+        """Which of the daemons ended, as a text; empty while all run."""
+        return ", ".join(
+            f"{Path(process.args[0]).name} ended with {process.returncode}"
+            for process in self._processes
+            if process.poll() is not None
+        )
 
     def srun(self, command, ntasks=2, nodes=2, env=None, timeout=120, cwd=None):
         """`command` as `ntasks` tasks on `nodes` nodes, outside of any job: what it printed and srun's exit status."""
@@ -176,7 +191,7 @@ class SlurmCluster:
     def close(self):
         """Cancel what runs, end the daemons in the opposite order of their start, remove their files."""
         if len(self._processes) > 1:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(subprocess.TimeoutExpired, DaemonDiedError):
                 self.run(["scancel", "--user", getpass.getuser()], timeout=20)
         for process in reversed(self._processes):
             process.terminate()

@@ -41,6 +41,13 @@ def test_collectives_by_hand():
     )
 
 
+def test_each_message_of_a_rounds_sums_has_to_wake_a_rank():
+    model = CostModel(inside=Link(1.0, 1e9), waking=0.25)
+    found = parts(model, 4, work=Work(reduce_bytes=1000.0, evaluated=0.5, adjusted=0.0))
+    assert found["latency"] == pytest.approx((6 + 0.5 * 6) * 1.25)
+    assert "latency" not in parts(model, 1, work=Work(reduce_bytes=1000.0, evaluated=0.5, adjusted=0.0))
+
+
 def test_a_million_and_one_clients_are_shared_out_evenly():
     found = parts(CostModel(sample=1e-6), 1000, samples=np.full(1_000_001, 100.0))
     assert found == pytest.approx({"training": 0.1000001})

@@ -69,6 +69,21 @@ def test_without_a_probe_links_are_fitted_to_the_rounds_reductions():
     assert fit(runs).model.inside.latency == pytest.approx(0.25)
 
 
+def test_what_sums_take_longer_than_probes_say_is_put_down_to_their_messages():
+    """A ring over P ranks has 2 (P - 1) of them, in the round's sum and in an evaluation's."""
+
+    def run(ranks):
+        messages = 2 * (ranks - 1)
+        linked = all_reduce(1000, Network(ranks, ranks, NEAR, NEAR), "gloo").total
+        return measurement(ranks, 1.0, reduce=linked + messages * 0.005, eval=0.5 / ranks + messages * 0.005)
+
+    found = fit([run(ranks) for ranks in (1, 2, 4)], probes(NEAR, True))
+    assert found.model.waking == pytest.approx(0.005)
+    assert found.model.evaluate == pytest.approx(0.5)
+    (error,) = [each.error for each in found.coefficients if each.name.startswith("a message")]
+    assert error == pytest.approx(0.0, abs=1e-9)
+
+
 def test_one_number_of_ranks_is_fitted_without_a_network():
     found = fit([measurement(1, 3.0)])
     assert found.model.network(8, 8).inside == Link(0.0, float("inf"))
