@@ -53,8 +53,8 @@ def count_from(row: np.ndarray, threshold: int) -> int:
 def find_threshold(row: np.ndarray, count: int) -> tuple[int, int]:
     """What separates the ``count`` elements of largest magnitude.
 
-    A sample says between which two magnitudes the threshold lies; passes that count, which fill the processor's
-    vectors, draw them together; the few elements that are left in between are sorted. No guess changes the result.
+    A sample says about where the threshold lies; passes that count, which fill the processor's vectors, draw two
+    magnitudes around it together; the few elements that are left in between are sorted. No guess changes the result.
 
     Args:
         row: integer (n,), patterns.
@@ -64,14 +64,15 @@ def find_threshold(row: np.ndarray, count: int) -> tuple[int, int]:
         Pattern of the threshold, and an end: the elements of this magnitude count before that position, those above it
         everywhere.
     """
-    largest = np.int64((1 << (8 * row.itemsize - 1)) - 1)
+    sample, largest = _sample(row), np.int64((1 << (8 * row.itemsize - 1)) - 1)
     # At least `low` are `below` elements, and these are enough; at least `high` are `above`, and these are too few.
-    low, below, high, above = np.int64(0), row.size, largest, count_from(row, largest)
-    if above >= count:
-        return _from_ties(row, largest, count, above)
-    first, last = _guess(row, count)
+    low, below, high, above = np.int64(0), row.size, largest, 0
     passes = 0
     while high - low > 1 and below - above > max(row.size >> 12, 128):
+        if passes % 3 < 2:
+            first, last = _guess(sample, low, high, (below - count) / (below - above), row.itemsize)
+        else:  # whatever lies there, the two draw together
+            first, last = low + (high - low) // 3, high - (high - low) // 3
         first = min(max(first, low + 1), high - 1)
         last = min(max(last, first), high - 1)
         from_first, from_last = _count_both(row, first, last)
@@ -82,11 +83,10 @@ def find_threshold(row: np.ndarray, count: int) -> tuple[int, int]:
         else:
             high, above = first, from_first
         passes += 1
-        if passes % 3:  # as if they lay evenly
-            middle = low + np.int64((high - low) * ((below - count) / (below - above)))
-            first, last = middle - 1 - (high - low) // 32, middle + 1 + (high - low) // 32
-        else:  # whatever lies there, the two draw together
-            first, last = low + (high - low) // 3, high - (high - low) // 3
+    if high == largest:  # nobody has counted these yet
+        above = count_from(row, largest)
+        if above >= count:
+            return _from_ties(row, largest, count, above)
     if high - low == 1:
         return _from_ties(row, low, count - above, below - above)
     between = np.empty(below - above, row.dtype)
@@ -98,16 +98,43 @@ def find_threshold(row: np.ndarray, count: int) -> tuple[int, int]:
 
 
 @compiled
-def _guess(row: np.ndarray, count: int) -> tuple[int, int]:
-    """Two magnitudes between which a sample at equal distances says that the threshold is."""
+def _sample(row: np.ndarray) -> np.ndarray:
+    """Magnitudes of elements at equal distances, sorted."""
     unsigned = row.dtype.type((1 << (8 * row.itemsize - 1)) - 1)
     size = min(max(row.size >> 7, 256), 4096)
     sample = row[:: row.size // size | 1] & unsigned  # an odd step visits every channel of a channels_last tensor
     sample.sort()
-    rank = sample.size - count * sample.size / row.size
-    width = 1 + 2 * np.sqrt(max(rank * (sample.size - rank), 0.0) / sample.size)
-    first, last = max(int(rank - width), 0), min(int(rank + width), sample.size - 1)
-    return np.int64(sample[first]), np.int64(sample[last]) + 1
+    return sample
+
+
+@compiled
+def _guess(sample: np.ndarray, low: int, high: int, share: float, itemsize: int) -> tuple[int, int]:
+    """Two magnitudes between which the threshold probably is.
+
+    Args:
+        sample: of the row, sorted.
+        low: the threshold is not below it.
+        high: it is below this one.
+        share: of the elements between the two, those that lie below the threshold.
+        itemsize: bytes of an element.
+    """
+    inside = sample[np.searchsorted(sample, low) : np.searchsorted(sample, high)]
+    rank = share * inside.size
+    if inside.size > 2:  # what the sample has twice there, a plain background's say, the row may have many times
+        middle = min(max(int(rank), 1), inside.size - 2)
+        if inside[middle] == inside[middle - 1] or inside[middle] == inside[middle + 1]:
+            return np.int64(inside[middle]), np.int64(inside[middle]) + 1
+    if inside.size >= 256:
+        width = 1 + 2 * np.sqrt(max(rank * (inside.size - rank), 0.0) / inside.size)
+        first, last = max(int(rank - width), 0), min(int(rank + width), inside.size - 1)
+        return np.int64(inside[first]), np.int64(inside[last]) + 1
+    # As if numbers lay evenly. Their patterns then crowd at the high end: they grow with the numbers' logarithms, in
+    # each octave by so much (of 16 bits: between the two types).
+    octave = 2.0 ** (8 if itemsize == 2 else 23 if itemsize == 4 else 52)
+    least = 2.0 ** ((low - high) / octave)
+    lower, upper = least + (1 - least) * (share - 1 / 32), least + (1 - least) * (share + 1 / 32)
+    first = high + np.int64(octave * np.log2(lower)) if lower > least else low + 1
+    return first, high + np.int64(octave * np.log2(upper))
 
 
 @compiled
@@ -288,8 +315,8 @@ def select(bitmap: np.ndarray, row: np.ndarray, out: np.ndarray) -> None:
     """Copies the elements of ``row``, integer (n,), whose bit is set to ``out``; the others become 0 there."""
     kind = row.dtype.type
     for byte in range(row.size // 8):
-        masks = _MASKS[bitmap[byte]]
-        for bit in range(8):
-            out[8 * byte + bit] = row[8 * byte + bit] & kind(masks[bit])
+        flags = np.int32(bitmap[byte])
+        for bit in range(8):  # shifted, not looked up: so it becomes a few operations on a whole vector
+            out[8 * byte + bit] = row[8 * byte + bit] & -kind(flags >> np.int32(bit) & np.int32(1))
     for i in range(row.size // 8 * 8, row.size):
         out[i] = row[i] & -kind(bitmap[i >> 3] >> (i & 7) & 1)

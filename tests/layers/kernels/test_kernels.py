@@ -69,7 +69,7 @@ def test_by_hand_on_a_device():
 
 
 @given(
-    shape=st.sampled_from(["normal", "relu", "relu6", "wide", "few", "equal"]),
+    shape=st.sampled_from(["normal", "relu", "relu6", "wide", "few", "equal", "background", "not numbers"]),
     dtype=TYPES,
     size=st.integers(1000, 20000),
     seed=st.integers(0, 999),
@@ -84,6 +84,8 @@ def test_thresholds_of_many_elements_are_those_that_sorting_finds(shape, dtype, 
         "wide": normal**3 * (5 * normal.flip(0)).exp(),
         "few": normal.round(),
         "equal": torch.ones(size),
+        "background": torch.where(normal > 1, 0.25, normal.flip(0).relu()),
+        "not numbers": torch.where(normal > 1, torch.tensor(-1, dtype=torch.int32).view(torch.float32), normal),
     }[shape]
     row = patterns(values.to(dtype))
     magnitude = row & torch.iinfo(row.dtype).max
