@@ -36,9 +36,10 @@ def train(config: Config, name: str) -> dict[str, object]:
     setting = next(one for one in compared_settings(config) if label(one) == name)
     start = resident()
     if setting.sap.enabled:
-        from fedmef_dist.layers.kernels import loops
+        from fedmef_dist.layers.kernels import packing_loops, threshold_loops
 
-        loops.prepare(torch.empty(0, dtype=torch.int32).numpy().dtype)
+        for loops in (threshold_loops, packing_loops):
+            loops.prepare(torch.empty(0, dtype=torch.int32).numpy().dtype)
     kernels = resident() - start
     shape = shape_of(config.data)
     step = training_step(config, setting, shape, random_batch(config, shape, torch.device("cpu")))

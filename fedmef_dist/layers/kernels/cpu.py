@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmef_dist.layers.kernels import loops
+from fedmef_dist.layers.kernels import packing_loops, threshold_loops
 
 _T = TypeVar("_T")
 _WORTH_A_THREAD = 1 << 17  # elements
@@ -44,14 +44,15 @@ def _bytes(piece: slice) -> slice:
 
 def _array(row: Tensor) -> np.ndarray:
     array = row.numpy()
-    loops.prepare(array.dtype)
+    threshold_loops.prepare(array.dtype)
+    packing_loops.prepare(array.dtype)
     return array
 
 
 def count_from(row: Tensor, threshold: int) -> int:
     """Number of elements of ``row``, patterns (n,), of magnitude ``threshold`` and more."""
     array = _array(row)
-    return sum(by_threads(lambda piece: int(loops.count_from(array[piece], threshold)), _pieces(array.size)))
+    return sum(by_threads(lambda piece: int(threshold_loops.count_from(array[piece], threshold)), _pieces(array.size)))
 
 
 def find_threshold(row: Tensor, count: int) -> tuple[int, int]:
@@ -65,7 +66,7 @@ def find_threshold(row: Tensor, count: int) -> tuple[int, int]:
         The threshold's pattern without sign, and an end: elements of just this magnitude belong to them before that
         position only.
     """
-    threshold, end = loops.find_threshold(_array(row), count)
+    threshold, end = threshold_loops.find_threshold(_array(row), count)
     return int(threshold), int(end)
 
 
@@ -85,12 +86,12 @@ def pack(row: Tensor, threshold: int, end: int, bitmap: Tensor, values: Tensor) 
     def taken(piece: slice) -> int:
         middle = min(max(end, piece.start), piece.stop)
         before, behind = array[piece.start : middle], array[middle : piece.stop]
-        above = threshold < torch.iinfo(row.dtype).max and loops.count_from(behind, threshold + 1)
-        return int(loops.count_from(before, threshold)) + int(above)
+        above = threshold < torch.iinfo(row.dtype).max and threshold_loops.count_from(behind, threshold + 1)
+        return int(threshold_loops.count_from(before, threshold)) + int(above)
 
     def work(piece: slice) -> None:
         own_end = min(max(end - piece.start, 0), piece.stop - piece.start)
-        loops.pack_row(array[piece], threshold, own_end, flags[_bytes(piece)], packed[places[piece.start]])
+        packing_loops.pack_row(array[piece], threshold, own_end, flags[_bytes(piece)], packed[places[piece.start]])
 
     places = _places(pieces, [packed.size] if len(pieces) == 1 else by_threads(taken, pieces))
     by_threads(work, pieces)
@@ -108,11 +109,11 @@ def unpack(bitmap: Tensor, values: Tensor, row: Tensor) -> None:
     pieces = _pieces(array.size)
 
     def work(piece: slice) -> None:
-        loops.unpack_row(flags[_bytes(piece)], packed[places[piece.start]], array[piece])
+        packing_loops.unpack_row(flags[_bytes(piece)], packed[places[piece.start]], array[piece])
 
     counts = [packed.size]
     if len(pieces) > 1:
-        counts = by_threads(lambda piece: int(loops.count_bits(flags[_bytes(piece)])), pieces)
+        counts = by_threads(lambda piece: int(packing_loops.count_bits(flags[_bytes(piece)])), pieces)
     places = _places(pieces, counts)
     by_threads(work, pieces)
 
@@ -121,7 +122,7 @@ def pack_between(row: Tensor, high: int) -> Tensor:
     """Bitmap, uint8 (ceil(n / 8),), of the elements of ``row``, patterns (n,), above 0 and below ``high``."""
     bitmap = torch.empty((row.numel() + 7) // 8, dtype=torch.uint8)
     array, flags = _array(row), bitmap.numpy()
-    by_threads(lambda piece: loops.pack_between(array[piece], high, flags[_bytes(piece)]), _pieces(array.size))
+    by_threads(lambda piece: packing_loops.pack_between(array[piece], high, flags[_bytes(piece)]), _pieces(array.size))
     return bitmap
 
 
@@ -129,5 +130,7 @@ def select(bitmap: Tensor, row: Tensor) -> Tensor:
     """The elements of ``row``, patterns (n,), whose bit is set, 0 in the place of the others."""
     out = torch.empty_like(row)
     array, flags, selected = _array(row), bitmap.numpy(), out.numpy()
-    by_threads(lambda piece: loops.select(flags[_bytes(piece)], array[piece], selected[piece]), _pieces(array.size))
+    by_threads(
+        lambda piece: packing_loops.select(flags[_bytes(piece)], array[piece], selected[piece]), _pieces(array.size)
+    )
     return out

@@ -2,15 +2,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from llvmlite.binding import get_host_cpu_features
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fedmef_dist.base import compiled as base
-from fedmef_dist.layers.kernels import cpu, kernels_for, loops, pattern, patterns, portable
+from fedmef_dist.layers.kernels import cpu, kernels_for, packing_loops, pattern, patterns, portable, threshold_loops
 
 IMPLEMENTATIONS = [pytest.param(cpu, id="cpu"), pytest.param(portable, id="portable")]
 NAN, INF = float("nan"), float("inf")
@@ -161,16 +163,41 @@ def test_the_number_of_threads_changes_no_bit(share, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["int16", "int32", "int64"])
 def test_the_preparation_compiles_every_loop(kind):
-    loops.prepare(np.dtype(kind))
-    for loop in (loops.count_from, loops.find_threshold, loops.pack_row, loops.unpack_row, loops.pack_between):
+    for loops in (threshold_loops, packing_loops):
+        loops.prepare(np.dtype(kind))
+    packing = (packing_loops.pack_row, packing_loops.unpack_row, packing_loops.pack_between, packing_loops.select)
+    for loop in (threshold_loops.count_from, threshold_loops.find_threshold, *packing):
         assert any(kind in str(signature) for signature in loop.signatures)
+
+
+@pytest.mark.skipif(not get_host_cpu_features().get("avx2"), reason="the processor has no AVX2: only the table moves")
+def test_a_table_moves_eight_elements_as_the_permutation_does():
+    """What is compiled for a processor without it. Every byte of flags comes, and values that end early."""
+    flags = np.arange(256, dtype=np.uint8).repeat(2)
+    chosen = np.unpackbits(flags, bitorder="little").astype(bool)
+    row = np.where(chosen, 100, 1).astype(np.int32) * np.where(np.arange(chosen.size) % 3, 1, -1).astype(np.int32)
+    row = np.where(row < 0, -row ^ np.int32(-(2**31)), row)  # the sign alone, as floats have it
+    for room in (chosen.sum(), chosen.sum() - 20):
+        packed, back = [], []
+        for pack, unpack in (
+            (packing_loops._pack_bytes, packing_loops._unpack_bytes),
+            (packing_loops._pack_bytes_permuting, packing_loops._unpack_bytes_permuting),
+        ):
+            found, values, out = np.zeros_like(flags), np.zeros(room, np.int32), np.zeros_like(row)
+            byte, position = numba.njit(pack)(row, 50, 0, flags.size, 0, found, values)
+            packed.append((byte, position, found.tolist(), values[:position].tolist()))
+            byte, position = numba.njit(unpack)(flags, values, out)
+            back.append((byte, position, out[: 8 * byte].tolist()))
+        assert packed[0] == packed[1]
+        assert back[0] == back[1]
+        assert packed[0][2][: packed[0][0]] == flags[: packed[0][0]].tolist()
 
 
 PROGRAM = """
 import numpy as np
-from fedmef_dist.layers.kernels import loops
+from fedmef_dist.layers.kernels import threshold_loops as loops
 loops.prepare(np.dtype("int32"))
-print(int(loops.count_from(np.arange(9, dtype=np.int32), 3)), sum(loops.pack_row.stats.cache_hits.values()))
+print(int(loops.count_from(np.arange(9, dtype=np.int32), 3)), sum(loops.find_threshold.stats.cache_hits.values()))
 """
 
 
@@ -208,9 +235,9 @@ def test_without_a_place_for_the_cache_every_process_compiles(monkeypatch):
     assert compiled(4) == 8
     assert compiled.stats.cache_path is None
     called = []
-    monkeypatch.setattr(loops, "count_from", compiled)
-    monkeypatch.setattr(loops, "_call_all", called.append)
-    loops.prepare.__wrapped__(np.dtype("int32"))
+    monkeypatch.setattr(threshold_loops, "count_from", compiled)
+    monkeypatch.setattr(threshold_loops, "_call_all", called.append)
+    threshold_loops.prepare.__wrapped__(np.dtype("int32"))
     assert called == [np.dtype("int32")]
 
 
