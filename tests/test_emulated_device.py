@@ -30,9 +30,9 @@ CLIENTS = {
     "fedmef": (0, 9),
     "fedmef, new mask": (9, 18),
     "balanced": (0, 9),
-    "balanced, new mask": (16, 24),
+    "balanced, new mask": (7, 24),
 }
-BESIDE = {"fedavg": 3, "fedmef": 3, "fedmef, new mask": 5, "balanced": 4, "balanced, new mask": 9}
+BESIDE = {"fedavg": 3, "fedmef": 3, "fedmef, new mask": 5, "balanced": 4, "balanced, new mask": 5}
 
 
 @pytest.fixture(scope="module")

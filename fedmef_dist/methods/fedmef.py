@@ -209,7 +209,7 @@ class FedMef(RandomStart[FedMefSettings]):
         generator, filters = numpy_generator(self.context.seed, "growth", plan.round), self._filters(pruned)
         if filters is None:
             return random_inactive(self.space, plan.swap_counts, generator)
-        return random_inactive_in_filters(self.space, filters, generator)
+        return random_inactive_in_filters(self.space, filters, len(pruned), generator)
 
     def grown_values(self, values: Tensor, grown: Tensor) -> Tensor:
         """0, or with ``extrusion_target: mean`` the filter's mean, which leaves the network's function unchanged."""

@@ -138,4 +138,4 @@ class TopGradients(LocalWork):
         scores = channel_normalised(self.space, gradient) if self.summed else gradient.abs()
         if self.filters is None:
             return strongest_inactive(self.space, scores, self.counts, generator)
-        return strongest_inactive_in_filters(self.space, scores, self.filters, generator)
+        return strongest_inactive_in_filters(self.space, scores, self.filters, sum(self.counts), generator)

@@ -51,10 +51,10 @@ def weakest_swappable(space: ParameterSpace, magnitude: Tensor, counts: Sequence
         magnitude: float32 (n_prunable,), at least 0.
         counts: how many of each layer, as of :func:`filter_swap_counts`.
     """
-    candidates = torch.full_like(magnitude, torch.inf)
-    allowed = _weakest_in_filters(space, magnitude, swappable_in_filters(space))
+    finite = magnitude.clamp(max=torch.finfo(magnitude.dtype).max)
+    weakest = -finite.masked_fill(~space.mask.active, torch.inf)
     # Whatever may go comes before what must stay.
-    candidates[allowed] = magnitude[allowed].clamp(max=torch.finfo(magnitude.dtype).max)
+    candidates = finite.masked_fill(~_best_in_filters(space, weakest, swappable_in_filters(space)), torch.inf)
     return torch.cat(
         [
             layer.start + smallest(candidates[layer.start : layer.stop], count)
@@ -63,23 +63,8 @@ def weakest_swappable(space: ParameterSpace, magnitude: Tensor, counts: Sequence
     )
 
 
-def weakest_in_filters(space: ParameterSpace, magnitude: Tensor, counts: Tensor) -> Tensor:
-    """Positions (int64) of the ``counts`` active weights of smallest magnitude in each filter.
-
-    Args:
-        space: the parameter space with its current mask.
-        magnitude: float32 (n_prunable,), at least 0.
-        counts: int64 (filters,).
-
-    Raises:
-        ValueError: a filter has fewer active weights.
-    """
-    _check(counts, _count(space, space.mask.active), "active")
-    return _weakest_in_filters(space, magnitude, counts)
-
-
 def strongest_inactive_in_filters(
-    space: ParameterSpace, scores: Tensor, counts: Tensor, generator: np.random.Generator | None = None
+    space: ParameterSpace, scores: Tensor, counts: Tensor, total: int, generator: np.random.Generator | None = None
 ) -> Tensor:
     """Positions (int64) of the ``counts`` inactive weights of largest score in each filter.
 
@@ -87,37 +72,43 @@ def strongest_inactive_in_filters(
         space: the parameter space with its current mask.
         scores: floating (n_prunable,), at least 0.
         counts: int64 (filters,); those of the weights that leave keep every filter's number.
+        total: their sum, which a device would be asked for.
         generator: draws which of equal scores grow; None: the first ones.
 
     Raises:
-        ValueError: a filter has fewer inactive weights.
+        ValueError: on the CPU: a filter has fewer inactive weights.
     """
-    _check(counts, _count(space, ~space.mask.active), "inactive")
-    return _best_in_filters(space, scores.masked_fill(space.mask.active, -1), counts, generator)
+    if counts.device.type == "cpu":  # a device would be waited for
+        _check(counts, _count(space, ~space.mask.active))
+    chosen = _best_in_filters(space, scores.masked_fill(space.mask.active, -1), counts, generator)
+    return _positions(chosen, total)
 
 
-def random_inactive_in_filters(space: ParameterSpace, counts: Tensor, generator: np.random.Generator) -> Tensor:
-    """Positions (int64) of ``counts`` (int64 (filters,)) inactive weights of each filter, drawn.
-
-    Raises:
-        ValueError: a filter has fewer inactive weights.
-    """
-    return strongest_inactive_in_filters(space, drawn(space, generator), counts)
-
-
-def _weakest_in_filters(space: ParameterSpace, magnitude: Tensor, counts: Tensor) -> Tensor:
-    finite = magnitude.clamp(max=torch.finfo(magnitude.dtype).max)
-    return _best_in_filters(space, -finite.masked_fill(~space.mask.active, torch.inf), counts)
+def random_inactive_in_filters(
+    space: ParameterSpace, counts: Tensor, total: int, generator: np.random.Generator
+) -> Tensor:
+    """Positions (int64) of inactive weights, drawn. Arguments, errors: :func:`strongest_inactive_in_filters`."""
+    return strongest_inactive_in_filters(space, drawn(space, generator), counts, total)
 
 
 def _best_in_filters(
     space: ParameterSpace, scores: Tensor, counts: Tensor, generator: np.random.Generator | None = None
 ) -> Tensor:
+    """Which are the ``counts`` of largest score in each filter, bool (n_prunable,)."""
     chosen = torch.zeros_like(space.mask.active)
     for layer, wanted in zip(space.layers, _by_layer(space, counts), strict=True):
         ranks = row_ranks(scores[layer.start : layer.stop].view(layer.rows, -1), generator)
         chosen[layer.start : layer.stop] = (ranks < wanted.unsqueeze(1)).flatten()
-    return chosen.nonzero().flatten()
+    return chosen
+
+
+def _positions(chosen: Tensor, total: int) -> Tensor:
+    """Where ``chosen``, bool (n,), is set, ``total`` times: int64 (total,), in a shape that a device need not tell."""
+    if chosen.device.type == "cpu":
+        return chosen.nonzero().flatten()
+    places = torch.where(chosen, chosen.cumsum(0) - 1, total)  # all others to one place behind, which is cut off
+    every = torch.arange(len(chosen), device=chosen.device)
+    return every.new_empty(total + 1).scatter_(0, places, every)[:total]
 
 
 def _count(space: ParameterSpace, chosen: Tensor) -> Tensor:
@@ -129,8 +120,8 @@ def _by_layer(space: ParameterSpace, filters: Tensor) -> Sequence[Tensor]:
     return filters.split([layer.rows for layer in space.layers])
 
 
-def _check(counts: Tensor, available: Tensor, kind: str) -> None:
+def _check(counts: Tensor, available: Tensor) -> None:
     short = (counts > available).nonzero().flatten().tolist()
     if short:
         filter_ = short[0]
-        raise ValueError(f"filter {filter_} has {available[filter_]} {kind} weights, fewer than {counts[filter_]}")
+        raise ValueError(f"filter {filter_} has {available[filter_]} inactive weights, fewer than {counts[filter_]}")
