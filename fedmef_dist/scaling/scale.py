@@ -146,17 +146,12 @@ def scale(
         *([f"## Simulation\n\n{simulation_section(simulated)}"] if outlook.simulates else []),
         *([_lone_rank(lone, found, predictor)] if lone is not None else []),
     ]
-    files = ["scaling.md", "scaling.csv", "cost_model.json", "timeline.json"]
+    text = "\n\n".join(sections)
     with _writing_to(directory):
-        write_text(directory / "scaling.md", "\n\n".join(sections) + "\n")
-        write_text(directory / "scaling.csv", comma_separated(results))
-        write_json(directory / "cost_model.json", _finite(asdict(found.model)))
-        _write_timeline(study.strong[-1], directory)
-        plots = save_plots(study, results, directory)
-        plots += save_prediction_plots(predictor, study.strong[0].cohort, predicted, simulated, directory)
-    print("\n\n".join(sections))
-    for name in [*files, *(plot.name for plot in plots)]:
-        print(directory / name)
+        files = _write(directory, text, study, results, found, predictor, predicted, simulated)
+    print(text)
+    for file in files:
+        print(file)
 
 
 @contextmanager
@@ -220,6 +215,27 @@ def _measure_all(
             run_dir = measure(place, path, overrides, point, rounds, repeat, out)
             results[point].append(read_measurement(run_dir, point, place.local_ranks(point.ranks)))
     return results
+
+
+def _write(
+    directory: Path,
+    text: str,
+    study: Study,
+    results: Results,
+    found: Fit,
+    predictor: Predictor,
+    predicted: Sequence[int],
+    simulated: Sequence[Simulated],
+) -> list[Path]:
+    """The report, its tables, the model, a timeline and the plots; returns all that was written."""
+    write_text(directory / "scaling.md", text + "\n")
+    write_text(directory / "scaling.csv", comma_separated(results))
+    write_json(directory / "cost_model.json", _finite(asdict(found.model)))
+    _write_timeline(study.strong[-1], directory)
+    plots = save_plots(study, results, directory)
+    plots += save_prediction_plots(predictor, study.strong[0].cohort, predicted, simulated, directory)
+    names = ("scaling.md", "scaling.csv", "cost_model.json", "timeline.json", *(plot.name for plot in plots))
+    return [directory / name for name in names]
 
 
 def _write_timeline(point: Point, directory: Path) -> None:
