@@ -9,6 +9,7 @@ import torch
 from hypothesis import settings
 
 from fedmef_dist.cluster.ending import SIGNALS
+from fedmef_dist.cluster.group import RuntimeSettings, choose_threads
 
 if torch.cuda.is_available():
     # As in a run: what tensor cores make of float32 is that of a CPU to three digits only.
@@ -20,7 +21,7 @@ else:
 # A thread a process, as ranks have it. The tests' processes share a few cores: threads that wait for each other there
 # make a training of a thousand small steps take minutes in place of seconds.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+torch.set_num_threads(choose_threads(RuntimeSettings(), os.environ))
 
 # A busy machine makes single examples slow, which says nothing about the code.
 settings.register_profile("default", deadline=None)

@@ -47,13 +47,15 @@ def fit(runs: Sequence[Measurement], probes: Sequence[Probe] = (), draw: float =
         probes: all-reduces of several sizes; without them links are fitted to the runs' reductions.
         draw: seconds of drawing and placing a client.
     """
+    are_probed = len(probes) > 0
     probes = probes or [_as_probe(run) for run in runs if run.point.ranks > 1]
     client, sample, neighbour = _fit_clients(runs)
     jitter = _jitter(runs, (client, sample, neighbour))
     inside, between = _fit_links(probes)
     crowding = _crowding(runs)
     links = CostModel(inside=inside or NO_COST, between=between, backend=probes[0].backend if probes else "gloo")
-    links = replace(links, waking=_waking(runs, links))
+    if are_probed:
+        links = replace(links, waking=_waking(runs, links))
     model = replace(
         links,
         client=client,
@@ -150,9 +152,10 @@ def _calm(run: Measurement, crowding: float) -> float:
 
 
 def _tested(run: Measurement, links: CostModel) -> float:
-    """Seconds a round of a rank's share of the test set, without waiting for the others."""
+    """Seconds a round of a rank's share of the test set, without its sum."""
     network = links.network(run.point.ranks, run.local_ranks)
-    return max(run.phases["eval"] / run.rounds - run.evaluated * links.woken(SMALL_BYTES, network), 0.0)
+    sums = all_reduce(SMALL_BYTES, network, links.backend).total + links.woken(SMALL_BYTES, network)
+    return max(run.phases["eval"] / run.rounds - run.evaluated * sums, 0.0)
 
 
 def _rest(run: Measurement, draw: float) -> float:

@@ -18,7 +18,7 @@ _PARTS = {
     "slowest client": "what the largest client takes beyond that: no rank ends before it",
     "placement": "what the busiest rank trains beyond both",
     "jitter": "waiting for the rank whose clients happen to be slow",
-    "latency": "messages of collectives, one after another",
+    "latency": "messages of collectives, one after another, and waking who receives them",
     "bandwidth": "their bytes",
     "server": "average, extrusion, pruning and growing",
     "evaluation": "a rank's share of the test set",

@@ -77,7 +77,9 @@ def simulate(predictor: Predictor, ranks: int, cohort: int, directory: Path) -> 
     program, directory = find_simulator(), directory.resolve()
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    model, network, samples = predictor.model, predictor.network(ranks), predictor.samples(cohort)
+    # Messages there find their receiver awake.
+    model = replace(predictor.model, waking=0.0)
+    network, samples = predictor.network(ranks), predictor.samples(cohort)
     work = replace(
         predictor.work, evaluated=float(predictor.work.evaluated > 0), adjusted=float(predictor.work.adjusted > 0)
     )

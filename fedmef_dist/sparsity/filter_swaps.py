@@ -72,7 +72,7 @@ def strongest_inactive_in_filters(
         space: the parameter space with its current mask.
         scores: floating (n_prunable,), at least 0.
         counts: int64 (filters,); those of the weights that leave keep every filter's number.
-        total: their sum, which a device would be asked for.
+        total: their sum, which a device would be asked for. It is trusted there, and so are the counts.
         generator: draws which of equal scores grow; None: the first ones.
 
     Raises:
@@ -104,11 +104,13 @@ def _best_in_filters(
 
 def _positions(chosen: Tensor, total: int) -> Tensor:
     """Where ``chosen``, bool (n,), is set, ``total`` times: int64 (total,), in a shape that a device need not tell."""
-    if chosen.device.type == "cpu":
-        return chosen.nonzero().flatten()
+    return chosen.nonzero().flatten() if chosen.device.type == "cpu" else _scattered(chosen, total)
+
+
+def _scattered(chosen: Tensor, total: int) -> Tensor:
     places = torch.where(chosen, chosen.cumsum(0) - 1, total)  # all others to one place behind, which is cut off
     every = torch.arange(len(chosen), device=chosen.device)
-    return every.new_empty(total + 1).scatter_(0, places, every)[:total]
+    return every.new_zeros(total + 1).scatter_(0, places.clamp(max=total), every)[:total]
 
 
 def _count(space: ParameterSpace, chosen: Tensor) -> Tensor:

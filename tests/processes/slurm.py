@@ -121,32 +121,45 @@ class SlurmCluster:
     def _spawn(self, program, *arguments):
         with (self.folder / f"{program}.out").open("ab") as output:
             process = subprocess.Popen(
-                [find(program), *arguments], env={**os.environ, **self.env}, stdout=output, stderr=output
+                [find(program), *arguments],
+                env={**os.environ, **self.env},
+                cwd=self.folder,  # where the core of one that crashes goes away with the rest
+                stdout=output,
+                stderr=output,
             )
         self._processes.append(process)
 
-    def _wait_for(self, what, condition, seconds=30):
+    def _wait_for(self, what, condition, seconds=90):
         deadline = time.monotonic() + seconds
-        while not condition():
+        while self.dead() or not condition():
             if time.monotonic() > deadline or self.dead():
                 logs = "".join(
                     f"== {log.name}\n{log.read_text()[-2000:]}" for log in self.folder.glob("*.[lo][ou][gt]")
                 )
-                raise RuntimeError(f"Slurm does not start: {what}\n{logs}")
+                kind = DaemonDiedError if self.dead() else RuntimeError
+                raise kind(f"Slurm does not start: {what} {self.dead()}\n{logs}")
             time.sleep(0.1)
 
     def states(self):
         """The state of each node, "idle" where it is ready."""
-        shown = self.run(["sinfo", "--Node", "--noheader", "--format=%T"], timeout=20)
+        try:
+            shown = self.run(["sinfo", "--Node", "--noheader", "--format=%T"], timeout=20)
+        except (DaemonDiedError, subprocess.TimeoutExpired):
+            return []
         return shown.stdout.split() if shown.returncode == 0 else []
 
     def run(self, command, env=None, timeout=120, cwd=None):
         """A command with this cluster's configuration; text streams. Raises DaemonDiedError."""
         environ = {**os.environ, **self.env, "OMP_NUM_THREADS": "1", **(env or {})}
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=timeout, cwd=cwd)
+        try:
+            return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=timeout, cwd=cwd)
+        finally:
+            self.check()
+
+    def check(self):
+        """Raises DaemonDiedError where one of the daemons ended."""
         if dead := self.dead():
-            raise DaemonDiedError(f"{dead}; {' '.join(map(str, command))}: {done.stderr}")
-        return done
+            raise DaemonDiedError(dead)
 
     def dead(self):
         """Which of the daemons ended, as a text; empty while all run."""

@@ -59,10 +59,11 @@ def read(run_dir):
     return json.loads((run_dir / "summary.json").read_text())
 
 
-def wait_for_round(run_dir, number, timeout=120):
+def wait_for_round(slurm, run_dir, number, timeout=120):
     deadline = time.monotonic() + timeout
     path = run_dir / "metrics.jsonl"
     while not path.exists() or path.read_text().count("\n") < number:
+        slurm.check()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -82,7 +83,7 @@ def check_whole_run(run_dir, digest, world_size):
 def test_one_node_preempted_by_a_signal(slurm, send, log, batch_config, digest, tmp_path):
     run_dir = tmp_path / "run"
     job = send("single_node", ["--ntasks-per-node=2"], batch_config, "--run-dir", run_dir)
-    wait_for_round(run_dir, 2)
+    wait_for_round(slurm, run_dir, 2)
     assert slurm.run(["scancel", "--signal=USR2", job]).returncode == 0
     (ended,) = slurm.wait(job, "COMPLETED")
     assert ended["Restarts"] == "1", log()
@@ -96,7 +97,7 @@ def test_one_node_preempted_by_a_signal(slurm, send, log, batch_config, digest, 
 def test_two_nodes_and_a_rank_that_is_killed(slurm, send, log, batch_config, digest, tmp_path):
     run_dir = tmp_path / "run"
     job = send("multi_node", ["--nodes=2"], batch_config, "--run-dir", run_dir)
-    wait_for_round(run_dir, 2)
+    wait_for_round(slurm, run_dir, 2)
     os.kill(rank_pid(job, 1), signal.SIGKILL)
     killed = time.monotonic()
     (failed,) = slurm.wait(job, "FAILED")
@@ -112,7 +113,7 @@ def test_a_second_job_in_one_directory_is_refused_and_told_of_the_first(slurm, s
     run_dir = tmp_path / "run"
     arguments = (batch_config, "federation.rounds=900", "--run-dir", run_dir)
     job = send("single_node", [], *arguments)
-    wait_for_round(run_dir, 2)
+    wait_for_round(slurm, run_dir, 2)
     slurm.wait(send("single_node", [], *arguments), "FAILED")
     assert f"another run is writing here: job {job} on n" in log()
     assert slurm.run(["scancel", job]).returncode == 0
@@ -140,7 +141,7 @@ def rank_pid(job, rank):
 def test_mpirun_warned_through_the_batch_script(slurm, send, log, batch_config, digest, tmp_path):
     run_dir = tmp_path / "run"
     job = send("mpi", ["--nodes=2", "--ntasks-per-node=2"], batch_config, "--run-dir", run_dir)
-    wait_for_round(run_dir, 2)
+    wait_for_round(slurm, run_dir, 2)
     assert slurm.run(["scancel", "--batch", "--signal=USR2", job]).returncode == 0
     (ended,) = slurm.wait(job, "COMPLETED")
     assert ended["Restarts"] == "1", log()
@@ -155,7 +156,7 @@ def test_submit_and_a_plain_cancel(slurm, batch_config, digest, tmp_path):
     assert done.returncode == 0, done.stderr
     job = done.stdout.split(",")[0].split()[-1]
     assert load_config(run_dir / "config.yaml") == load_config(batch_config)
-    wait_for_round(run_dir, 2)
+    wait_for_round(slurm, run_dir, 2)
     assert slurm.run(["scancel", job]).returncode == 0
     slurm.wait(job, "CANCELLED")
     assert not (run_dir / "summary.json").exists()

@@ -18,6 +18,7 @@ from torch import nn
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import random_mask
 from fedmef_dist.sparsity.filter_swaps import (
+    _scattered,
     count_in_filters,
     filter_swap_counts,
     random_inactive_in_filters,
@@ -147,6 +148,12 @@ def test_the_marked_are_the_weakest_that_filters_can_spare(seed, data):
             wanted.append(position)
     marked = weakest_swappable(space, magnitude, [count, 0, 0])
     assert marked.tolist() == sorted(wanted)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=50))
+def test_positions_come_without_asking_how_many_there_are(flags):
+    chosen = torch.tensor(flags)
+    assert torch.equal(_scattered(chosen, sum(flags)), chosen.nonzero().flatten())
 
 
 def test_random_growth_within_filters_is_keyed_and_reaches_every_place():

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import extending, types
+from numba.core.registry import cpu_target
 from numba.extending import overload
 
 from fedmef_dist.base.compiled import compiled, fill_cache
@@ -49,9 +49,21 @@ def _call_all(kind: np.dtype) -> None:
     count_bits(bitmap)
 
 
-def _permutes(row: Any) -> bool:
-    """Whether eight elements of an array of numba's type ``row`` are a vector that the processor can permute."""
-    return row.dtype == types.int32 and row.layout == "C" and get_host_cpu_features().get("avx2", False)
+def _permutes(*arrays: Any) -> bool:
+    """Whether eight elements of these are vectors that what numba compiles for can permute; their addresses follow.
+
+    Args:
+        arrays: numba's types of a row, its packed values and the bitmap.
+    """
+    row, values, bitmap = arrays
+    lies = all(array.layout == "C" for array in arrays)
+    return lies and row.dtype == values.dtype == types.int32 and bitmap.dtype == types.uint8 and has_permutation()
+
+
+def has_permutation() -> bool:
+    """Whether numba compiles for a processor with AVX2; NUMBA_CPU_NAME may name another one than this."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return "+avx2" in features.split(",")
 
 
 @compiled
@@ -111,7 +123,7 @@ def _pack_bytes_permuting(
 def _choose_pack_bytes(
     row: np.ndarray, threshold: int, byte: int, stop: int, position: int, bitmap: np.ndarray, values: np.ndarray
 ) -> Callable[..., Any]:
-    return _pack_bytes_permuting if _permutes(row) else _pack_bytes
+    return _pack_bytes_permuting if _permutes(row, values, bitmap) else _pack_bytes
 
 
 @compiled
@@ -178,7 +190,7 @@ def _unpack_bytes_permuting(bitmap: np.ndarray, values: np.ndarray, row: np.ndar
 
 @overload(_unpack_bytes)
 def _choose_unpack_bytes(bitmap: np.ndarray, values: np.ndarray, row: np.ndarray) -> Callable[..., Any]:
-    return _unpack_bytes_permuting if _permutes(row) else _unpack_bytes
+    return _unpack_bytes_permuting if _permutes(row, values, bitmap) else _unpack_bytes
 
 
 @compiled

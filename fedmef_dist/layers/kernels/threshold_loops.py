@@ -11,6 +11,7 @@ import numpy as np
 from fedmef_dist.base.compiled import compiled, fill_cache
 
 _BLOCK = 128
+_ENOUGH = 64  # elements of a sample, to say what share of the row is below one of them
 
 
 @cache
@@ -111,15 +112,17 @@ def _guess(sample: np.ndarray, low: int, high: int, share: float, itemsize: int)
         middle = min(max(int(rank), 1), inside.size - 2)
         if inside[middle] == inside[middle - 1] or inside[middle] == inside[middle + 1]:
             return np.int64(inside[middle]), np.int64(inside[middle]) + 1
-    if inside.size >= 256:
+    octave = np.int64(1) << (8 if itemsize == 2 else 23 if itemsize == 4 else 52)
+    if low >= sample[-1] and high == (1 << (8 * itemsize - 1)) - 1:  # above all that the sample has: up to the double
+        return low + 1, low + min(octave, high - low)
+    if inside.size >= _ENOUGH or (inside.size and high > sample[-1]):
         width = 1 + 2 * np.sqrt(max(rank * (inside.size - rank), 0.0) / inside.size)
         first, last = max(int(rank - width), 0), min(int(rank + width), inside.size - 1)
         return np.int64(inside[first]), np.int64(inside[last]) + 1
-    # As if numbers lay evenly. Their patterns then crowd at the high end: they grow with the numbers' logarithms, in
-    # each octave by so much (of 16 bits: between the two types).
-    octave = 2.0 ** (8 if itemsize == 2 else 23 if itemsize == 4 else 52)
+    # As if numbers lay evenly. Their patterns then crowd at the high end: they grow with the numbers' logarithms, by an
+    # octave for the double (of 16 bits: between the two types).
     least = 2.0 ** ((low - high) / octave)
-    lower, upper = least + (1 - least) * (share - 1 / 32), least + (1 - least) * (share + 1 / 32)
+    lower, upper = least + (1 - least) * (share - 1 / 32), min(least + (1 - least) * (share + 1 / 32), 1.0)
     first = high + np.int64(octave * np.log2(lower)) if lower > least else low + 1
     return first, high + np.int64(octave * np.log2(upper))
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from llvmlite.binding import get_host_cpu_features
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fedmef_dist.base import compiled as base
@@ -16,6 +15,7 @@ from fedmef_dist.layers.kernels import cpu, kernels_for, packing_loops, pattern,
 
 IMPLEMENTATIONS = [pytest.param(cpu, id="cpu"), pytest.param(portable, id="portable")]
 NAN, INF = float("nan"), float("inf")
+ROOT = str(Path(__file__).parents[3])
 TYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 VALUES = st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, 6.0, -6.0, 7.0, INF, -INF, NAN]), min_size=1, max_size=70)
 
@@ -170,7 +170,7 @@ def test_the_preparation_compiles_every_loop(kind):
         assert any(kind in str(signature) for signature in loop.signatures)
 
 
-@pytest.mark.skipif(not get_host_cpu_features().get("avx2"), reason="the processor has no AVX2: only the table moves")
+@pytest.mark.skipif(not packing_loops.has_permutation(), reason="the processor has no AVX2: only the table moves")
 def test_a_table_moves_eight_elements_as_the_permutation_does():
     """What is compiled for a processor without it. Every byte of flags comes, and values that end early."""
     flags = np.arange(256, dtype=np.uint8).repeat(2)
@@ -190,7 +190,42 @@ def test_a_table_moves_eight_elements_as_the_permutation_does():
             back.append((byte, position, out[: 8 * byte].tolist()))
         assert packed[0] == packed[1]
         assert back[0] == back[1]
-        assert packed[0][2][: packed[0][0]] == flags[: packed[0][0]].tolist()
+        byte, position, found, values = packed[0]
+        assert found[:byte] == flags[:byte].tolist()
+        assert values == row[chosen][:position].tolist()
+
+
+def test_numba_may_compile_for_a_processor_that_cannot_permute(tmp_path):
+    """As for a cache that different processors share."""
+    code = (
+        "import numpy as np; from fedmef_dist.layers.kernels import packing_loops as loops\n"
+        "row, flags, values = np.arange(24, dtype=np.int32), np.zeros(3, np.uint8), np.zeros(20, np.int32)\n"
+        "loops.pack_row(row, 4, 24, flags, values); print(loops.has_permutation(), values.tolist() == [*range(4, 24)])"
+    )
+    settings = {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": ROOT}
+    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
+    assert done.stdout == "False True\n", done.stderr
+
+
+@pytest.mark.parametrize("size", [200, 1024, 4096, 16384, 32768, 100000])
+@pytest.mark.parametrize("shape", ["normal", "relu", "background"])
+def test_a_threshold_is_found_in_few_passes(size, shape, monkeypatch):
+    """Each pass reads the whole row, so passes are what a search costs."""
+    passes, generator = [], torch.Generator().manual_seed(size)
+    normal = torch.randn(size, generator=generator)
+    plain = torch.rand(size, generator=generator) < 0.3
+    values = {"normal": normal, "relu": normal.relu(), "background": torch.where(plain, 0.25, normal.relu())}[shape]
+
+    def counted(row, low, high):
+        passes.append((low, high))
+        return count_both(row, low, high)
+
+    count_both = threshold_loops._count_both
+    monkeypatch.setattr(threshold_loops, "_count_both", counted)
+    for share in (0.02, 0.1, 0.5):
+        threshold_loops.find_threshold.py_func(patterns(values).numpy(), round(share * size))
+        assert len(passes) <= 8, (share, passes)
+        passes.clear()
 
 
 PROGRAM = """
@@ -202,7 +237,7 @@ print(int(loops.count_from(np.arange(9, dtype=np.int32), 3)), sum(loops.find_thr
 
 
 def start(folder):
-    environment = {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = {"NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": ROOT}
     return subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, text=True)
 
 
