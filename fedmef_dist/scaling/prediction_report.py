@@ -153,7 +153,7 @@ def simulation_section(simulated: Sequence[Simulated]) -> str:
         "Rounds that evaluate and adjust, if the run has such, replayed message by message by SimGrid's SMPI on a "
         "platform made from the same description; clients jitter as in the model. Where NCCL would take its trees, "
         "halving and doubling takes their place in the simulation and in this table's formula: SimGrid cannot let "
-        "chunks of a message follow each other over a link.",
+        "chunks of a message follow each other over a link. Nobody has to be woken for a message in either.",
         table(header, rows),
         *(
             f"Further apart than 5 %: {each.ranks:,} ranks, {each.cohort:,} clients. The formula takes steps of the "
