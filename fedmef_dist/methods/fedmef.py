@@ -29,6 +29,7 @@ from fedmef_dist.sparsity.filter_swaps import (
     FEWEST,
     count_in_filters,
     filter_swap_counts,
+    filters_can_swap,
     random_inactive_in_filters,
     weakest_swappable,
 )
@@ -79,7 +80,9 @@ class FedMefSettings(SwappingSettings, RandomStartSettings):
         "weight", description="mark by the weight, or by what its normalised filter makes of it"
     )
     swap: Literal["layer", "filter"] = Field(
-        "layer", description="grow anywhere in the layer, or in every filter as many as it loses"
+        "layer",
+        description="grow anywhere in the layer, or in every filter as many as it loses; where an even share leaves no "
+        "filter three active weights, anywhere in the layer after all",
     )
     growth: Literal["gradient", "summed", "random"] = Field(
         "gradient",
@@ -117,7 +120,11 @@ class FedMefSettings(SwappingSettings, RandomStartSettings):
 
 
 class FedMef(RandomStart[FedMefSettings]):
-    """Prunes by magnitude what extrusion has emptied, grows by gradient."""
+    """Prunes by magnitude what extrusion has emptied, grows by gradient.
+
+    Attributes:
+        within_filters: every filter grows what it loses. Decided by the layers' counts, so for a whole run.
+    """
 
     Settings: ClassVar[type[FedMefSettings]] = FedMefSettings
     preferences = Preferences(norm="nsconv", activation_pruning=True)
@@ -125,14 +132,15 @@ class FedMef(RandomStart[FedMefSettings]):
     def __init__(self, settings: FedMefSettings, space: ParameterSpace, context: MethodContext) -> None:
         super().__init__(settings, space, context)
         self.schedule = settings.schedule()
+        self.within_filters = settings.swap == "filter" and filters_can_swap(space, self.counts)
 
     def caution(self) -> str | None:
-        """That nothing can move, where filters are so thin that all they have must stay."""
-        if self.settings.swap == "layer" or self.space.mask.is_full or any(filter_swap_counts(self.space, 1.0)):
+        """That filters are too thin for swaps within them, so that weights move anywhere in their layer."""
+        if self.settings.swap == "layer" or self.within_filters or self.space.mask.is_full:
             return None
         return (
-            f"no weight will ever be swapped: swap filter leaves each filter {FEWEST} active weights, and none has "
-            "more; choose a higher density or method.swap=layer"
+            f"weights are swapped anywhere in their layer: swap filter leaves each filter {FEWEST} active weights, and "
+            "at this density none would have more; choose a higher density to keep filters in balance"
         )
 
     def plan(self, round: int, values: Tensor) -> RoundPlan:
@@ -159,7 +167,7 @@ class FedMef(RandomStart[FedMefSettings]):
         return None if filters is None else InFilters(self.space, filters)
 
     def _swap_counts(self, share: float) -> list[int]:
-        if self.settings.swap == "filter":
+        if self.within_filters:
             return filter_swap_counts(self.space, share)
         return swap_counts(self.space.layers, self.counts, share)
 
@@ -185,7 +193,7 @@ class FedMef(RandomStart[FedMefSettings]):
 
     def _filters(self, positions: Tensor) -> Tensor | None:
         """How many of the positions each filter has, int64 (filters,); None where filters do not keep their counts."""
-        return count_in_filters(self.space, positions) if self.settings.swap == "filter" else None
+        return count_in_filters(self.space, positions) if self.within_filters else None
 
     def _deviation(self) -> Deviation:
         return Deviation(self.space, self.settings.extrusion_target)
@@ -193,7 +201,7 @@ class FedMef(RandomStart[FedMefSettings]):
     def _mark(self, values: Tensor, counts: list[int]) -> Tensor:
         acting = self.settings.rank_by == "acting"
         magnitude = acting_magnitude(self.space, values) if acting else self._deviation().of(values).abs()
-        weak = weakest_swappable if self.settings.swap == "filter" else weakest
+        weak = weakest_swappable if self.within_filters else weakest
         return weak(self.space, magnitude, counts)
 
     def next_mask(self, plan: RoundPlan, values: Tensor, sums: Mapping[str, Sums]) -> Tensor:

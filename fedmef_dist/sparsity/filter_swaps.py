@@ -34,6 +34,18 @@ def swappable_in_filters(space: ParameterSpace) -> Tensor:
     return torch.minimum(active - FEWEST, _count(space, ~space.mask.active)).clamp(min=0)
 
 
+def filters_can_swap(space: ParameterSpace, counts: Sequence[int]) -> bool:
+    """Whether any filter could swap a weight, were each layer's ``counts`` spread evenly over its filters.
+
+    Where not, each filter has :data:`FEWEST` active weights or fewer, or all that it has room for.
+    """
+    return any(
+        FEWEST < share < layer.size // layer.rows
+        for layer, count in zip(space.layers, counts, strict=True)
+        for share in (count // layer.rows, -(-count // layer.rows))
+    )
+
+
 def filter_swap_counts(space: ParameterSpace, share: float) -> list[int]:
     """xi_l: floor(share * a_l) of every layer with a_l active weights, no more than its filters can swap together."""
     filters = _by_layer(space, swappable_in_filters(space))

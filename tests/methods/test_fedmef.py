@@ -207,15 +207,39 @@ def test_only_where_filters_keep_their_counts_a_new_mask_travels_without_them(sw
         adjust(server, plan, gradients(torch.randn(64)))
 
 
+def thin(weights, **settings):
+    """A method whose four filters of sixteen have ``weights`` active ones each, started."""
+    space = ParameterSpace(nn.Sequential(nn.Linear(16, 4, bias=False), nn.Linear(4, 2)), ["0.weight"])
+    density = (4 * weights + space.n_dense) / space.n_parameters
+    method = FedMef(FedMefSettings(density=density, adjust_every=1, **settings), space, MethodContext())
+    server = server_for(method)
+    server.start(space.values, method.initial_mask(Seeded(0)))
+    return space, method, server
+
+
 @pytest.mark.parametrize(
     ("swap", "weights", "warns"),
-    [("filter", 2, True), ("filter", 3, False), ("filter", 16, False), ("layer", 2, False)],
+    [("filter", 2, True), ("filter", 2.25, False), ("filter", 3, False), ("filter", 16, False), ("layer", 2, False)],
 )
 def test_a_run_whose_filters_are_too_thin_to_swap_says_so(swap, weights, warns):
-    space = ParameterSpace(nn.Sequential(nn.Linear(16, 4, bias=False), nn.Linear(4, 2)), ["0.weight"])
-    method = FedMef(FedMefSettings(density=0.3, adjust_every=1, swap=swap), space, MethodContext())
-    server_for(method).start(space.values, torch.arange(64) % 16 < weights)
+    _, method, _ = thin(weights, swap=swap)
     assert (method.caution() is not None) == warns
+
+
+@pytest.mark.parametrize(("weights", "keeps"), [(2, False), (3, True)])
+def test_where_filters_are_too_thin_weights_move_anywhere_in_their_layer(weights, keeps):
+    space, method, server = thin(weights, form="balanced", adjust_rate=0.8)
+    before, started = space.mask.active, space.mask.active.view(4, 16).sum(1)
+    assert started.tolist() == [weights] * 4
+    for round_number in range(1, 4):
+        gradient = torch.zeros(64)
+        gradient[:16] = 1.0
+        plan = method.plan(round_number, server.values)
+        assert (plan.mask_update is not None) == keeps
+        adjust(server, plan, gradients(gradient))
+    assert not torch.equal(space.mask.active, before)
+    assert space.layer_counts() == [4 * weights]
+    assert torch.equal(space.mask.active.view(4, 16).sum(1), started) == keeps
 
 
 def test_contradicting_settings_are_refused():

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedmef_dist.sparsity import Mask, ParameterSpace
-from fedmef_dist.sparsity.allocation import random_mask
+from fedmef_dist.sparsity.allocation import even_mask, random_mask
 from fedmef_dist.sparsity.filter_swaps import (
     _scattered,
     count_in_filters,
     filter_swap_counts,
+    filters_can_swap,
     random_inactive_in_filters,
     strongest_inactive_in_filters,
     swappable_in_filters,
@@ -78,6 +79,24 @@ def test_a_share_is_limited_by_what_filters_can_swap(example):
     assert swappable_in_filters(example).tolist() == [0, 1]
     example.set_mask(Mask(vector({0: 1, 6: 1, 7: 1}) != 0))
     assert swappable_in_filters(example).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("count", "can"), [(0, False), (4, False), (5, True), (6, True), (10, True), (11, True), (12, False)]
+)
+def test_an_even_share_tells_whether_filters_can_swap(example, count, can):
+    assert filters_can_swap(example, [count]) == can
+
+
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=3), st.integers(0, 2**32 - 1))
+def test_filters_can_swap_where_an_even_mask_leaves_them_room(densities, seed):
+    space = network()
+    counts = [
+        max(round(density * layer.size), layer.rows * layer.filter_floor)
+        for density, layer in zip(densities, space.layers, strict=True)
+    ]
+    space.set_mask(Mask(even_mask(space, counts, np.random.default_rng(seed))))
+    assert filters_can_swap(space, counts) == any(filter_swap_counts(space, 1.0))
 
 
 def test_ties_go_to_the_lower_position(example):
