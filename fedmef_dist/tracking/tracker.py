@@ -63,9 +63,12 @@ class Trackers(Tracker):
             tracker.saved(folder)
 
     def close(self) -> None:
-        """Close each, the last opened first."""
+        """Close each, the last opened first, also behind one whose place is gone: a terminal that was closed."""
         for tracker in reversed(self._trackers):
-            tracker.close()
+            try:
+                tracker.close()
+            except OSError as error:
+                tell(f"{type(tracker).__name__} could not be closed: {error.strerror}")
 
     def state(self) -> dict[str, str]:
         """All their states together; their keys do not clash."""

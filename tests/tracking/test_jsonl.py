@@ -121,6 +121,21 @@ def test_a_tracker_that_cannot_write_is_closed_and_left_out_and_the_others_go_on
     assert path.read_text().count("\n") == 2
 
 
+def test_a_tracker_whose_terminal_is_gone_keeps_no_other_from_being_closed(tmp_path, capsys):
+    class Gone(Tracker):
+        def log(self, metrics):
+            return None
+
+        def close(self):
+            raise OSError(5, "Input/output error")
+
+    jsonl = JsonlTracker(tmp_path / "metrics.jsonl", None)
+    Trackers([jsonl, Gone()]).close()
+    assert capsys.readouterr().err == "Gone could not be closed: Input/output error\n"
+    with pytest.raises(OSError):
+        jsonl.close()
+
+
 # --- what the disk refuses, and what somebody else does to the file
 
 
