@@ -119,20 +119,20 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]
 
 
 class ConfigFile:
-    """A YAML file that is read once, for any number of configurations made from it.
+    """A YAML file that is read once, for any number of configurations made from it; ``tree`` is what it says.
 
     Raises UserError where the file cannot be read or is no mapping.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._tree = path, read_tree_file(path, "configuration")
+        self.path, self.tree = path, read_tree_file(path, "configuration")
 
     def with_overrides(self, overrides: Sequence[str]) -> tuple[Config, list[str]]:
         """The configuration with ``section.key=value`` overrides, the last one of a key winning, and W&B's variables.
 
         Also gives the file's keys that were left out because an override names a method without them. Raises UserError.
         """
-        tree = copy.deepcopy(self._tree)
+        tree = copy.deepcopy(self.tree)
         left_out = apply_overrides(tree, overrides)
         _heed_environment(tree, overrides)
         where = f"{self.path} with {' '.join(overrides)}" if overrides else str(self.path)

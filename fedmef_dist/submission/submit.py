@@ -99,9 +99,11 @@ def _array(path: Path, overrides: Sequence[str], config: Config, job: Job, grid:
     runs = plain_path(sweep.cells[0].run_dir.parent.resolve(), "runs")
     folder = runs / "slurm"
     array = replace(job, name=config.name, output=log_file(folder, "%A_%a.log"), array=len(sweep.cells))
-    command = f'{shlex.join(["finish", "ranks", "sweep", str(folder / _NAMES["grid"])])} --cell "$SLURM_ARRAY_TASK_ID"'
+    words = ["finish", "ranks", "sweep", str(folder / _NAMES["grid"]), *overrides]
+    command = f'{shlex.join(words)} --cell "$SLURM_ARRAY_TASK_ID"'
     kept = read_tree_file(grid, "grid") | {"config": _NAMES["config"], "runs": str(runs)}
-    trees = {_NAMES["config"]: to_tree(config), _NAMES["grid"]: kept}
+    # The configuration as it was given: the resolved one's defaults would count as given in cells of another method.
+    trees = {_NAMES["config"]: sweep.config.tree, _NAMES["grid"]: kept}
     texts = {name: yaml.safe_dump(tree, sort_keys=False) for name, tree in trees.items()}
     return Submission(folder, _files(folder, array, max_restarts, command) | texts)
 

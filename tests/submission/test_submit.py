@@ -84,14 +84,30 @@ def test_an_array_has_a_job_for_each_cell_and_keeps_grid_and_configuration(confi
     folder = tmp_path / "sweep" / "slurm"
     script = (folder / "job.sbatch").read_text()
     assert "#SBATCH --array=0-1\n" in script
-    assert f'\nfinish ranks sweep {folder}/grid.yaml --cell "$SLURM_ARRAY_TASK_ID"\n' in script
+    assert f'\nfinish ranks sweep {folder}/grid.yaml federation.rounds=4 --cell "$SLURM_ARRAY_TASK_ID"\n' in script
     grid.write_text("config: elsewhere.yaml\n")
-    kept = load_sweep(folder / "grid.yaml")
+    kept = load_sweep(folder / "grid.yaml", ["federation.rounds=4"])
     assert [cell.run_dir.name for cell in kept.cells] == ["seed-1_density-0.5", "seed-2_density-0.5"]
     assert {cell.run_dir.parent for cell in kept.cells} == {tmp_path / "sweep"}
     assert kept.config.with_overrides(kept.cells[1].overrides)[0] == load_config(
         config, ["federation.rounds=4", "name=seed-2_density-0.5", "seed=2", "method.density=0.5"]
     )
+
+
+def configurations(sweep):
+    return [to_tree(sweep.config.with_overrides(cell.overrides)[0]) for cell in sweep.cells]
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist_methods", "digits_forms"])
+def test_the_cells_of_an_array_are_those_of_its_grid(name, sbatch, tmp_path):
+    given = Path(__file__).parents[2] / "configs" / "sweeps" / f"{name}.yaml"
+    tree = yaml.safe_load(given.read_text())
+    base = (given.parent / tree["config"]).resolve()
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(yaml.safe_dump(tree | {"config": str(base), "runs": str(tmp_path / "sweep")}))
+    submit(base, ["seed=7"], Job(), grid=grid)
+    kept = load_sweep(tmp_path / "sweep" / "slurm" / "grid.yaml", ["seed=7"])
+    assert configurations(kept) == configurations(load_sweep(grid, ["seed=7"]))
 
 
 def test_a_grid_of_another_configuration_is_refused(grid, tmp_path):

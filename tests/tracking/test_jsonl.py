@@ -132,7 +132,7 @@ def test_a_tracker_whose_terminal_is_gone_keeps_no_other_from_being_closed(tmp_p
     jsonl = JsonlTracker(tmp_path / "metrics.jsonl", None)
     Trackers([jsonl, Gone()]).close()
     assert capsys.readouterr().err == "Gone could not be closed: Input/output error\n"
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="Bad file descriptor"):
         jsonl.close()
 
 
