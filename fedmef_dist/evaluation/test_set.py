@@ -1,7 +1,7 @@
 """Accuracy and loss of a model on the whole test set, shared out over the ranks."""
 
 from collections.abc import Iterable
-from math import exp, isfinite
+from math import ceil, exp, isfinite
 from typing import Literal
 
 import torch
@@ -16,7 +16,8 @@ from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.text import TextDataset
 
 _LOSS_BITS = 24
-_LARGEST_LOSS = 2.0**30
+_LARGEST_LOSS = 2.0**30  # of a batch
+_LARGEST_SUM = 2.0**38  # of all batches: in units of 2^-24 an int64 holds twice as much
 _LARGEST_EXPONENT = 700.0  # what a float64 can still show
 
 
@@ -43,8 +44,10 @@ class EvaluationSettings(Settings):
 def evaluate(model: nn.Module, dataset: Dataset | TextDataset, batch_size: int, group: Group) -> tuple[float, float]:
     """Mean loss and accuracy of the model on the test split, over images or over all tokens to be predicted.
 
-    The batches are fixed and their sums are added as integers, so the result is the same on any number of ranks.
+    The batches are fixed and their sums are added as integers, so the result is the same on any number of ranks. A
+    model that has diverged has a large loss, never NaN.
     """
+    largest = min(_LARGEST_LOSS, _LARGEST_SUM / ceil(len(dataset.test) / batch_size))
     batches = evaluation_batches(
         dataset.test,
         dataset,
@@ -53,21 +56,27 @@ def evaluate(model: nn.Module, dataset: Dataset | TextDataset, batch_size: int, 
         world_size=group.world_size,
         device=group.device,
     )
-    total = torch.tensor(add_up(model, group.watch.progress.through(batches)), dtype=torch.int64, device=group.device)
+    sums = add_up(model, group.watch.progress.through(batches), largest)
+    total = torch.tensor(sums, dtype=torch.int64, device=group.device)
     group.all_reduce(total)
     loss_sum, correct = total.tolist()
     return loss_sum / 2**_LOSS_BITS / dataset.test.predictions, correct / dataset.test.predictions
 
 
 @torch.no_grad()
-def add_up(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[int, int]:
-    """The sum of the predictions' losses in units of 2^-24, and the number of right ones; sets eval mode."""
+def add_up(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], largest: float = _LARGEST_LOSS
+) -> tuple[int, int]:
+    """The sum of the predictions' losses in units of 2^-24, and the number of right ones; sets eval mode.
+
+    A batch's loss that is not finite, or above ``largest``, counts as ``largest``.
+    """
     model.eval()
     sums = [0, 0]
     for inputs, labels in batches:
         output = model(inputs)
         loss = cross_entropy(output, labels, reduction="sum").item()
-        sums[0] += round((min(loss, _LARGEST_LOSS) if isfinite(loss) else _LARGEST_LOSS) * 2**_LOSS_BITS)
+        sums[0] += round((min(loss, largest) if isfinite(loss) else largest) * 2**_LOSS_BITS)
         sums[1] += int((output.argmax(-1) == labels).sum())
     return sums[0], sums[1]
 

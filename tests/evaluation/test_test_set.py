@@ -90,6 +90,13 @@ def test_a_model_that_has_diverged_has_a_large_finite_loss(logit):
     assert evaluate(Logits(logit), labelled(0, 0), 1, alone()) == (2.0**30, 0.0)
 
 
+def test_the_sums_of_a_model_that_has_diverged_have_room_on_all_ranks_together():
+    ranks = [OneOf(rank, 2) for rank in range(2)]
+    for rank in ranks:
+        evaluate(Logits(float("nan")), labelled(*[0] * 1024), 1, rank)
+    assert ranks[0].sums[0] + ranks[1].sums[0] == 2**62
+
+
 def test_it_changes_nothing_in_the_model(dataset, model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     evaluate(model, dataset, 16, alone())
