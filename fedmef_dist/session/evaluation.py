@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmef_dist.cluster.environment import detect
-from fedmef_dist.cluster.group import open_group
+from fedmef_dist.cluster.group import RuntimeSettings, open_group
 from fedmef_dist.config import Config
 from fedmef_dist.evaluation.own_data import ClientEvaluation
 from fedmef_dist.evaluation.test_set import quality
@@ -49,7 +49,7 @@ class Evaluated:
 def evaluate_run(
     run_dir: Path, round_number: int | None = None, *, per_client: bool = False, allow_plugins: bool = False
 ) -> Evaluated:
-    """Tests what a run has saved, in this process alone.
+    """Tests what a run has saved, in this process alone, on a GPU where there is one and the run was not kept from it.
 
     Args:
         run_dir: the run's directory; nothing in it is changed.
@@ -63,7 +63,7 @@ def evaluate_run(
     """
     config = config_of(run_dir, allow_plugins=allow_plugins)
     checkpoint = checkpoint_of(run_dir, round_number)
-    with open_group(detect({}), config.runtime) as group:
+    with open_group(detect({}), _alone(config.runtime)) as group:
         simulation = Simulation(config, group)
         _restore(simulation, checkpoint)
         loss, accuracy = simulation.test()
@@ -76,6 +76,12 @@ def evaluate_run(
             clients,
             spread,
         )
+
+
+def _alone(settings: RuntimeSettings) -> RuntimeSettings:
+    # What the run's ranks talked through, and their GPUs, need not be here.
+    device = settings.device if settings.device == "cpu" else "auto"
+    return settings.model_copy(update={"backend": "auto", "device": device})
 
 
 def _restore(simulation: Simulation, checkpoint: Checkpoint) -> None:

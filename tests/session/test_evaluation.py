@@ -1,14 +1,17 @@
 """What a run has saved is tested again as the run itself tested it."""
 
 import csv
+import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny import tiny
 
 import fedmef_dist
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.commands.evaluate import evaluate_command
+from fedmef_dist.runs.directory import read_configuration, write_configuration
 from fedmef_dist.session.evaluation import evaluate_run
 from fedmef_dist.session.export import export
 
@@ -35,6 +38,15 @@ def test_every_number_is_that_of_the_round(finished, number):
     assert (found.round, found.digest) == (number, logged["model/digest"])
     tested = {key: value for key, value in logged.items() if key.startswith("eval/")}
     assert found.quality | found.spread == tested
+
+
+@pytest.mark.parametrize("runtime", [{"backend": "mpi"}, {"backend": "nccl", "device": "cuda"}])
+def test_a_run_is_tested_where_its_ranks_could_not_meet(finished, tmp_path, runtime, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    elsewhere = tmp_path / "run"
+    shutil.copytree(finished.path, elsewhere)
+    write_configuration(elsewhere, read_configuration(elsewhere) | {"runtime": runtime})
+    assert evaluate_run(elsewhere).digest == finished.summary["model/digest"]
 
 
 def test_the_newest_one_is_taken_and_clients_have_a_row_each(finished, tmp_path, capsys):
