@@ -92,7 +92,7 @@ def load_tokens(root: Path, settings: ArraySettings) -> TextDataset:
 def _images(path: Path, arrays: Mapping[str, np.ndarray], settings: ArraySettings) -> Dataset:
     parts = [_rows(path, arrays, part, "images") for part in _PARTS]
     train, test = _held_out(*parts)
-    splits = [Split(_pixels(path, part["images"], settings), _labels(path, part["labels"])) for part in (train, test)]
+    splits = [Split(_pixels(path, part["images"], settings), _labels(part["labels"])) for part in (train, test)]
     if splits[0].images.shape[1:] != splits[1].images.shape[1:]:
         raise damaged(path, "images of one shape in both parts", "two shapes", "correct them")
     labels = np.concatenate([split.labels.numpy() for split in splits])
@@ -128,6 +128,10 @@ def _rows(path: Path, arrays: Mapping[str, np.ndarray], part: str, main: str) ->
     if len(set(lengths.values())) > 1 or not found[main].size:
         found_text = ", ".join(f"{part}{name} {values.shape}" for name, values in found.items())
         raise damaged(path, "as many labels and clients as samples, and some", found_text, "correct them")
+    if "labels" in found:
+        _check_labels(path, found["labels"])
+    if "clients" in found and found["clients"].ndim != 1:
+        raise damaged(path, "clients as numbers or names, (N,)", _describe(found["clients"]), "correct them")
     return found
 
 
@@ -136,7 +140,7 @@ def _held_out(train: SplitArrays, test: SplitArrays) -> tuple[SplitArrays, Split
     if test:
         return train, test
     count = len(next(iter(train.values())))
-    labels = train.get("labels", np.zeros(count, dtype=np.int64)).reshape(-1)
+    labels = train.get("labels", np.zeros(count, dtype=np.int64))
     chosen = np.zeros(count, dtype=bool)
     for label in np.unique(labels):
         chosen[np.flatnonzero(labels == label)[4::5]] = True
@@ -150,9 +154,12 @@ def _held_out(train: SplitArrays, test: SplitArrays) -> tuple[SplitArrays, Split
             {name: values[chosen] for name, values in train.items()})  # fmt: skip
 
 
-def _labels(path: Path, labels: np.ndarray) -> torch.Tensor:
+def _check_labels(path: Path, labels: np.ndarray) -> None:
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 1 << 31:
         raise damaged(path, "labels as whole numbers from 0, (N,)", _describe(labels), "correct them")
+
+
+def _labels(labels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(labels.astype(np.int64))
 
 
@@ -166,10 +173,9 @@ def _tokens(path: Path, tokens: np.ndarray) -> np.ndarray:
 
 def _text_split(rows: np.ndarray, part: SplitArrays) -> TextSplit:
     count, length = rows.shape
-    labels = part.get("labels")
-    known = np.zeros(count, dtype=np.int64) if labels is None else labels.astype(np.int64)
+    labels = _labels(part.get("labels", np.zeros(count)))
     starts = torch.arange(count) * length
-    return TextSplit(torch.from_numpy(rows.reshape(-1)), starts, torch.from_numpy(known), length - 1)
+    return TextSplit(torch.from_numpy(rows.reshape(-1)), starts, labels, length - 1)
 
 
 def _owners(train: SplitArrays, test: SplitArrays) -> tuple[torch.Tensor | None, torch.Tensor | None]:

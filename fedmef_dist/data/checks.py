@@ -31,6 +31,18 @@ def checked(dataset: Dataset, files: Sequence[Path] = ()) -> Dataset:
     return replace(dataset, findings=find(dataset, constant))
 
 
+def refuse_untested(dataset: Dataset | TextDataset) -> None:
+    """Raises UserError where there is nothing to test a model on."""
+    if len(dataset.test):
+        return
+    is_text = isinstance(dataset, TextDataset)
+    raise UserError(
+        "the data set has no test samples",
+        where=f"data.dataset={dataset.name}",
+        mend="take a smaller context: a sample needs one character more" if is_text else "choose another",
+    )
+
+
 def constant_images(split: Split) -> np.ndarray:
     """Whether an image has one value in every pixel and channel, bool (N,)."""
     rows = split.images.cpu().permute(0, 2, 3, 1).flatten(1).split(_CHUNK)

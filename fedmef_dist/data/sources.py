@@ -15,7 +15,7 @@ from fedmef_dist.base.settings import Settings
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.data.arrays import ArraySettings, array_source, holds_tokens, load_tokens
 from fedmef_dist.data.cache import Source, load_cached
-from fedmef_dist.data.checks import checked
+from fedmef_dist.data.checks import checked, refuse_untested
 from fedmef_dist.data.cifar import cifar10, cifar100
 from fedmef_dist.data.cinic10 import cinic10
 from fedmef_dist.data.dataset import Dataset
@@ -114,10 +114,10 @@ def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
 
     Raises:
         UserError: a file is missing, damaged, or cannot be downloaded, the samples cannot be resized, the training
-            images of a class, or all, are one constant; a guest cannot be had, or fails.
+            images of a class, or all, are one constant, there are no test samples; a guest cannot be had, or fails.
     """
     try:
-        return _load_dataset(settings, home_expanded(settings.root), seed)
+        dataset = _load_dataset(settings, home_expanded(settings.root), seed)
     except OSError as error:
         # What the sources do not name themselves: a folder above the data that this user may not look into, a loop of
         # links, a name that is too long, a disk that fails.
@@ -126,6 +126,8 @@ def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
             where=str(error.filename or settings.root),
             mend="mend data.root or its permissions",
         ) from error
+    refuse_untested(dataset)
+    return dataset
 
 
 def _load_dataset(settings: DataSettings, root: Path, seed: int) -> Dataset | TextDataset:

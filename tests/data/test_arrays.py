@@ -114,6 +114,7 @@ def test_token_ids_are_rows_of_context_and_one(tmp_path):
     assert shape_of(settings(tmp_path)) == Shape((3,), 274)
 
 
+TOKENS = np.arange(80).reshape(20, 4)
 OBJECT = np.array([{"a": 1}] * 20, dtype=object)
 
 
@@ -127,6 +128,8 @@ OBJECT = np.array([{"a": 1}] * 20, dtype=object)
         ({"images": IMAGES, "labels": LABELS, "clients": LABELS[:3]}, "as many labels and clients"),
         ({"images": IMAGES, "labels": LABELS / 2}, "labels as whole numbers"),
         ({"images": IMAGES, "labels": LABELS - 1}, "labels as whole numbers"),
+        ({"images": IMAGES, "labels": LABELS[:, None]}, "labels as whole numbers"),
+        ({"images": IMAGES, "labels": LABELS, "clients": np.eye(20)}, "clients as numbers or names"),
         (
             {"images": IMAGES, "labels": LABELS * 0},
             "labels of two or more classes, from 0 without gaps, found 1 labels, 0 to 0",
@@ -148,6 +151,14 @@ OBJECT = np.array([{"a": 1}] * 20, dtype=object)
         ({"tokens": np.zeros((9, 1), int)}, "tokens as whole numbers"),
         ({"tokens": np.zeros((9, 4)) + 0.5}, "tokens as whole numbers"),
         ({"tokens": np.zeros((9, 4), int) - 1}, "tokens of 0 to"),
+        ({"tokens": TOKENS, "labels": np.zeros((20, 2), int)}, "labels as whole numbers"),
+        ({"tokens": TOKENS, "labels": LABELS / 2}, "labels as whole numbers"),
+        ({"tokens": TOKENS, "labels": LABELS - 1}, "labels as whole numbers"),
+        ({"tokens": TOKENS, "labels": np.array(["a", "b"] * 10)}, "labels as whole numbers"),
+        (
+            {"tokens": TOKENS, "test_tokens": TOKENS, "test_labels": np.zeros((20, 2), int)},
+            "labels as whole numbers",
+        ),
         ({"images": np.stack([np.full((8, 8), 9 * i % 2, np.uint8) for i in range(20)]), "labels": LABELS}, "class 0"),
     ],
 )

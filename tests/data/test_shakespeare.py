@@ -84,6 +84,13 @@ def test_the_last_tenth_of_a_roles_lines_is_test_text(tmp_path, plays):
     assert (data.name, data.shape) == ("shakespeare", (1,))
 
 
+def test_a_context_that_leaves_nothing_to_test_on_is_refused(tmp_path, plays):
+    assert len(load(tmp_path, context=9).test) == 1
+    with pytest.raises(UserError, match="no test samples") as caught:
+        load(tmp_path, context=10)
+    assert "smaller context" in caught.value.mend
+
+
 def test_a_role_is_a_client(tmp_path, plays):
     data = load(tmp_path)
     natural = PartitionSettings(scheme="natural", min_samples=5)
