@@ -67,13 +67,14 @@ def _environments(ranks: int) -> list[dict[str, str]]:
 def _forwarding(
     processes: Sequence["subprocess.Popen[bytes]"], handed_on_as: Mapping[signal.Signals, signal.Signals]
 ) -> Iterator[set[int]]:
-    """Hands signals on while the body runs; yields those that came."""
+    """Hands signals on while the body runs; yields those that the processes were sent."""
     handed_on: set[int] = set()
 
     def forward(number: int, frame: FrameType | None) -> None:
-        handed_on.add(number)
+        sent = handed_on_as.get(signal.Signals(number), number)
+        handed_on.add(sent)
         for process in processes:
-            process.send_signal(handed_on_as.get(signal.Signals(number), number))
+            process.send_signal(sent)
 
     # What is ignored here, as HUP under nohup, is ignored by the ranks too.
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]

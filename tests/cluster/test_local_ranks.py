@@ -69,7 +69,8 @@ time.sleep(60)
         signal.signal(number, inherited)
 
 
-def test_a_rank_that_dies_of_a_signal_before_it_listens_was_stopped_early(tmp_path):
+@pytest.mark.parametrize("handed_on_as", [None, {signal.SIGUSR2: signal.SIGUSR1}])
+def test_a_rank_that_dies_of_a_signal_before_it_listens_was_stopped_early(tmp_path, handed_on_as):
     code = f"import pathlib, time; pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)"
 
     def send():
@@ -79,7 +80,7 @@ def test_a_rank_that_dies_of_a_signal_before_it_listens_was_stopped_early(tmp_pa
 
     sender = threading.Thread(target=send)
     sender.start()
-    assert wait_for([python(code)]) == 75
+    assert wait_for([python(code)], None, handed_on_as) == 75
     sender.join()
 
 
