@@ -161,7 +161,7 @@ def call(
         return guest(**arguments)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = f"{name} failed: {type(error).__name__}: {error}"
         raise UserError(
             what, where=place_of(error, name), mend="correct it, or what the configuration gives it"

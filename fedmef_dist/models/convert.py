@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.layers.activation_pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings, pruning_of
 from fedmef_dist.layers.attention import MultiheadAttention, SelfAttention, calling_its_layers, recomputed_modules
 from fedmef_dist.layers.batchnorm import BatchNorm2d
@@ -73,6 +74,16 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(owner, attribute, module)
 
 
+def replace_modules(model: nn.Module, change: Callable[[str, nn.Module], nn.Module]) -> None:
+    """Puts ``change(name, module)`` in the place of every submodule; one that has several names stays one."""
+    made: dict[nn.Module, nn.Module] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module not in made:
+            made[module] = change(name, module)
+        if made[module] is not module:
+            replace_module(model, name, made[module])
+
+
 def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = True, alpha: float = 1.0) -> nn.Module:
     """Replaces layers in place; weights are carried over.
 
@@ -94,7 +105,11 @@ def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = Tru
 
     Returns:
         The model.
+
+    Raises:
+        UserError: two layers share a parameter, and what takes their places would not.
     """
+    shared = _shared_parameters(model)
     _expose_attention(model)
     layers = list(weighted_layers(model))
     output = layers[-1]
@@ -104,32 +119,58 @@ def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = Tru
         _recompute_attention(model)
         _spare_linear_outputs(model)
     recomputed = recomputed_modules(model)
-    for name, module in list(model.named_modules()):
+
+    def converted(name: str, module: nn.Module) -> nn.Module:
         pruning = Pruning() if module in recomputed else _pruning(sap, name == first, name == output)
         if isinstance(module, _Weighted):
             power = 1.0 if name == output else alpha
-            new = _convert_weighted(module, pruning, norm, normalisers.get(name), name == output, power)
-        else:
-            new = _convert_other(module, pruning, sap, norm)
-        if new is not module:
-            replace_module(model, name, new)
+            return _convert_weighted(module, pruning, norm, normalisers.get(name), name == output, power)
+        return _convert_other(module, pruning, sap, norm)
+
+    replace_modules(model, converted)
+    _refuse_parted(model, shared)
     return model
+
+
+def _shared_parameters(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return [alike for alike in names.values() if len(alike) > 1]
+
+
+def _refuse_parted(model: nn.Module, shared: list[list[str]]) -> None:
+    """Raises UserError where names that were one parameter's are those of several now."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for names in shared:
+        if len({parameters.get(name) for name in names}) > 1:
+            raise UserError(
+                f"{' and '.join(names)} are one parameter, which the layers for this run would make several",
+                where="model.name",
+                mend="register one layer under all names, or give each its own; "
+                "sap.enabled=false model.norm=batch leaves the layers as they are",
+            )
 
 
 def _expose_attention(model: nn.Module) -> None:
     """Lets attention that uses weights of linear layers, or packs several into one, call linear layers instead."""
-    for name, module in list(model.named_modules()):
+
+    def exposed(_: str, module: nn.Module) -> nn.Module:
         if type(module) is nn.MultiheadAttention:
-            replace_module(model, name, MultiheadAttention(module))
-        elif type(module).__name__ in _WINDOWS and type(module).__module__.startswith("torchvision."):
-            replace_module(model, name, calling_its_layers(module))
+            return MultiheadAttention(module)
+        if type(module).__name__ in _WINDOWS and type(module).__module__.startswith("torchvision."):
+            return calling_its_layers(module)
+        return module
+
+    replace_modules(model, exposed)
 
 
 def _spare_linear_outputs(model: nn.Module) -> None:
     """Lets no activation overwrite a linear layer's output: over tokens it is a view, and autograd refuses that."""
-    for before, module in pairwise(model.modules()):
+    for before, module in pairwise(module for _, module in model.named_modules(remove_duplicate=False)):
         if isinstance(before, nn.Linear) and getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
+            module.inplace = False
 
 
 def _recompute_attention(model: nn.Module) -> None:

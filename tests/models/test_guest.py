@@ -6,7 +6,7 @@ from torch import nn
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.guests import Kind, lent
-from fedmef_dist.layers.activation_pruning import SapSettings
+from fedmef_dist.layers.activation_pruning import PrunedLinear, SapSettings
 from fedmef_dist.layers.lean import LeanReLU
 from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.models.registry import ModelSettings, build_model, is_foreign_model, stock_model
@@ -117,3 +117,85 @@ def test_an_entry_point_takes_no_name_from_the_package_or_torchvision():
 def test_the_stock_model_is_the_guests_own():
     with lent({(Kind.MODEL, NAME): Net}):
         assert type(stock_model(ModelSettings(name=NAME), **SIZE, seed=0)) is Net
+
+
+def dense(*, classes, shape):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, classes))
+
+
+def frozen(**size):
+    net = dense(**size)
+    net[1].requires_grad_(False)
+    return net
+
+
+class InTraining(nn.Sequential):
+    """Does in training mode what it is told to, whatever it does in evaluation mode."""
+
+    def __init__(self, change):
+        super().__init__(*dense(**SIZE))
+        self.change = change
+
+    def forward(self, images):
+        return self.change(super().forward(images)) if self.training else super().forward(images)
+
+
+@pytest.mark.parametrize(
+    ("guest", "what"),
+    [
+        (frozen, r"has 1\.weight frozen \(requires_grad=False\), and a run trains all parameters"),
+        (lambda **size: dense(**size).double(), r"has 1\.weight in torch\.float64; parameters are torch\.float32"),
+        (lambda **_: InTraining(lambda logits: (logits, logits)), "gives tuple for two samples in training mode"),
+        (lambda **_: InTraining(lambda logits: logits.view(1, -1)), r"gives \(1, 6\) for two samples in training mode"),
+        (lambda **_: InTraining(lambda logits: logits.detach()), "logits in training mode that lead to no gradient"),
+        (
+            lambda **_: InTraining(lambda logits: logits + torch.ones(7)),
+            r"given two samples of shape \(1, 8, 8\) in training mode, failed: RuntimeError",
+        ),
+        (lambda **_: exit("I leave"), "failed: SystemExit: I leave"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_starts(guest, what):
+    with pytest.raises(UserError, match=what):
+        build(guest)
+
+
+def test_the_trial_in_training_mode_leaves_no_statistics():
+    model = build(lambda **size: nn.Sequential(*dense(**size)))
+    assert model[2].running_var.tolist() == [1.0] * 16
+    assert int(model[2].num_batches_tracked) == 0
+
+
+class Tied(nn.Module):
+    """A layer in the middle of which stands twice, as one weight or as one module, and an activation that does."""
+
+    def __init__(self, *, classes, shape, modules):
+        super().__init__()
+        act = nn.ReLU(inplace=True)
+        middle = nn.Linear(8, 8)
+        again = middle if modules else nn.Linear(8, 8)
+        again.weight = middle.weight
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), act, middle, act, again, act, nn.Linear(8, classes))
+
+    def forward(self, images):
+        return self.net(images)
+
+
+def test_a_module_that_stands_twice_stays_one_and_is_converted_in_both_places():
+    net = build(lambda **size: Tied(**size, modules=True), enabled=True).net
+    assert net[3] is net[5]
+    assert type(net[3]) is PrunedLinear
+    assert net[2] is net[4] is net[6]
+    assert type(net[6]) is LeanReLU
+    net(torch.rand(4, 1, 8, 8)).sum().backward()
+    assert net[3].weight.grad is not None
+
+
+def test_a_weight_of_two_layers_stays_one_or_is_refused():
+    def tied(**size):
+        return Tied(**size, modules=False)
+
+    net = build(tied).net
+    assert net[3].weight is net[5].weight
+    with pytest.raises(UserError, match=r"net\.3\.weight and net\.5\.weight are one parameter"):
+        build(tied, enabled=True)
