@@ -13,7 +13,7 @@ from fedmef_dist.sums.exact_sum import FixedPoint, is_summable, summable
 MICROSECOND = 1e-6
 _LOSS_BITS = 24
 _REFUSED = -1  # stands for the loss of a client that is refused; others have losses of 0 or more
-_DIGEST_WORDS = 2
+_DIGEST_WORDS, _WORD_BITS = 2, 20  # the squares of so many bits have room for 2^23 ranks
 _COUNTERS = ("weight", "samples", "trained", "refused", "loss", "stopping", "abandoned")
 
 
@@ -109,7 +109,8 @@ class RoundSum:
         self._known: list[list[float]] = []
         self._together: SupportsFloat | None = None
         self._sent = sent
-        self._words = [int.from_bytes(digest[3 * i : 3 * i + 3], "little") for i in range(_DIGEST_WORDS)]
+        whole = int.from_bytes(digest, "little")
+        self._words = [whole >> _WORD_BITS * place & (1 << _WORD_BITS) - 1 for place in range(_DIGEST_WORDS)]
 
     def add(
         self,

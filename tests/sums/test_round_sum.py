@@ -3,6 +3,9 @@ import pytest
 import torch
 from thread_group import ThreadLevel, on_ranks
 
+from fedmef_dist.cluster.environment import MOST_RANKS
+from fedmef_dist.cluster.group import RuntimeSettings
+from fedmef_dist.cluster.lone_rank import open_lone_group
 from fedmef_dist.cluster.short_sum import all_reduce_short
 from fedmef_dist.sums.round_sum import RanksOutOfStepError, RoundSum
 
@@ -65,6 +68,11 @@ def test_a_rank_out_of_step_is_noticed_by_every_rank():
         return RoundSum(2, 1, 1, digest, group).reduce()
 
     assert all(isinstance(result, RanksOutOfStepError) for result in on_ranks(3, work))
+
+
+def test_no_number_of_ranks_makes_equal_masks_differ():
+    with open_lone_group(0, MOST_RANKS, 8, RuntimeSettings(device="cpu")) as group:
+        assert RoundSum(2, 1, 1, b"\xff" * 32, group).reduce().trained == 0
 
 
 @pytest.mark.parametrize(
