@@ -185,22 +185,30 @@ def open_board(group: Gathering) -> tuple[tuple[tuple[int, ...], ...], Board]:
     token = secrets.randbits(62) if founds else 0
     if founds:
         _create(_path(token), place.world_size)
+    try:
+        layout, file = _meet(group, token)
+    finally:
+        if founds:
+            _path(token).unlink(missing_ok=True)  # whoever opens it has done so
+    if file is None:
+        return layout, Board.alone(place.rank)
+    return layout, _SharedBoard(file, next(ranks for ranks in layout if place.rank in ranks), place.rank)
+
+
+def _meet(group: Gathering, token: int) -> tuple[tuple[tuple[int, ...], ...], BinaryIO | None]:
+    """The ranks of each node, and the file that this rank shares with the others of its own."""
+    rank = group.environment.rank
     told = group.all_gather(torch.tensor([_machine(), token])).tolist()
-    here = [rank for rank, (machine, _) in enumerate(told) if machine == told[place.rank][0]]
-    file = _join(_path(told[here[0]][1]), place.rank) if len(here) > 1 else None
+    here = [other for other, (machine, _) in enumerate(told) if machine == told[rank][0]]
+    file = _join(_path(told[here[0]][1]), rank) if len(here) > 1 else None
     if file is not None and not _has_room(file, len(here)):
         file.close()
         file = None
     joined = group.all_gather(torch.tensor([int(file is not None)])).flatten().tolist()
-    if founds:
-        _path(token).unlink(missing_ok=True)  # whoever opens it has done so
     nodes: dict[tuple[int, int], list[int]] = {}
-    for rank, (machine, _) in enumerate(told):
-        nodes.setdefault((machine, -1 if joined[rank] else rank), []).append(rank)
-    layout = tuple(sorted(tuple(ranks) for ranks in nodes.values()))
-    if file is None:
-        return layout, Board.alone(place.rank)
-    return layout, _SharedBoard(file, next(ranks for ranks in layout if place.rank in ranks), place.rank)
+    for other, (machine, _) in enumerate(told):
+        nodes.setdefault((machine, -1 if joined[other] else other), []).append(other)
+    return tuple(sorted(tuple(ranks) for ranks in nodes.values())), file
 
 
 def _machine() -> int:

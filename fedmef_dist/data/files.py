@@ -11,6 +11,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
 
@@ -97,7 +98,8 @@ def fetch(url: str, path: Path, md5: str) -> None:
     Ranks may fetch the same file at once: each writes under a name of its own and the last rename wins.
 
     Raises:
-        UserError: no network, no such file, an unwritable folder, or another sum than ``md5``.
+        UserError: no network, no such file, an answer that breaks off, an unwritable folder, or another sum than
+            ``md5``.
     """
     partial = path.with_name(f"{path.name}.{own_suffix()}.part")
     try:
@@ -111,7 +113,7 @@ def fetch(url: str, path: Path, md5: str) -> None:
                 mend=f"try again, or put it at {path}",
             )
         partial.replace(path)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise UserError(
             f"cannot download a data file: {error}", where=url, mend=f"put it at {path} yourself"
         ) from error

@@ -119,6 +119,19 @@ def test_ranks_of_a_machine_find_each_other_and_leave_no_file(monkeypatch):
     assert leftovers() == []
 
 
+def test_a_peer_that_is_lost_while_they_meet_leaves_no_file():
+    class Lost:
+        environment = Environment("srun", 0, 2, 0, 2, "n", 1)
+
+        def all_gather(self, tensor):
+            assert leftovers()
+            raise RuntimeError("Connection closed by peer")
+
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        open_board(Lost())
+    assert leftovers() == []
+
+
 def test_a_rank_that_cannot_share_memory_counts_as_a_node(monkeypatch):
     join = module._join
     monkeypatch.setattr(module, "_join", lambda path, rank: None if rank == 1 else join(path, rank))

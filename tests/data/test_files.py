@@ -3,14 +3,16 @@
 import gzip
 import io
 import os
+import socket
 import tarfile
+import threading
 import zipfile
 
 import pytest
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.archives import unpack
-from fedmef_dist.data.files import exclusive, read_bytes
+from fedmef_dist.data.files import exclusive, fetch, read_bytes
 
 
 def test_a_pipe_a_folder_and_a_device_are_refused_at_once(tmp_path):
@@ -39,6 +41,26 @@ def test_links_are_followed_and_those_to_nothing_named(tmp_path):
         read_bytes(tmp_path / "link")
     with pytest.raises(UserError, match="missing"):
         read_bytes(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nhalf", b"no HTTP\r\n\r\n", b""]
+)
+def test_an_answer_that_breaks_off_is_no_file(tmp_path, answer):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(UserError, match="cannot download a data file"):
+            fetch(f"http://127.0.0.1:{server.getsockname()[1]}/x", tmp_path / "x", "")
+        thread.join()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_exclusive_gives_whether_the_folder_can_be_written(tmp_path):
