@@ -189,7 +189,7 @@ def init(
         Path, typer.Argument(metavar="DIR", callback=_plain, help="where to write; default: here")
     ] = Path(),
 ) -> None:
-    """Write a folder to start from: configurations, and an own method, model, data set and tracker that run."""
+    """Write a folder to start from: configurations, and an own method, model, data set, tracker, callback that run."""
     from fedmef_dist.commands.init import init_command
 
     init_command(folder)

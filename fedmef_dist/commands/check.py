@@ -40,7 +40,10 @@ def check_command(method: str, path: Path | None, overrides: list[str]) -> int:
         UserError: method or configuration are wrong.
     """
     promises, costs = check_method(configuration(method, path, overrides))
-    table = Table("promise", "kept", "what is wrong, and how to mend it", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("promise", no_wrap=True)
+    table.add_column("kept", no_wrap=True)
+    table.add_column("what is wrong, and how to mend it")
     for promise in promises:
         broken = "" if promise.broken is None else f"{promise.broken}\n[dim]{escape(promise.mend)}[/dim]"
         table.add_row(promise.name, "[green]yes[/green]" if promise.broken is None else "[red]NO[/red]", broken)

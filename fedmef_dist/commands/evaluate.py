@@ -37,9 +37,10 @@ def _client_lines(found: Evaluated, clients: Sequence[ClientResult]) -> list[str
     if not tested:
         return [f"none of {len(clients):,} clients has data of its own to be tested on"]
     mean, deviation, worst = (found.spread[f"eval/client_accuracy_{name}"] for name in ("mean", "std", "worst_decile"))
+    data = "their own test samples" if found.on_test_samples else "the samples that they train on"
     lowest = sorted(tested, key=lambda one: one.right / one.tested)[:_SHOWN]
     return [
-        f"{len(tested):,} of {len(clients):,} clients on their own data: mean {mean:.4f}, standard deviation "
+        f"{len(tested):,} of {len(clients):,} clients on {data}: mean {mean:.4f}, standard deviation "
         f"{deviation:.4f}, worst tenth {worst:.4f}",
         "lowest: " + ", ".join(f"client {one.client} {one.right / one.tested:.4f}" for one in lowest),
     ]

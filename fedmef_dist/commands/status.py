@@ -22,7 +22,7 @@ def status(run_dirs: Sequence[Path], verifies: bool, as_json: bool) -> int:
     """Print the state of each run: one in full, several as a table; with ``as_json`` a list of objects.
 
     With ``verifies`` everything in a directory is read, and one with a gap counts as damaged. Returns the exit status:
-    1 where such a gap was found, else 0. Raises UserError where there is no such directory.
+    1 where such a gap was found or a directory is no run's, else 0. Raises UserError where there is no such directory.
     """
     found = statuses(run_dirs)
     if verifies:
@@ -33,12 +33,12 @@ def status(run_dirs: Sequence[Path], verifies: bool, as_json: bool) -> int:
         print(*_lines(found[0], verifies), sep="\n")
     else:
         _print_table(found)
-    return int(verifies and any(one.name == "damaged" for one in found))
+    return int(verifies and not all(map(_is_whole, found)))
 
 
 def _verified(known: RunStatus) -> RunStatus:
     """The state with the first gap in it, where there is one."""
-    if known.name == "damaged" or (known.name in ("new", "running") and not known.rounds):
+    if not _is_whole(known) or (known.name in ("new", "running") and not known.rounds):
         return known
     try:
         verify(known.path)
@@ -48,12 +48,16 @@ def _verified(known: RunStatus) -> RunStatus:
     return known
 
 
+def _is_whole(known: RunStatus) -> bool:
+    return known.name not in ("damaged", "no run")
+
+
 def _lines(known: RunStatus, verified: bool) -> list[str]:
     numbers = [f"round {known.round} of {known.rounds}"] if known.rounds else []
     numbers += [f"about {duration(known.seconds_left)} left"] if known.seconds_left is not None else []
     numbers += [f"accuracy {known.accuracy:.4f}"] if known.accuracy is not None else []
     numbers += [f"digest {known.digest[:16]}"] if known.digest is not None else []
-    whole = ", verified" if verified and known.name != "damaged" else ""
+    whole = ", verified" if verified and _is_whole(known) else ""
     lines = [f"{known.path}: {known.name}{whole}", ", ".join(numbers), known.detail]
     lines += (
         [f"to go on: {known.mend}" if known.name in ("new", "stopped") else f"mend: {known.mend}"] if known.mend else []
@@ -99,5 +103,5 @@ def _object(known: RunStatus, verified: bool) -> dict[str, Any]:
         "detail": known.detail,
         "mend": known.mend,
         "owner": known.owner.model_dump(exclude={"token"}) if known.owner is not None else None,
-        "verified": verified and known.name != "damaged",
+        "verified": verified and _is_whole(known),
     }

@@ -75,6 +75,11 @@ class ClientEvaluation:
         self.clients = np.sort(generator.choice(population.clients, count, replace=False))
         self.groups = self._groups()
 
+    @property
+    def has_test_samples(self) -> bool:
+        """Whether clients are tested on test samples of their own, not on those that they train on."""
+        return self.natural and self.dataset.owners is not None and self.dataset.test_owners is not None
+
     def metrics(
         self, model: nn.Module, space: ParameterSpace, clientele: Clientele, group: Group
     ) -> dict[str, float | int]:
@@ -104,7 +109,7 @@ class ClientEvaluation:
         """What the client is tested on; empty where it is a natural one without test samples."""
         samples, device = torch.from_numpy(self.population.samples(client)), self.dataset.train.labels.device
         owners, test_owners = self.dataset.owners, self.dataset.test_owners
-        if not self.natural or owners is None or test_owners is None:
+        if owners is None or test_owners is None or not self.has_test_samples:
             return self.dataset.train.take(samples.to(device))
         return self.dataset.test.take((test_owners == owners[samples[0]]).nonzero().flatten().to(device))
 

@@ -15,10 +15,11 @@ if TYPE_CHECKING:  # matplotlib takes long to load
     from matplotlib.figure import Figure
 
 _NOTE = """\
-held: kept for the backward pass. state: weights, gradients, mask, momentum. peak: the most that was allocated at any
-time of the step, state included. /base: as a multiple of the first row. gradient: exact where it is to the bit that of
-the same network with nothing packed or recomputed, else the cosine between the two (active weights). dropped: share of
-the squared activations that pruning drops. device: modelled for a simulated device. 1 MB = 10^6 bytes."""
+held: kept for the backward pass, as measured; modelled: the same from layers and shapes alone. state: what lives from
+step to step: weights, mask, momentum. peak: the most that was allocated at any time of the step, state included. /base:
+as a multiple of the first row. gradient: exact where it is to the bit that of the same network with nothing packed or
+recomputed, else the cosine between the two (active weights). dropped: share of the squared activations that pruning
+drops. device: modelled for a simulated device, which packs its weights. step: its time here. 1 MB = 10^6 bytes."""
 
 
 def report(footprints: Sequence[Footprint], own: Setting) -> str:

@@ -45,9 +45,12 @@ def accuracy_lines(groups: Sequence[RunGroup]) -> list[LineChart]:
 
 def cost_lines(groups: Sequence[RunGroup]) -> list[LineChart]:
     """What a client sends, receives and computes in a round."""
-    up = "What one client sends in a round: its update, and what the method asks for in addition, as encoded."
-    down = "What one client receives in a round: the model, and after an adjustment the new mask."
-    flops = "Of one client in a round, modelled; peaks are rounds in which it also computes gradients for the mask."
+    up = "What the mean client of a round sends: its update, and what the method asks for in addition, as encoded."
+    down = "What the mean client of a round receives: the model, and the mask where it does not know the newest."
+    flops = (
+        "Of the mean client of a round, modelled: more where clients hold more samples, and in rounds in which they "
+        "also compute gradients for the mask."
+    )
     return [
         *_amounts(groups, "Upload per client and round", up, "Bytes", "B", per_client("wire/up_bytes")),
         *_amounts(groups, "Download per client and round", down, "Bytes", "B", per_client("wire/down_bytes")),

@@ -1,5 +1,6 @@
 """In which state a run is, seen from outside: from its files and its owner's record, without disturbing it."""
 
+import os
 import re
 import shlex
 import statistics
@@ -11,14 +12,15 @@ from typing import Any, Literal
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.regular import read_regular
-from fedmef_dist.runs.checkpoint_files import complete_rounds
+from fedmef_dist.runs.checkpoint_files import CHECKPOINTS, complete_rounds
 from fedmef_dist.runs.directory import CONFIG, is_of_a_start
-from fedmef_dist.runs.owner_record import HEARTBEAT_SECONDS, SILENCE_SECONDS, Record, Seen, here, lives, look
+from fedmef_dist.runs.owner_record import HEARTBEAT_SECONDS, OWNER, SILENCE_SECONDS, Record, Seen, here, lives, look
 from fedmef_dist.runs.summary import SUMMARY, check_numbers, read_summary
 from fedmef_dist.runs.verify import configuration, rounds_to_do
 from fedmef_dist.tracking.lines import METRICS, parse_line, split
 
-Name = Literal["new", "running", "hung", "stopped", "finished", "damaged"]
+Name = Literal["new", "running", "hung", "stopped", "finished", "damaged", "no run"]
+_FILES = (CONFIG, METRICS, SUMMARY, CHECKPOINTS, OWNER)  # a directory with none of them has never been a run's
 _TAIL = 1 << 20  # bytes: hundreds of lines
 _RECENT = 10
 _LATE = 4 * HEARTBEAT_SECONDS  # a heartbeat older than this is looked at twice
@@ -82,6 +84,8 @@ def _status(path: Path, first: Seen | UserError) -> RunStatus:
     try:
         if not (path / CONFIG).exists() and all(is_of_a_start(entry.name) for entry in path.iterdir()):
             return _with_owner(RunStatus(path, "new", detail="nothing is written yet"), first, [])
+        if not any(os.path.lexists(path / name) for name in _FILES):
+            return _no_run(path)
         rounds = rounds_to_do(path, configuration(path))
         summary, lines = read_summary(path), _newest_lines(path)
         saved = complete_rounds(path)
@@ -182,6 +186,12 @@ def _hex(value: Any) -> str | None:
 
 def _damaged(path: Path, error: UserError) -> RunStatus:
     return RunStatus(path, "damaged", detail=error.what, mend=error.mend)
+
+
+def _no_run(path: Path) -> RunStatus:
+    """Such as the folder of a sweep, or of what another command has written beside the runs."""
+    inside = next(path.glob(f"*/{CONFIG}"), None)
+    return RunStatus(path, "no run", detail=f"the runs in it: {path}/*" if inside else "no file in it is a run's")
 
 
 def _command(path: Path) -> str:

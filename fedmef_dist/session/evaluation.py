@@ -36,6 +36,7 @@ class Evaluated:
         quality: ``eval/loss``, ``eval/accuracy``, of text ``eval/perplexity``.
         clients: a result a client, in their order; None where they were not asked for.
         spread: metrics over the clients, as a run logs them.
+        on_test_samples: whether clients were tested on test samples of their own, not on those that they train on.
     """
 
     round: int
@@ -44,6 +45,7 @@ class Evaluated:
     quality: dict[str, float]
     clients: Sequence[ClientResult] | None
     spread: dict[str, float | int]
+    on_test_samples: bool
 
 
 def evaluate_run(
@@ -67,14 +69,13 @@ def evaluate_run(
         simulation = Simulation(config, group)
         _restore(simulation, checkpoint)
         loss, accuracy = simulation.test()
-        clients, spread = _clients(simulation, config) if per_client else (None, {})
+        of_clients = _clients(simulation, config) if per_client else (None, {}, False)
         return Evaluated(
             simulation.round,
             simulation.server.digest(),
             simulation.dataset.test.predictions,
             quality(simulation.dataset, loss, accuracy),
-            clients,
-            spread,
+            *of_clients,
         )
 
 
@@ -91,7 +92,7 @@ def _restore(simulation: Simulation, checkpoint: Checkpoint) -> None:
     simulation.round = checkpoint.state["round"]
 
 
-def _clients(simulation: Simulation, config: Config) -> tuple[list[ClientResult], dict[str, float | int]]:
+def _clients(simulation: Simulation, config: Config) -> tuple[list[ClientResult], dict[str, float | int], bool]:
     population = simulation.population
     evaluation = ClientEvaluation(
         config.evaluation.model_copy(update={"per_client": population.clients}),
@@ -104,4 +105,4 @@ def _clients(simulation: Simulation, config: Config) -> tuple[list[ClientResult]
     sizes = population.sizes(evaluation.clients)
     rows = zip(evaluation.clients.tolist(), sizes.tolist(), counts.tolist(), strict=True)
     found = [ClientResult(client, samples, tested, right) for client, samples, (right, tested) in rows]
-    return found, evaluation.summarise(counts)
+    return found, evaluation.summarise(counts), evaluation.has_test_samples

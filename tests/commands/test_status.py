@@ -55,6 +55,14 @@ def test_a_gap_is_status_1_with_verify_alone(command, tmp_path):
     assert f"where: {path}, lines 1 to 3" in out
 
 
+def test_a_folder_without_a_run_is_not_verified(command, tmp_path):
+    finished(tmp_path / "sweep" / "one")
+    assert command("status", tmp_path / "sweep")[0] == 0
+    status, out, _ = command("status", tmp_path / "sweep", "--verify")
+    assert status == 1
+    assert out == f"{tmp_path}/sweep: no run\nthe runs in it: {tmp_path}/sweep/*\n"
+
+
 def test_objects_for_programs(command, tmp_path):
     status, out, _ = command("status", finished(tmp_path / "one"), stopped(tmp_path / "two"), "--json", "--verify")
     one, two = json.loads(out)

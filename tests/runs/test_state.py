@@ -176,7 +176,16 @@ def test_a_damaged_run(tmp_path, name, content, what):
 
 def test_a_folder_of_runs_is_none_and_names_them(tmp_path):
     finished(tmp_path / "one")
-    assert status(tmp_path).mend == f"give the runs in it: {tmp_path}/*"
+    found = status(tmp_path)
+    assert (found.name, found.detail) == ("no run", f"the runs in it: {tmp_path}/*")
+
+
+def test_a_folder_that_was_never_a_runs_is_no_damaged_one(tmp_path):
+    (tmp_path / "data.html").write_text("what fedmef-dist data writes beside the runs")
+    found = status(tmp_path)
+    assert (found.name, found.detail) == ("no run", "no file in it is a run's")
+    (tmp_path / "summary.json").write_text("{}")
+    assert status(tmp_path).name == "damaged"
 
 
 @pytest.mark.parametrize("name", ["owner.json", "config.yaml", "summary.json", "metrics.jsonl"])

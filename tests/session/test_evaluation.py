@@ -51,7 +51,9 @@ def test_a_run_is_tested_where_its_ranks_could_not_meet(finished, tmp_path, runt
 
 def test_the_newest_one_is_taken_and_clients_have_a_row_each(finished, tmp_path, capsys):
     evaluate_command(finished.path, None, True, tmp_path / "deep" / "clients.csv", False)
-    assert f"round 4, digest {finished.summary['model/digest'][:16]}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"round 4, digest {finished.summary['model/digest'][:16]}" in out
+    assert "8 of 8 clients on the samples that they train on: mean " in out
     with (tmp_path / "deep" / "clients.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["client"] for row in rows] == [*map(str, range(8))]
