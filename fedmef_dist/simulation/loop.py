@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from fedmef_dist.base.transfer import fetched
 from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.cohort import Cohort, draw_cohort, total_weight
 from fedmef_dist.clients.passes import CudaRecorder
@@ -29,6 +28,7 @@ from fedmef_dist.methods.server_optimizer import ServerOptimizer
 from fedmef_dist.models import prunable_weights
 from fedmef_dist.runs.snapshot import Stateful
 from fedmef_dist.simulation.accounting import Accounting
+from fedmef_dist.simulation.decisions import Unread, checked_mask, finite, own_metrics, refuse_taken
 from fedmef_dist.simulation.footprint import build_network, own_setting
 from fedmef_dist.simulation.global_state import MaskPart, ModelPart
 from fedmef_dist.simulation.local_training import LocalTraining, open_kept_states
@@ -46,9 +46,6 @@ from fedmef_dist.tracking.tracker import Metrics
 from fedmef_dist.wire.messages import Messages
 
 _LOG = logging.getLogger(__name__)
-
-# Numbers that the device computes are tensors until the host has waited for it.
-_Unread = dict[str, float | int | str | Tensor]
 
 
 class Simulation:
@@ -185,7 +182,7 @@ class Simulation:
             rehearses=rehearses,
         )
         active = self.method.initial_mask(preparation)
-        self.server.start(preparation.values, active)
+        self.server.start(preparation.values, checked_mask(self.method, "initial_mask", active))
         self.accounting.prepare(preparation.costs, self.totals)
 
     def own_batches(self, client: int | None, epochs: int) -> Iterator[Batch]:
@@ -251,7 +248,7 @@ class Simulation:
         phases, moved = Phases(), self.group.bytes_moved
         cohort = draw_cohort(self.population, self.config.federation, self.config.seed, self.round)
         plan, mask = self.method.plan(self.round, self.server.values), self.space.mask
-        unread: _Unread = {**self.observe_adjustment(plan, "before_extrusion")}
+        unread: Unread = {**self.observe_adjustment(plan, "before_extrusion")}
 
         with phases.measure("train"):
             total = self.local.train(cohort, plan, self.rate)
@@ -264,34 +261,38 @@ class Simulation:
             return None
         self.local.settle(cohort, result)
         with phases.measure("adjust"):
-            unread |= self.update_server(plan, total, result)
+            own = self.update_server(plan, total, result, unread)
             unread |= self.describe_mask(mask)
             unread |= self.accounting.round(cohort, plan, mask, self.totals, result.varied_bytes)
         with phases.measure("eval"):
             unread |= self.evaluate_if_due()
         unread |= self.describe(cohort, result, phases)
+        refuse_taken(self.method, own, {"round", "eval/loss", "eval/accuracy", *unread})
+        unread |= own
         # The digest has waited for the device.
         metrics = {name: value.item() if isinstance(value, Tensor) else value for name, value in unread.items()}
         metrics["cluster/reduce_bytes"] = self.group.bytes_moved - moved
-        self.totals.last |= metrics
+        self.totals.last |= finite(metrics)
         return {"round": self.round, **metrics}
 
-    def update_server(self, plan: RoundPlan, total: CohortSum, result: RoundResult) -> _Unread:
-        """The average becomes the global state; an adjusting round swaps weights."""
-        metrics: _Unread = {"train/samples": result.samples}
+    def update_server(self, plan: RoundPlan, total: CohortSum, result: RoundResult, metrics: Unread) -> Unread:
+        """The average becomes the global state; an adjusting round swaps weights.
+
+        Adds to ``metrics`` what is known then, and returns the method's own.
+        """
+        metrics["train/samples"] = result.samples
         if result.values is None:
-            return metrics
+            return {}
         metrics["train/loss"] = result.loss
         sums = total.collect(result.weight)
         self.server.update(plan, self._mean(plan, result.values, sums), sums, result.trained)
         metrics |= {f"cluster/{name}_exchange": exchange for name, exchange in total.exchanges.items()}
-        own = self.method.metrics(plan, self.server.values)
-        metrics |= {name: fetched(value) if isinstance(value, Tensor) else value for name, value in own.items()}
+        own = own_metrics(self.method, self.method.metrics(plan, self.server.values))
         metrics |= self.observe_adjustment(plan, "after_extrusion")
         if plan.adjusts:
             for step in self.server.adjust(plan, sums):
                 metrics |= self.observe_adjustment(plan, step)
-        return metrics
+        return own
 
     def _mean(self, plan: RoundPlan, packed: Tensor, sums: dict[str, Sums]) -> Tensor:
         """The clients' packed mean; with tiers of those that hold a weight, unless the method merges their masks."""

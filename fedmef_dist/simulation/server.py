@@ -10,6 +10,7 @@ from fedmef_dist.clients.plan import RoundPlan
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.methods.base import Method, Received
 from fedmef_dist.methods.server_optimizer import ServerOptimizer
+from fedmef_dist.simulation.decisions import checked_mask
 from fedmef_dist.simulation.global_state import GlobalState
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sums.position_sum import Sums
@@ -37,7 +38,10 @@ class Server(GlobalState):
         """
         average = self.space.unpack(packed, plan.returns_weights)
         values, active = self.method.aggregate(plan, Received(average, sums, clients))
-        mask = self.space.mask if active is None else self.space.mask.next(active)
+        if active is None:
+            mask = self.space.mask
+        else:
+            mask = self.space.mask.next(checked_mask(self.method, "aggregate", active))
         values = self.optimizer.step(plan.values, values, mask)
         if active is None:
             self.values = values.clone()
@@ -62,6 +66,7 @@ class Server(GlobalState):
         old = self.space.mask
         bits = torch.empty_like(old.to_bits())
         if self.group.rank == 0:
-            bits = Mask(self.method.next_mask(plan, self.values, sums)).to_bits()
+            active = self.method.next_mask(plan, self.values, sums)
+            bits = Mask(checked_mask(self.method, "next_mask", active)).to_bits()
         self.group.broadcast(bits)
         return Mask.from_bits(bits, old.active.numel(), old.version + 1, old.active.device)
