@@ -25,7 +25,7 @@ from fedmef_dist.layers.lean import (
     LeanReLU6,
     LeanSiLU,
 )
-from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
+from fedmef_dist.layers.nsconv import NormalisedLayer, NSConv2d, NSLinear
 from fedmef_dist.layers.powered import root
 from fedmef_dist.layers.random import Dropout, StochasticDepth
 from fedmef_dist.models.gpt import BranchNorm
@@ -233,6 +233,16 @@ def _convert_weighted(
         return module
     _carry_over(module, new, alpha)
     return new
+
+
+def powers(model: nn.Module) -> dict[str, float]:
+    """The power of its parameter as which each weight of a converted model acts, by name; without those that are it."""
+    found = {
+        f"{name}.weight": module.alpha
+        for name, module in model.named_modules()
+        if isinstance(module, PrunedConv2d | PrunedLinear | NormalisedLayer)
+    }
+    return {name: alpha for name, alpha in found.items() if alpha != 1}
 
 
 def _arguments(module: nn.Conv2d) -> dict[str, Any]:

@@ -7,9 +7,18 @@ from torch import Tensor, nn
 
 from fedmef_dist.layers.filters import normalise
 from fedmef_dist.layers.nsconv import NSConv2d, NSLinear
-from fedmef_dist.models.convert import weighted_layers
+from fedmef_dist.layers.powered import powered
+from fedmef_dist.models.convert import powers, weighted_layers
 
 _TOLERANCE = 1e-2
+
+
+@torch.no_grad()
+def acting_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict, weights that act as powers of what is trained as they act; normalised ones before it."""
+    alphas = powers(model)
+    state = model.state_dict()
+    return {name: powered(tensor, alphas[name]) if name in alphas else tensor for name, tensor in state.items()}
 
 
 @torch.no_grad()
@@ -29,14 +38,16 @@ def make_plain(model: nn.Module, stock: nn.Module, images: Tensor) -> bool:
         Whether the stock network can express the model's function. It cannot do so with group normalisation, nor
         where a bias has no batch normalisation right behind it.
     """
-    stock.load_state_dict(model.state_dict(), strict=False)
+    state = acting_state(model)
+    stock.load_state_dict(state, strict=False)
     for name, twin in stock.named_modules():
         trained = model.get_submodule(name)
         if isinstance(twin, nn.BatchNorm2d) and isinstance(trained, nn.Identity):
             _make_identity(twin)
         elif isinstance(trained, NSConv2d | NSLinear):
             assert isinstance(twin.weight, Tensor)
-            twin.weight.copy_(normalise(trained.weight, trained.gain, trained.mask, trained.normaliser))
+            weight = state[f"{name}.weight"]
+            twin.weight.copy_(normalise(weight, trained.gain, trained.mask, trained.normaliser))
     return _move_biases(model, stock) and _agree(model.eval()(images), stock.eval()(images))
 
 

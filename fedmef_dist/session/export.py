@@ -14,7 +14,7 @@ from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.sources import load_dataset
 from fedmef_dist.data.text import TextDataset
 from fedmef_dist.models import build_model, stock_model
-from fedmef_dist.models.plain import make_plain
+from fedmef_dist.models.plain import acting_state, make_plain
 from fedmef_dist.session.saved import checkpoint_of, config_of, fill
 
 _PROBES = 8
@@ -23,14 +23,15 @@ _PROBES = 8
 def export(run_dir: Path, out: Path, round_number: int | None = None, *, allow_plugins: bool = False) -> None:
     """Writes a checkpoint's model, inactive weights as 0, and prints the names of the files.
 
-    ``out`` has the names of the run's own model. ``<stem>.torchvision.safetensors`` beside it is for the stock network,
+    ``out`` has the names of the run's own model, and weights as they act, where a method trains a root of them.
+    ``<stem>.torchvision.safetensors`` beside it is for the stock network,
     which is torchvision's model of that name, its first convolution fitted as :func:`stock_model` does it: normalised
     weights are folded into plain ones. It is left out, with a line that says so, where no plain weights give the same
     outputs, as with group normalisation.
 
     Args:
         run_dir: a run with a checkpoint.
-        out: safetensors file; ``load_state_dict`` of the model takes its content.
+        out: safetensors file; ``load_state_dict`` of the model, its weights acting as they are, takes its content.
         round_number: whose checkpoint; default: the newest.
         allow_plugins: whether code that the directory's configuration names may be imported.
 
@@ -44,7 +45,7 @@ def export(run_dir: Path, out: Path, round_number: int | None = None, *, allow_p
     model, stock = _models(config, dataset)
     fill(model, checkpoint)
     about = {"model": config.model.name, "stem": config.model.stem}
-    _write(out, model.state_dict(), {**about, "norm": config.norm})
+    _write(out, acting_state(model), {**about, "norm": config.norm})
     samples = evaluation_batches(dataset.test, dataset, batch_size=_PROBES, rank=0, world_size=1, device="cpu")
     plain = out.with_name(f"{out.stem}.torchvision.safetensors")
     if make_plain(model, stock, next(samples)[0]):

@@ -15,7 +15,10 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.notices import tell
 from fedmef_dist.config import Config, foreign_names, to_tree
 from fedmef_dist.data.sources import load_dataset
+from fedmef_dist.layers.powered import root
 from fedmef_dist.models import build_model
+from fedmef_dist.models.convert import powers
+from fedmef_dist.models.plain import acting_state
 from fedmef_dist.models.torchvision_import import import_torchvision
 from fedmef_dist.runs.directory import CONFIG, read_configuration
 from fedmef_dist.session.saved import checkpoint_of, config_of, fill
@@ -78,7 +81,7 @@ def _of_file(path: Path) -> Mapping[str, Tensor]:
 
 
 def _of_run(run_dir: Path, config: Config) -> Mapping[str, Tensor]:
-    """The newest checkpoint's model under its own names; foreign code of that run only where this one names it too."""
+    """The newest checkpoint's weights, as they act; foreign code of that run only where this one names it too."""
     try:
         foreign = foreign_names(read_configuration(run_dir))
     except FileNotFoundError:
@@ -93,9 +96,9 @@ def _of_run(run_dir: Path, config: Config) -> Mapping[str, Tensor]:
     checkpoint = checkpoint_of(run_dir)
     dataset = load_dataset(other.data, other.seed)
     size: dict[str, Any] = {"classes": dataset.classes, "shape": dataset.shape, "seed": other.seed}
-    model = build_model(other.model, other.resolved_sap, norm=other.norm, **size)
+    model = build_model(other.model, other.resolved_sap, norm=other.norm, alpha=other.weight_power, **size)
     fill(model, checkpoint)
-    return model.state_dict()
+    return acting_state(model)
 
 
 def _of_torchvision(name: str, weights: str) -> Mapping[str, Tensor]:
@@ -136,7 +139,8 @@ def _published(name: str, weights: str, where: str) -> str:
 
 @torch.no_grad()
 def _load(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> str:
-    """Copies what fits into the model; says what and how much of it."""
+    """Gives the model what fits, so that its weights act as those do; says what and how much of it."""
+    alphas = powers(model)
     own = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     fitting = [name for name, tensor in own.items() if name in weights and weights[name].shape == tensor.shape]
     if not fitting:
@@ -148,7 +152,7 @@ def _load(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> str:
     for name in fitting:
         if not torch.isfinite(weights[name]).all():
             raise UserError(f"{name} is not finite there", where=where, mend="start from other weights")
-        own[name].copy_(weights[name])
+        own[name].copy_(root(weights[name], alphas[name]) if name in alphas else weights[name])
     left = [name for name in own if name not in fitting]
     share = sum(own[name].numel() for name in fitting) / sum(tensor.numel() for tensor in own.values())
     rest = f"; drawn from the seed: {', '.join(left[:_SHOWN])}" if left else ""

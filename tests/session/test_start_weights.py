@@ -49,6 +49,18 @@ def test_a_run_begins_with_them(tmp_path):
     assert simulation.test()[1] == fedmef_dist.read_run(tmp_path / "run").summary["eval/accuracy_last"]
 
 
+@pytest.mark.parametrize("first", ["fedavg", "sparsyfed"])
+@pytest.mark.parametrize("second", ["fedavg", "sparsyfed"])
+@pytest.mark.parametrize("source", ["run", "file.safetensors"])
+def test_weights_that_act_as_powers_act_alike_before_and_after(tmp_path, first, second, source):
+    same = {"model": {"norm": "none"}, "federation": {"rounds": 4}}
+    fedmef_dist.run(tiny(**same, method={"name": first}), tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "file.safetensors")
+    assert (tmp_path / "file.torchvision.safetensors").exists()
+    loss = taken(tmp_path / source, **same, method={"name": second}).test()[0]
+    assert loss == pytest.approx(fedmef_dist.read_run(tmp_path / "run").metrics[-1]["eval/loss"], rel=1e-5)
+
+
 def test_what_does_not_fit_keeps_what_the_seed_drew(finished, capsys):
     data = {"synthetic": {"samples": 160, "test_samples": 50, "classes": 5, "channels": 1, "image_size": 8}}
     simulation = taken(finished, data=data)
