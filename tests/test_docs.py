@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 from snippets import PAGES, ROOT, blocks, commands, ours, written_out
+from tiny import tiny
 from typer.main import get_command
 
+import fedmef_dist
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.cli import _OVERRIDE, app, main
 from fedmef_dist.commands.init import init_command
@@ -230,3 +232,22 @@ def test_every_key_that_the_page_on_data_names_is_there():
     named = set(re.findall(r"`(data\.[a-z_]+(?:\.[a-z_]+)*)", (ROOT / "docs" / "data.md").read_text()))
     assert named
     assert named - {*known_keys(Config)} == set()
+
+
+def test_the_page_on_metrics_has_all_that_a_run_writes_and_nothing_else(tmp_path):
+    tested = {"every": 2, "per_client": 8, "client_groups": "label", "around_adjustment": True}
+    federation = {"rounds": 4, "tiers": [{"share": 0.5, "density": 0.3}]}
+    run = fedmef_dist.run(tiny(federation=federation, evaluation=tested), tmp_path)
+    written = {*run.values, *(key for line in fedmef_dist.read_run(tmp_path).metrics for key in line)}
+    for general, own in (
+        ("layer_density/NAME", r"layer_density/.*"),
+        ("tierN", r"^tier\d"),
+        ("cluster/NAME_exchange", r"cluster/\w+_exchange"),
+        ("label_K", r"label_\d"),
+    ):
+        written = {re.sub(own, general, key) for key in written}
+    named = set(re.findall(r"`([\w/]+)`", (ROOT / "docs" / "metrics.md").read_text()))
+    assert written - named == set()
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "fedmef_dist").rglob("*.py"))
+    others = {name for name in named - written if re.search(r"\w/\w", name)} - {"eval/size_K_accuracy"}
+    assert {name for name in others if f'"{name}"' not in source} == set()

@@ -36,6 +36,7 @@ ORDER = {
         "data.md",
         "memory.md",
         "compare.md",
+        "metrics.md",
         "tracking.md",
         "extending.md",
         "cluster.md",
