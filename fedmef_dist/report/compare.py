@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
+from typing import Any
 
 from fedmef_dist.base.atomic import write_text
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.notices import tell
 from fedmef_dist.base.text import printable
 from fedmef_dist.report.along import Along, groups_along
 from fedmef_dist.report.along_plot import save_along
@@ -56,6 +58,7 @@ def compare(
     runs = [read_run(path) for path in run_dirs]
     groups = group_runs(runs if speeds is None else [with_device_seconds(run, speeds) for run in runs])
     aim = target_of(groups, target)
+    _tell_repeated(groups)
     along = None if by is None else groups_along(groups, by)
     differences = _differences(groups, along, baseline)
     over = [] if along is None else [along_table(along)]
@@ -89,6 +92,17 @@ def _differences(groups: Sequence[RunGroup], along: Along | None, baseline: str 
         return [] if baseline is None else [differences_from(groups, baseline)]
     within = None if baseline is None else differences_along(along, baseline)
     return [one for one in (within, changes_along(along)) if one is not None]
+
+
+def _tell_repeated(groups: Sequence[RunGroup]) -> None:
+    """Equal seeds and digests are one run, played again or copied: it says nothing of how seeds differ."""
+    for group in groups:
+        known: dict[tuple[Any, Any], Path] = {}
+        for run in group.runs:
+            seed, digest = run.config.get("seed"), run.summary.get("model/digest")
+            other = known.setdefault((seed, digest), run.path)
+            if other != run.path and digest is not None:
+                tell(f"note: {run.path} has the seed and the weights of {other}, but counts as a seed of its own")
 
 
 def _show(shown: Sequence[Table], files: Sequence[Path]) -> None:

@@ -70,7 +70,8 @@ def costs_table(groups: Sequence[RunGroup]) -> Table:
             for group in groups
         ],
         "Means over the seeds. Bytes on the simulated wire, 1 MB = 1,000,000 bytes; per client and round: the total "
-        "over all trainings that counted. FLOPs of all clients' training are modelled, time is that of the simulation. "
+        "over all trainings that counted. The total has what is sent before round 1, too. FLOPs of all clients' "
+        "training are modelled, time is that of the simulation. "
         '"dense" is dense FedAvg of the same model, rounds and cohort.',
     )
 

@@ -43,6 +43,14 @@ def test_the_tables_are_on_the_terminal_and_in_the_file(make_run, tmp_path, caps
         assert f"]({name})" in written
 
 
+def test_a_run_that_is_a_copy_of_another_is_marked(make_run, tmp_path, capsys):
+    runs = [make_run("a", **{"model/digest": "1f"}), make_run("copy", **{"model/digest": "1f"})]
+    runs += [make_run("c", seed=1, **{"model/digest": "1f"}), make_run("d", **{"model/digest": "2f"}), make_run("e")]
+    compare(runs, tmp_path / "out")
+    told = f"note: {runs[1]} has the seed and the weights of {runs[0]}, but counts as a seed of its own\n"
+    assert capsys.readouterr().err == told
+
+
 def test_all_metrics_lie_in_one_table(make_run, tmp_path):
     compare([make_run("a", logged={2: {"x": "=1+1"}}), make_run("b", "fedavg", seed=1)], tmp_path / "out")
     with (tmp_path / "out" / "metrics.csv").open(newline="") as file:
