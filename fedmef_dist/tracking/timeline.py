@@ -4,7 +4,9 @@ The format is Chrome's JSON array, one event a line. It needs no closing bracket
 or goes on later in the same file, is one too.
 """
 
+import errno
 import json
+import os
 import resource
 import socket
 import time
@@ -88,8 +90,12 @@ class Timeline:
         self._events.clear()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8", opener=own_file) as file:
-                file.write(lines if file.tell() else f"[\n{lines}")
+            with open(self.path, "ab", buffering=0, opener=own_file) as file:
+                size = file.tell()
+                data = (lines if size else f"[\n{lines}").encode()
+                if file.write(data) < len(data):
+                    file.truncate(size)  # half a line would spoil what a later start appends
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             tell(f"the timeline cannot be written: {error.strerror}; the run goes on; where: {self.path}")
             self.path = None

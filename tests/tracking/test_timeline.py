@@ -1,4 +1,5 @@
 import json
+import resource
 import time
 
 import pytest
@@ -100,3 +101,19 @@ def test_a_trace_that_cannot_be_written_is_told_once_and_ends_nothing(tmp_path, 
     shown = capsys.readouterr().err
     assert shown.count("the timeline cannot be written") == 1
     assert str(tmp_path / "timeline" / "rank-000.json") in shown
+
+
+def test_a_full_disk_leaves_no_half_line_to_go_on_behind(tmp_path, capsys):
+    Timeline(tmp_path, 0).phases(1, phases())
+    path = tmp_path / "timeline" / "rank-000.json"
+    written = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(written) + 100, limits[1]))
+    try:
+        Timeline(tmp_path, 0).phases(2, phases())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == written
+    assert "the timeline cannot be written: No space left" in capsys.readouterr().err
+    Timeline(tmp_path, 0).phases(3, phases())
+    assert len(read_timelines(tmp_path)) == 2 * 7
