@@ -152,6 +152,9 @@ def call(
     Raises:
         UserError: it does not take these arguments, or raises an exception.
     """
+    if not callable(guest):
+        what = f"{name} is {type(guest).__name__} {guest!r:.60}, neither a class nor a function"
+        raise UserError(what, where=key, mend="name what makes it")
     twice = [option for option in options if option in (given or {})]
     if twice:
         raise UserError(f"every run gives {twice[0]} itself", where=key, mend=f"leave {twice[0]} out")

@@ -177,7 +177,10 @@ def _make(entry: GuestSettings, maker: Any) -> Callback:
 
 def _plain(name: str, callback: Callback) -> dict[str, Any]:
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(callback.state(), allow_nan=False))
+        text = json.dumps(callback.state(), allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
         raise TypeError(f"callback {name}: state() gives what JSON has not: {error}") from error
+    plain: dict[str, Any] = json.loads(text)
+    if not isinstance(plain, dict):
+        raise TypeError(f"callback {name}: state() gives {plain!r:.60}, not a dictionary")
     return plain

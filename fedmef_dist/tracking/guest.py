@@ -1,6 +1,9 @@
 """Trackers from outside of the package. Whatever goes wrong in one is said in one line and never hurts the run."""
 
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,14 @@ from fedmef_dist.base.notices import tell
 from fedmef_dist.tracking.tracker import Metrics, Tracker
 
 _KEY = "tracking.trackers"
+# Less than the time after which other ranks take a rank that does not get on for stuck.
+_PATIENCE_SECONDS = 240.0
 
 
 class GuestTracker(Tracker):
     """A guest behind a guard: after its first exception it is left out, of :meth:`finish` and :meth:`close` too.
+
+    A call that takes four minutes gets a TimeoutError.
 
     Args:
         name: of the guest, for its notice.
@@ -47,6 +54,7 @@ class GuestTracker(Tracker):
         try:
             if any(not isinstance(text, str) for pair in state.items() for text in pair):
                 raise TypeError("state() gives words under words")
+            "".join(text for pair in state.items() for text in pair).encode()  # a file must be able to hold them
             return {self._prefix + key: value for key, value in state.items()}
         except Exception as error:
             self.leave_out("state", error)
@@ -61,15 +69,38 @@ class GuestTracker(Tracker):
         if self._tracker is None or not hasattr(self._tracker, method):
             return None
         try:
-            return getattr(self._tracker, method)(*arguments)
-        except Exception as error:
+            with _limited():
+                return getattr(self._tracker, method)(*arguments)
+        except (Exception, SystemExit) as error:
             self.leave_out(method, error)
 
-    def leave_out(self, method: str, error: Exception) -> None:
+    def leave_out(self, method: str, error: Exception | SystemExit) -> None:
         """Say in one line what failed, and go on without it."""
         reason = " ".join(str(error).split())[:200]
         tell(f"tracker {self._name} failed in {method}: {type(error).__name__}: {reason}; the run goes on without it")
         self._tracker = None
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Raises TimeoutError in a body that does not end, so that a server that never answers holds up no run.
+
+    Only the main thread can be interrupted, and not where the program has set the alarm for itself.
+    """
+    if threading.current_thread() is not threading.main_thread() or any(signal.getitimer(signal.ITIMER_REAL)):
+        yield
+        return
+
+    def ring(*_: Any) -> None:
+        raise TimeoutError(f"it has not ended within {_PATIENCE_SECONDS:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, _PATIENCE_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
 
 
 def guarded(name: str, make: Callable[[], Tracker]) -> GuestTracker:
@@ -112,7 +143,8 @@ def open_guests(
 def _make(guest: GuestSettings, run_dir: Path, config: Mapping[str, Any]) -> Any:
     found = find(Kind.TRACKER, guest.name, _KEY)
     try:
-        tracker = call(guest.name, found, _KEY, guest.options, {"run_dir": run_dir, "config": dict(config)})
+        with _limited():
+            tracker = call(guest.name, found, _KEY, guest.options, {"run_dir": run_dir, "config": dict(config)})
     except UserError as error:
         if error.__cause__ is None:  # its name or its options are wrong: that is better known at once
             raise

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedmef_dist.base.text import printable
 from fedmef_dist.tracking.tracker import Metrics
 
 
@@ -29,7 +30,7 @@ class Control:
     def stop(self, reason: str) -> None:
         """End the run, with a checkpoint and a summary, behind the round that is going on; the first reason stays."""
         if self.stop_reason is None:
-            self.stop_reason = str(reason)
+            self.stop_reason = printable(str(reason))
 
     def keep_checkpoint(self) -> None:
         """Save the round that has just ended, and keep that checkpoint in the place of the one that was kept so far."""

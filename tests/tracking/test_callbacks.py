@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from thread_group import on_ranks
 from tiny import Recorder, Run, alone, restore, started, tiny
 
@@ -110,6 +111,19 @@ def test_a_run_that_was_stopped_stays_so_when_it_is_started_again(tmp_path):
     again.run(tracker)
     assert (again.callbacks.stop_reason, tracker.rounds) == ("enough", [])
     assert Watcher.told == [("start", 3), ("end", 3, 3)]
+
+
+@pytest.mark.parametrize("state", [None, [1], {"a": float("nan")}, {"a": "\udcff"}, {"a": torch.ones(2)}])
+def test_a_state_that_could_not_be_restored_ends_the_run_at_its_start(monkeypatch, state):
+    monkeypatch.setattr(Watcher, "state", lambda self: state)
+    with pytest.raises(TypeError, match=r"callback mine:Watcher: state\(\) gives"):
+        bundle(NAME).start(0)
+
+
+def test_the_reason_to_stop_can_be_written_into_files():
+    control = Control(Path("run"), {})
+    control.stop("no \udcff\nmore")
+    assert control.stop_reason == "no \\udcff\\nmore"
 
 
 def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(tmp_path):

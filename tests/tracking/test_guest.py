@@ -1,10 +1,14 @@
 """Trackers from outside of the package: what goes wrong in them never hurts a run."""
 
+import signal
+import sys
+import time
+
 import pytest
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.guests import GuestSettings, Kind, lent
-from fedmef_dist.tracking import TrackingSettings, open_trackers
+from fedmef_dist.tracking import TrackingSettings, guest, open_trackers
 from fedmef_dist.tracking.guest import GuestTracker, find_trackers, open_guests
 from fedmef_dist.tracking.tracker import Tracker, Trackers
 
@@ -124,6 +128,39 @@ def test_a_state_that_is_no_words_leaves_the_guest_out(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_state_that_no_file_can_hold_leaves_the_guest_out(capsys):
+    class Bytes(Plain):
+        def state(self):
+            return {"path": "\udcff"}
+
+    assert GuestTracker("mine:T", Bytes(None, None), "p/").state() == {}
+    assert capsys.readouterr().err.startswith("tracker mine:T failed in state: UnicodeEncodeError: ")
+
+
+def test_a_guest_that_leaves_or_does_not_come_back_is_left_out(monkeypatch, capsys):
+    class Stubborn(Plain):
+        def log(self, metrics):
+            sys.exit("I leave")
+
+        def finish(self, summary):
+            time.sleep(60)
+
+    monkeypatch.setattr(guest, "_PATIENCE_SECONDS", 0.05)
+    of_pytest = signal.setitimer(signal.ITIMER_REAL, 0)  # who has set the alarm keeps it
+    before = signal.getsignal(signal.SIGALRM)
+    began = time.monotonic()
+    GuestTracker("mine:T", Stubborn(None, None), "p/").log({"round": 1})
+    GuestTracker("mine:U", Stubborn(None, None), "p/").finish({})
+    left = signal.setitimer(signal.ITIMER_REAL, *of_pytest)
+    assert time.monotonic() - began < 30
+    assert left == (0.0, 0.0)
+    assert capsys.readouterr().err == (
+        "tracker mine:T failed in log: SystemExit: I leave; the run goes on without it\n"
+        "tracker mine:U failed in finish: TimeoutError: it has not ended within 0.05 s; the run goes on without it\n"
+    )
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
 def test_log_is_all_that_a_guest_needs(opened):
     (tracker,), (guest,) = opened(["mine:T"], state={"mine:T#0/id": "a"}, guest=Plain)
     tracker.log({"round": 1})
@@ -140,6 +177,9 @@ def test_what_the_user_wrote_wrongly_is_refused_at_once(tmp_path):
             open_guests([entry({"name": "mine:R", "fail_in": "log"})], tmp_path, {"name": "x"}, None)
         with pytest.raises(UserError, match="mine:D has no method log"):
             open_guests([entry("mine:D")], tmp_path, {"name": "x"}, None)
+    made = {(Kind.TRACKER, "mine:O"): Plain(None, None)}
+    with lent(made), pytest.raises(UserError, match=r"mine:O is Plain .*, neither a class nor a function"):
+        open_guests([entry("mine:O")], tmp_path, {"name": "x"}, None)
     with pytest.raises(UserError, match="there is no module nowhere"):
         find_trackers([entry("nowhere:Gone")])
 
