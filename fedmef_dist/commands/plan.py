@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from fedmef_dist.base.errors import UserError
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.cluster.group import open_group
 from fedmef_dist.config import load_config
@@ -28,9 +27,4 @@ def plan_command(path: Path, overrides: list[str], ranks: int, out: Path | None)
         before = simulation.totals.wire_bytes, simulation.totals.flops
         print(describe(config, simulation.space, view, foretell(simulation, ranks), memory, before))
     if out is not None:
-        try:
-            save_partition(view, out)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"the plot cannot be written: {error}", where=f"--out {out}", mend="name a PNG file"
-            ) from None
+        save_partition(view, out)

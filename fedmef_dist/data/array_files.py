@@ -56,9 +56,9 @@ def _read(name: str, path: Path, only: Sequence[str]) -> Iterator[tuple[str, np.
     try:
         with open_regular(path) as file:
             if name:
-                yield name, _npy(file, path)
+                yield name, _npy(file)
             elif path.suffix == ".npz":
-                yield from _npz(file, path, only)
+                yield from _npz(file, only)
             else:
                 yield from _safetensors(path, only)
     except _BROKEN as error:
@@ -73,7 +73,7 @@ _BROKEN = (
 )
 
 
-def _npy(file: BinaryIO, path: Path) -> np.ndarray:
+def _npy(file: BinaryIO) -> np.ndarray:
     """Read where the head's shape fits the file's length, so that a false one cannot ask for all memory."""
     start = file.tell()
     version = np.lib.format.read_magic(file)
@@ -96,7 +96,7 @@ def _count(shape: tuple[int, ...]) -> int:
     return total
 
 
-def _npz(file: BinaryIO, path: Path, only: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _npz(file: BinaryIO, only: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
     with zipfile.ZipFile(file) as members:
         for entry in members.infolist():
             name = entry.filename.removesuffix(".npy")
@@ -105,7 +105,7 @@ def _npz(file: BinaryIO, path: Path, only: Sequence[str]) -> Iterator[tuple[str,
             if entry.file_size > MOST_BYTES:
                 raise ValueError(f"{name} of {entry.file_size:,} bytes")
             with members.open(entry) as content:
-                yield name, _npy(content, path)  # type: ignore[arg-type]
+                yield name, _npy(content)  # type: ignore[arg-type]
 
 
 def _safetensors(path: Path, only: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:

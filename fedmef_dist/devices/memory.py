@@ -86,22 +86,6 @@ def measure_step(
     return StepMemory(activation_bytes, allocated.held, state_bytes, state_bytes + allocated.peak, modules, recomputed)
 
 
-def held_for_backward(
-    model: nn.Module, forward: Callable[[], Tensor], state: Iterable[Tensor] = ()
-) -> tuple[Tensor, list[ModuleBytes]]:
-    """Runs one forward pass; returns the loss and what autograd's saved tensors hold.
-
-    Args:
-        model: its parameters, buffers and attributes do not count.
-        forward: the forward pass, returning the loss.
-        state: what does not count either.
-    """
-    saved = _SavedTensors(model, state)
-    with saved.watching():
-        loss = forward()
-    return loss, saved.take()
-
-
 def _storages(*tensors: Tensor) -> dict[int, int]:
     """Bytes of each storage by its address."""
     storages = (tensor.untyped_storage() for tensor in tensors)

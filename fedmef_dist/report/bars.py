@@ -49,7 +49,7 @@ def save_memory(groups: Sequence[RunGroup], directory: Path) -> list[Path]:
         axes.barh(places, _values(groups, bar.key) / unit, 0.27, **style)
         if bar.reference is not None:
             _mark_reference(axes, places, _values(groups, bar.reference) / unit)
-    _finish(figure, axes, groups, f"Memory of a training step ({prefix}B)")
+    _finish(axes, groups, f"Memory of a training step ({prefix}B)")
     _legend_below(figure, axes)
     return [save_figure(figure, directory / "memory.png")]
 
@@ -69,8 +69,8 @@ def save_costs(groups: Sequence[RunGroup], directory: Path) -> list[Path]:
     _draw_wire(wire, groups)
     unit, prefix = _unit(groups, keys[1:])
     compute.barh(np.arange(len(groups)), _values(groups, "flops/total") / unit, 0.76, color=COLOURS[0], **_STYLE)
-    _finish(figure, wire, groups, wire.get_xlabel())
-    _finish(figure, compute, groups, f"Training compute, modelled ({prefix}FLOP)")
+    _finish(wire, groups, wire.get_xlabel())
+    _finish(compute, groups, f"Training compute, modelled ({prefix}FLOP)")
     compute.set_yticklabels([])
     _legend_below(figure, wire)
     return [save_figure(figure, directory / "costs.png")]
@@ -109,7 +109,7 @@ def _figure(groups: Sequence[RunGroup], panels: int, rows: int) -> tuple["Figure
     return figure, axes
 
 
-def _finish(figure: "Figure", axes: "Axes", groups: Sequence[RunGroup], label: str) -> None:
+def _finish(axes: "Axes", groups: Sequence[RunGroup], label: str) -> None:
     """The first group at the top."""
     axes.set_yticks(np.arange(len(groups)), list(map(_name, groups)), fontsize=8)
     axes.set(xlabel=label, ylim=(len(groups) - 0.45, -0.55))

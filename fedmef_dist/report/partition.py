@@ -8,8 +8,8 @@ import numpy as np
 
 from fedmef_dist.config import Config
 from fedmef_dist.devices.device_memory import DeviceMemory
-from fedmef_dist.report.figures import COLOURS, new_figure, save_figure
-from fedmef_dist.report.memory import label
+from fedmef_dist.report.figures import COLOURS, new_figure
+from fedmef_dist.report.memory import label, save_plot
 from fedmef_dist.report.units import scaled
 from fedmef_dist.simulation.footprint import Setting
 from fedmef_dist.simulation.forecast import Forecast, PartitionView, PlannedRound
@@ -107,9 +107,9 @@ def _memory_lines(memory: Sequence[tuple[Setting, DeviceMemory]]) -> list[tuple[
     ]
 
 
-def save_partition(view: PartitionView, path: Path) -> Path:
-    """Draws samples a client and labels a client as a PNG; raises OSError or ValueError where it cannot be written."""
-    return save_figure(partition_figure(view.sizes, view.counts), path)
+def save_partition(view: PartitionView, path: Path) -> None:
+    """Draws samples a client and labels a client as a PNG. Raises UserError where ``path`` cannot be written."""
+    save_plot(partition_figure(view.sizes, view.counts), path)
 
 
 def partition_figure(sizes: np.ndarray, counts: np.ndarray) -> "Figure":

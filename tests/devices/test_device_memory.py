@@ -5,7 +5,7 @@ from torch import nn
 from fedmef_dist.clients.loss import cross_entropy
 from fedmef_dist.clients.optimizer import OptimizerSettings
 from fedmef_dist.devices.device_memory import Activations, device_memory, model_activations
-from fedmef_dist.devices.memory import ModuleBytes, held_for_backward
+from fedmef_dist.devices.memory import ModuleBytes, measure_step
 from fedmef_dist.layers.activation_pruning import PrunedConv2d, Pruning, SapSettings
 from fedmef_dist.layers.lean import LeanLeakyReLU, LeanMaxPool2d, LeanReLU, LeanReLU6, LeanSiLU
 from fedmef_dist.layers.nsconv import NSConv2d
@@ -131,8 +131,8 @@ def both(settings, sap, norm, inputs, precision="fp32"):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             return cross_entropy(model(inputs), labels)
 
-    _, held = held_for_backward(model, forward)
-    return tuple({module.name: module.bytes for module in modules} for modules in (foretold.modules, held))
+    held = measure_step(model, forward, model.zero_grad)
+    return tuple({module.name: module.bytes for module in one.modules} for one in (foretold, held))
 
 
 def test_device_memory_by_hand():
