@@ -57,8 +57,10 @@ def expand_tasks(tasks_per_node: str) -> list[int]:
 def node_address(node: str) -> str | None:
     """The NodeAddr that the controller knows for a node, None where scontrol does not answer or does not know it."""
     try:
-        shown = subprocess.run(["scontrol", "show", "node", node], capture_output=True, text=True, timeout=20)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+        # A node's reason and comment are whatever somebody has typed.
+        words = ["scontrol", "show", "node", node]
+        shown = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
         return None
     match = re.search(r"\bNodeAddr=(\S+)", shown.stdout)
     return match[1] if match else None

@@ -133,7 +133,7 @@ def _find_sbatch() -> str:
 
 
 def _call(sbatch: str, script: Path) -> None:
-    done = subprocess.run([sbatch, str(script)], capture_output=True, text=True)
+    done = subprocess.run([sbatch, str(script)], capture_output=True, text=True, errors="replace")
     if done.returncode:
         reason = " ".join(done.stderr.split())[:300]
         raise UserError(f"sbatch refuses the script: {reason}", where=str(script), mend="change the options of submit")

@@ -263,12 +263,12 @@ def _commit() -> dict[str, Any]:
     """The commit of the working directory as a key of the configuration, {} where that is none of a repository."""
     try:
         commit, changed = (
-            subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            subprocess.run(["git", *words], capture_output=True, timeout=10, check=True).stdout.strip()
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {"git": {"commit": commit, "changed": bool(changed)}}
+    return {"git": {"commit": commit.decode(), "changed": bool(changed)}}
 
 
 def _is_code(path: str) -> bool:

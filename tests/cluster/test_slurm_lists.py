@@ -44,7 +44,8 @@ def test_tasks_per_node_expand():
 
 def test_node_address_is_read_from_scontrol(tmp_path, monkeypatch):
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text('#!/bin/sh\necho "NodeName=$3 Arch=x86_64"\necho "   NodeAddr=10.0.0.7 NodeHostName=head"\n')
+    told = r"NodeName=%s\n   NodeAddr=10.0.0.7 NodeHostName=head\n   Reason=L\374fter\n"
+    scontrol.write_text(f'#!/bin/sh\nprintf "{told}" "$3"\n')
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert node_address("n1") == "10.0.0.7"

@@ -125,9 +125,9 @@ def test_without_slurm_there_is_a_way_to_see_the_script(config, tmp_path, monkey
 
 
 def test_what_sbatch_refuses_is_said_with_its_reason(config, sbatch, tmp_path):
-    sbatch("echo 'sbatch: error: invalid partition' >&2; exit 1")
+    sbatch(r"printf 'sbatch: error: invalid partition \374\n' >&2; exit 1")
     with pytest.raises(
-        UserError, match=r"sbatch refuses the script: sbatch: error: invalid partition\nwhere: .*job.sbatch"
+        UserError, match=r"sbatch refuses the script: sbatch: error: invalid partition .\nwhere: .*job.sbatch"
     ):
         submit(config, [], Job(), run_dir=tmp_path / "run")
 
