@@ -16,7 +16,7 @@ from fedmef_dist.base.notices import tell
 from fedmef_dist.base.text import printable
 from fedmef_dist.cluster.ending import FAULT
 from fedmef_dist.runs.directory import read_configuration
-from fedmef_dist.runs.summary import read_summary
+from fedmef_dist.runs.summary import check_summary, read_summary
 from fedmef_dist.tracking.lines import METRICS, parse_rounds, read_lines
 from fedmef_dist.tracking.settings import WandbSettings, with_environment
 from fedmef_dist.tracking.wandb_run import WandbRun, run_id
@@ -48,10 +48,12 @@ def wandb_sync(run_dir: Path, dry_run: bool, watch: bool, every: float) -> int:
     Returns the exit status: 0, or 1 where W&B or its server fails.
 
     Raises:
-        UserError: there is no run, or its metrics have a gap.
+        UserError: there is no run, or its metrics have a gap or are not those of its summary.
     """
     tree, settings = _configuration(run_dir)
     content = _look(run_dir)
+    if content.summary is not None and not watch:  # one that goes back to a checkpoint is behind its old summary
+        check_summary(run_dir, content.summary, content.lines, content.rounds)
     _announce(run_dir, settings, content, dry_run)
     if dry_run:
         return 0

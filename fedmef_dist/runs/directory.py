@@ -16,6 +16,7 @@ from fedmef_dist.runs.checkpoint_files import complete_rounds, is_whole, passed_
 from fedmef_dist.runs.owner import LOCK, Owner
 from fedmef_dist.runs.owner_record import OWNER
 from fedmef_dist.runs.succession import is_of_a_succession
+from fedmef_dist.runs.summary import SUMMARY
 
 CONFIG = "config.yaml"
 Resume = Literal["auto", "never", "must"]
@@ -55,6 +56,12 @@ def round_to_resume(run_dir: Path, tree: Mapping[str, Any], resume: Resume) -> i
                 where=str(run_dir),
                 mend="raise federation.rounds, or choose another --run-dir",
             )
+    if not saved and os.path.lexists(run_dir / SUMMARY):
+        raise UserError(
+            "the run is finished and has no checkpoints: it would be done once more, over what it has written",
+            where=str(run_dir),
+            mend=f"choose another --run-dir; to do it again nevertheless, delete {SUMMARY}",
+        )
     if not saved and resume == "must":
         raise UserError("there is no checkpoint to resume from", where=str(run_dir), mend="leave out --resume must")
     return saved[-1] if saved else None

@@ -53,6 +53,15 @@ def test_a_finished_run_is_sent_as_one_and_again_without_doubling(tmp_path, serv
     assert [path.name for path in (run_dir / "wandb").iterdir()] == ["run-id"]
 
 
+def test_a_finished_run_whose_metrics_are_cut_is_not_sent(tmp_path):
+    run_dir = finished(tmp_path / "run", rounds=3)
+    metrics = run_dir / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-5])
+    with pytest.raises(UserError, match="round") as caught:
+        wandb_sync(run_dir, dry_run=True, watch=False, every=1.0)
+    assert "metrics.jsonl" in str(caught.value)
+
+
 def test_a_watcher_follows_a_run_that_goes_back_to_a_checkpoint_and_then_finishes(tmp_path, server):
     run_dir = tmp_path / "run"
     configured(run_dir, {"name": "x"})

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import yaml
 from run_dirs import checkpoint_files, configured
@@ -59,6 +61,16 @@ def test_a_run_goes_on_from_its_newest_checkpoint(run_dir, resume):
 
 def test_a_finished_run_resumes_from_its_last_round(run_dir):
     assert round_to_resume(run_dir, to_tree(configuration(federation={"rounds": 20})), "auto") == 20
+
+
+def test_a_finished_run_without_checkpoints_is_not_done_again_over_its_results(run_dir):
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "summary.json").write_text("{}")
+    with pytest.raises(UserError, match="is finished and has no checkpoints") as caught:
+        round_to_resume(run_dir, to_tree(Config()), "auto")
+    assert "delete summary.json" in caught.value.mend
+    (run_dir / "summary.json").unlink()
+    assert round_to_resume(run_dir, to_tree(Config()), "auto") is None
 
 
 def test_a_run_that_stopped_before_its_first_checkpoint_starts_again(tmp_path):
