@@ -6,6 +6,7 @@ from math import inf
 from typing import Any
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.report.quantities import per_client
 from fedmef_dist.report.runs import Run
 
 SECONDS = "device/seconds"
@@ -43,16 +44,16 @@ def with_device_seconds(run: Run, device: Device) -> Run:
     """
     rounds, seconds = [], 0.0
     for line in run.metrics:
-        if any(line.get(key) is None for key in _KEYS):
+        if any(line.get(key) is None for key in ("clients/trained", *_KEYS)):
             return run
         seconds += _round_seconds(line, device)
         rounds.append({**line, SECONDS: seconds})
     return replace(run, metrics=rounds)
 
 
-_KEYS = ("wire/down_bytes", "flops/train", "wire/up_bytes", "clients/trained")
+_KEYS = ("wire/down_bytes", "flops/train", "wire/up_bytes")
 
 
 def _round_seconds(line: Mapping[str, Any], device: Device) -> float:
-    down, flops, up, clients = (float(line[key]) for key in _KEYS)
-    return (down / device.down + flops / device.flops + up / device.up) / clients if clients else 0.0
+    down, flops, up = (per_client(line, key) or 0.0 for key in _KEYS)
+    return down / device.down + flops / device.flops + up / device.up

@@ -11,6 +11,7 @@ from fedmef_dist.report.device_time import SECONDS
 from fedmef_dist.report.groups import RunGroup
 from fedmef_dist.report.masks import survived
 from fedmef_dist.report.mean_lines import Line, Quantity, logged, mean_line
+from fedmef_dist.report.quantities import per_client
 from fedmef_dist.report.units import decimal_prefix
 
 _ROUND = logged("round")
@@ -52,9 +53,9 @@ def cost_lines(groups: Sequence[RunGroup]) -> list[LineChart]:
         "also compute gradients for the mask."
     )
     return [
-        *_amounts(groups, "Upload per client and round", up, "Bytes", "B", per_client("wire/up_bytes")),
-        *_amounts(groups, "Download per client and round", down, "Bytes", "B", per_client("wire/down_bytes")),
-        *_amounts(groups, "Compute per client and round", flops, "Compute", "FLOP", per_client("flops/train")),
+        *_amounts(groups, "Upload per client and round", up, "Bytes", "B", _per_client("wire/up_bytes")),
+        *_amounts(groups, "Download per client and round", down, "Bytes", "B", _per_client("wire/down_bytes")),
+        *_amounts(groups, "Compute per client and round", flops, "Compute", "FLOP", _per_client("flops/train")),
     ]
 
 
@@ -120,11 +121,8 @@ def time_lines(groups: Sequence[RunGroup]) -> list[LineChart]:
     ]
 
 
-def per_client(key: str) -> Quantity:
-    """A round's metric over the clients that trained in it."""
-    return lambda line: (
-        float(line[key]) / line["clients/trained"] if line.get(key) and line.get("clients/trained") else None
-    )
+def _per_client(key: str) -> Quantity:
+    return lambda line: per_client(line, key)
 
 
 def _over(

@@ -1,6 +1,6 @@
 """The numbers of a run that the report compares: columns of compare.csv, and cells of the tables."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedmef_dist.report.runs import Run
@@ -10,6 +10,24 @@ def bytes_per_client_round(run: Run) -> float | None:
     """All bytes on the wire over the number of trainings that entered an average, client by client, round by round."""
     total, trained = run.value("wire/total_bytes"), run.total("clients/trained")
     return total / trained if total is not None and trained else None
+
+
+_TRAINED = ("clients/trained", "clients/refused")
+_ASKED = (*_TRAINED, "clients/dropped", "clients/surplus")
+
+
+def per_client(line: Mapping[str, Any], key: str) -> float | None:
+    """A round's metric for its mean client; None where it lacks the metric, or nobody has trained.
+
+    Everybody who was asked receives; only those train and send that neither drop out nor are surplus.
+    """
+    if line.get(key) is None or not _counted(line, _TRAINED):
+        return None
+    return float(line[key]) / _counted(line, _ASKED if key == "wire/down_bytes" else _TRAINED)
+
+
+def _counted(line: Mapping[str, Any], keys: Sequence[str]) -> int:
+    return sum(int(line.get(key) or 0) for key in keys)
 
 
 # Tests whose mean is late accuracy: one test alone swings with the last cohort.

@@ -17,6 +17,16 @@ def test_a_round_takes_what_the_mean_client_does(make_run):
     assert SECONDS not in run.metrics[0]
 
 
+def test_a_client_that_was_asked_in_vain_receives_and_no_more(make_run):
+    others = {"clients/refused": 1, "clients/dropped": 5, "clients/late": 2, "clients/surplus": 1}
+    line = with_device_seconds(
+        read_run(make_run("a", wire=4e7, logged={number: {"flops/train": 6e9, **others} for number in range(1, 5)})),
+        parse_device("1e9,2e6,1e6"),
+    ).metrics[0]
+    # 6 MB to 12 clients at 2 MB/s; of 6 of them 6 GFLOP at 1 GFLOP/s, and 4 MB at 1 MB/s.
+    assert line[SECONDS] == pytest.approx(0.25 + 1 + 4 / 6)
+
+
 def test_a_run_without_the_numbers_stays_as_it_is(make_run):
     run = read_run(make_run("a"))
     assert with_device_seconds(run, Device(1.0, 1.0, 1.0)) is run
