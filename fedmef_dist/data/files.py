@@ -88,7 +88,7 @@ def unreadable(path: Path, error: OSError) -> UserError:
             mend="fetch what it stands for (as git-annex and DVC do), or take it away",
         )
     if isinstance(error, FileNotFoundError):
-        return UserError("a data file is missing", where=str(path), mend="put it there, or set data.download=true")
+        return UserError("a data file is missing", where=str(path), mend="put it there, or correct data.root")
     return UserError(f"a data file cannot be read: {error.strerror}", where=str(path), mend="mend its permissions")
 
 

@@ -21,7 +21,7 @@ def opening_lines(simulation: Simulation, run_dir: Path, memory: RunMemory) -> l
     config, group = simulation.config, simulation.group
     federation, memory_of_step = config.federation, memory.metrics()
     density = getattr(config.method, "density", 1.0)
-    begun = f", goes on behind round {simulation.round}" if simulation.round else ""
+    begun = f", goes on after round {simulation.round}" if simulation.round else ""
     return [
         f"{config.name}: {config.method.name} on {config.data.dataset}, {config.model.name}"
         f"{f' at density {density:g}' if density < 1 else ''}",

@@ -200,8 +200,9 @@ def test_a_damaged_file_is_refused(tmp_path, data, name):
 
 
 def test_a_missing_file_or_another_kind_is_named(tmp_path):
-    with pytest.raises(UserError, match="a data file is missing"):
+    with pytest.raises(UserError, match="a data file is missing") as caught:
         load(tmp_path)
+    assert caught.value.mend == "put it there, or correct data.root"  # nobody could download it
     (tmp_path / "x.mat").write_bytes(b"")
     with pytest.raises(UserError, match="arrays come as"):
         load(tmp_path, path="x.mat")

@@ -14,7 +14,7 @@ def test_a_run_says_what_runs_where_and_how_much_memory_it_takes(tmp_path, monke
         run, tmp_path, SimpleNamespace(metrics=lambda: {"memory/device_bytes": 1_234_000})
     )
     assert what == "tiny: fedmef on synthetic, cnn at density 0.5"
-    assert long == f"6 rounds, 3 of 8 clients in each, goes on behind round 2; files in {tmp_path}"
+    assert long == f"6 rounds, 3 of 8 clients in each, goes on after round 2; files in {tmp_path}"
     assert where.endswith(f"on {socket.gethostname()}, cpu, without a launcher")
     assert where.startswith("1 rank with ")
     # 307.2 MB so far and two buffers of 8 bytes a value
