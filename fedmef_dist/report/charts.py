@@ -41,6 +41,7 @@ class Drawing:
     """What the template needs; ``data`` is JSON for the script."""
 
     paths: Sequence[Path]
+    x_label: str
     x_ticks: Sequence[tuple[float, str]]
     y_ticks: Sequence[tuple[float, str]]
     data: str
@@ -84,7 +85,8 @@ class LineChart:
             ],
         }
         paths = [self._path(one, left, top, y) for one, left, top in placed]
-        return Drawing(paths, ticks, y.ticks(), json.dumps(data, separators=(",", ":")), self._summary())
+        x_label = f"{self.x_label}, logarithmic" if x.logarithmic else self.x_label
+        return Drawing(paths, x_label, ticks, y.ticks(), json.dumps(data, separators=(",", ":")), self._summary())
 
     def _scales(self, series: Sequence[Series]) -> tuple[Scale, Scale]:
         x = np.concatenate([one.line.x for one in series])

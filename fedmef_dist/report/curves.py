@@ -58,8 +58,8 @@ def draw_curves(lines: Sequence[tuple[int, str, Line]], curve: AccuracyCurve) ->
     figure, (axes,) = new_figure(1)
     for number, label, line in lines:
         draw_line(axes, number, label, line.x, line.y, line.deviation)
-    _scale_x([line for _, _, line in lines], axes)
     axes.set(xlabel=curve.label, ylabel="Test accuracy (%)")
+    _scale_x([line for _, _, line in lines], axes)
     axes.grid(alpha=0.3, lw=0.5)
     add_legend(figure, axes)
     return figure
@@ -72,6 +72,7 @@ def _scale_x(lines: Sequence[Line], axes: "Axes") -> None:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
         axes.set_xscale("log")
+        axes.set_xlabel(f"{axes.get_xlabel()}, logarithmic")
         left, right = axes.get_xlim()
         steps = (1, 2, 5) if right < 1000 * left else (1,)
         axes.xaxis.set_major_locator(LogLocator(subs=steps))

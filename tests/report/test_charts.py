@@ -42,6 +42,7 @@ def test_a_single_point_is_no_chart_and_is_left_out_of_one():
 def test_lines_far_apart_are_on_a_logarithmic_axis():
     chart = LineChart("Title", "Reading.", "Bytes (MB)", "Value", [series(3), series(300, group=1)])
     assert [label for _, label in chart.drawn().x_ticks] == ["1", "10", "100"]
+    assert chart.drawn().x_label == "Bytes (MB), logarithmic"
     left = json.loads(chart.drawn().data)["series"][1]["points"][9][0]
     np.testing.assert_allclose((left - LEFT) / (RIGHT - LEFT), np.log(10) / np.log(300), atol=0.01)
 
