@@ -121,7 +121,7 @@ def memory(
 def data(
     config: ConfigPath,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/<name>-data")] = None,
+    out: Annotated[Path | None, typer.Option(callback=_plain, metavar="DIR", help="default: runs/<name>-data")] = None,
 ) -> None:
     """Show the data as the network sees them: counts, what was passed over, duplicates, clients, a page of pictures."""
     from fedmef_dist.commands.data import data_command

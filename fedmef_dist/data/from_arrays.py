@@ -1,7 +1,7 @@
 """A data set made of arrays that somebody has in memory."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from fedmef_dist.data.images import channel_statistics
 
 Layout = Literal["auto", "NHWC", "NCHW"]
 _MOST_CHANNELS = 4
+_MOST_CLASSES = 1 << 24  # more are not numbers of classes, but something else: times, identities
+_MOST_PAD = 1 << 10
 
 
 def image_dataset(
@@ -50,11 +52,14 @@ def image_dataset(
     Raises:
         UserError: something does not fit, with the argument's name.
     """
+    _check_plain(name, classes, pad, layout)
     train_split, test_split = (_split(name, part, *data, layout) for part, data in (("train", train), ("test", test)))
     if train_split.images.shape[1:] != test_split.images.shape[1:]:
         shapes = " and ".join(str(tuple(split.images.shape[1:])) for split in (train_split, test_split))
         raise _wrong(name, "train, test", f"images of different shapes (C, H, W): {shapes}")
     known = 1 + max(int(split.labels.max()) for split in (train_split, test_split))
+    if known > _MOST_CLASSES:
+        raise _wrong(name, "train, test", f"labels are numbers of classes, counted from 0; found {known - 1}")
     if classes is not None and known > classes:
         raise _wrong(name, "classes", f"{classes} classes, but a label is {known - 1}")
     own, test_own = _owners(name, (owners, test_owners), (len(train_split), len(test_split)))
@@ -72,6 +77,16 @@ def image_dataset(
         owners=own,
         test_owners=test_own,
     )
+
+
+def _check_plain(name: str, classes: Any, pad: Any, layout: Any) -> None:
+    """What is no array, of the type and in the range that it has to be."""
+    if classes is not None and not isinstance(classes, int):
+        raise _wrong(name, "classes", f"a whole number, or None; found {classes!r}")
+    if not isinstance(pad, int) or not 0 <= pad <= _MOST_PAD:
+        raise _wrong(name, "pad", f"pixels are a whole number, 0 to {_MOST_PAD}; found {pad!r}")
+    if layout not in get_args(Layout):
+        raise _wrong(name, "layout", f"one of {', '.join(get_args(Layout))}; found {layout!r}")
 
 
 def _split(name: str, part: str, images: Any, labels: Any, layout: Layout) -> Split:
@@ -99,6 +114,8 @@ def _bytes(name: str, part: str, images: np.ndarray) -> np.ndarray:
 
 def _channels_last(name: str, part: str, images: np.ndarray, layout: Layout) -> np.ndarray:
     """The images as a contiguous array (N, H, W, C) that may be written to."""
+    if 0 in images.shape[1:]:
+        raise _wrong(name, part, f"images without pixels: {images.shape}")
     if images.ndim == 3:
         images = images[..., None]
     elif images.ndim != 4:
@@ -133,11 +150,12 @@ def _owners(name: str, given: tuple[Any, Any], sizes: tuple[int, int]) -> tuple[
 
 
 def _per_channel(name: str, argument: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
-    numbers = tuple(float(value) for value in values)
-    if len(numbers) != channels or (argument == "std" and min(numbers) <= 0):
+    numbers = np.asarray(values)
+    fits = numbers.shape == (channels,) and numbers.dtype.kind in "iuf" and bool(np.isfinite(numbers).all())
+    if not fits or (argument == "std" and numbers.min() <= 0):
         wanted = "above 0, " if argument == "std" else ""
-        raise _wrong(name, argument, f"a number {wanted}for each of {channels} channels; found {numbers}")
-    return numbers
+        raise _wrong(name, argument, f"a number {wanted}for each of {channels} channels; found {values}")
+    return tuple(numbers.tolist())
 
 
 def _wrong(name: str, argument: str, what: str) -> UserError:

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.data.digest import tensor_digest
 from fedmef_dist.data.record import Reading
@@ -124,7 +125,13 @@ def text_dataset(name: str, train: Sequence[str], test: Sequence[str], context: 
         test: test passages.
         context: characters that a model sees.
         owned: whether passages are owners.
+
+    Raises:
+        UserError: the context is none.
     """
+    if not isinstance(context, int) or context < 1:
+        what = "a context is a whole number of characters, 1 or more"
+        raise UserError(what, where=f"data set {name}, context={context}", mend="correct it")
     vocabulary = _vocabulary("".join(train))
     train_split, test_split = (_split(passages, vocabulary, context, owned) for passages in (train, test))
     owners = (train_split.labels, test_split.labels) if owned else (None, None)

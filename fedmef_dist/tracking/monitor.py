@@ -1,11 +1,13 @@
 """What callbacks share that look at one metric: whether it has become better than ever before."""
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.base.notices import tell
 from fedmef_dist.tracking.hooks import Callback
 from fedmef_dist.tracking.tracker import Metrics
 
@@ -30,6 +32,7 @@ class Monitor(Callback):
     min_delta: float = 0.0
     best: float | None = field(default=None, init=False)
     waited: int = field(default=0, init=False)
+    _told: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.check("mode", self.mode in ("max", "min"), "max or min")
@@ -46,6 +49,7 @@ class Monitor(Callback):
         A value that is not finite is no improvement.
         """
         if self.monitor not in metrics:
+            self._tell_of_absence(metrics)
             return None
         value = float(metrics[self.monitor])
         sign = 1 if self.mode == "max" else -1
@@ -54,6 +58,14 @@ class Monitor(Callback):
             self.best = value
         self.waited = 0 if better else self.waited + 1
         return better
+
+    def _tell_of_absence(self, metrics: Metrics) -> None:
+        """Says once, at an evaluation, that the metric has not been measured so far: its name may be wrong."""
+        if self.best is None and not self.waited and not self._told and "eval/accuracy" in metrics:
+            self._told = True
+            near = difflib.get_close_matches(self.monitor, metrics, n=1)
+            mend = f"; did you mean {near[0]}?" if near else ""
+            tell(f"note: {self.name} looks at {self.monitor}, which has not been measured so far{mend}")
 
     def state(self) -> dict[str, Any]:
         """The best value so far, and for how many measurements it has been."""

@@ -107,6 +107,36 @@ def test_mean_and_deviation_are_those_of_the_training_images_unless_given():
     assert (made(images, mean=[0.25]).mean, made(images, std=[2]).std) == ((0.25,), (2.0,))
 
 
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"mean": [float("nan")]}, "a number for each of 1 channels; found"),
+        ({"mean": 0.5}, "a number for each of 1 channels; found 0.5"),
+        ({"std": [float("inf")]}, "a number above 0, for each of 1 channels"),
+        ({"std": [0.0]}, "a number above 0, for each of 1 channels"),
+        ({"pad": -2}, "pixels are a whole number, 0 to 1024; found -2"),
+        ({"pad": 1.5}, "pixels are a whole number"),
+        ({"classes": 4.5}, r"a whole number, or None; found 4\.5"),
+        ({"layout": "HWC"}, "one of auto, NHWC, NCHW; found 'HWC'"),
+        ({"labels": np.array([0, 1, 0, 10**12])}, "labels are numbers of classes, counted from 0; found 1000000000000"),
+    ],
+)
+def test_what_is_no_array_is_looked_at_too(options, what):
+    with pytest.raises(UserError, match=what):
+        made(pixels(4, 5, 5), **options)
+
+
+def test_images_without_pixels_are_refused():
+    with pytest.raises(UserError, match=r"images without pixels: \(4, 0, 5\)"):
+        made(np.zeros((4, 0, 5), np.uint8))
+
+
+@pytest.mark.parametrize("context", [0, -1, 2.0])
+def test_text_without_a_context_is_refused(context):
+    with pytest.raises(UserError, match="a context is a whole number of characters, 1 or more"):
+        text_dataset("t", ["abcabc"], ["abc"], context, owned=True)
+
+
 def test_arrays_that_may_not_be_written_to_are_taken_too(recwarn):
     images = pixels(4, 5, 5)
     images.flags.writeable = False

@@ -63,3 +63,15 @@ def test_options_out_of_range_are_refused(options, mend):
     with pytest.raises(UserError, match=f"{next(iter(options))} is ") as caught:
         EarlyStopping(**options)
     assert caught.value.mend == mend
+
+
+def test_a_metric_that_is_not_measured_is_told_once(capsys):
+    stopping = EarlyStopping(monitor="eval/acuracy")
+    for number in (1, 2, 3):
+        stopping.on_round_end(
+            {"round": number, "train/loss": 1.0} | ({"eval/accuracy": 0.5} if number > 1 else {}), None
+        )
+    told = (
+        "note: early_stopping looks at eval/acuracy, which has not been measured so far; did you mean eval/accuracy?\n"
+    )
+    assert capsys.readouterr().err == told
