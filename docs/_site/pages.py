@@ -159,10 +159,16 @@ def _commands() -> str:
     from fedmef_dist.cli import app
 
     command = get_command(app)
+    # Parts of others, which nobody types, are in no help.
+    command.commands = {name: one for name, one in command.commands.items() if not one.hidden}
     context = command.make_context("fedmef-dist", [], resilient_parsing=True)
     text: str = get_docs_for_click(obj=command, ctx=context, name="fedmef-dist", title="Commands")
     start = "Exit status: 0 done, 2 wrong input (what, where, how to mend it), 1 a fault, 75 stopped early on a signal."
     text = text.replace("# Commands\n", f"# Commands\n\n{start}\n", 1)
+    for name, one in command.commands.items():  # typer cuts them short
+        text = re.sub(
+            rf"^\* `{name}`: .*$", f"* [`{name}`](#fedmef-dist-{name}): {one.help.split(chr(10))[0]}", text, flags=re.M
+        )
     # Placeholders such as <name> are no HTML.
     return re.sub(
         r"^(\* .*)$", lambda line: re.sub(r"<(\w+)>(?![^`]*`[^`]*:)", r"&lt;\1&gt;", line[1]), text, flags=re.M

@@ -12,7 +12,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|k|M|G|Ki|Mi|Gi)B?", re.ASCII)
 
 
 class DeviceSettings(Settings):
-    """Section ``device``."""
+    """Section ``device``: how much memory a training step may take."""
 
     budget: str | None = Field(
         None, description="the most that a training step may take at its peak, such as 150MB; null: no plan is made"

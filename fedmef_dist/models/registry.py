@@ -33,7 +33,7 @@ class NSConvSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """Section ``model``."""
+    """Section ``model``: the network, and what becomes of its layers."""
 
     name: str = Field(
         "resnet18",
