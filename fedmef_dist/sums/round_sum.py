@@ -12,6 +12,8 @@ from fedmef_dist.sums.exact_sum import FixedPoint, is_summable, summable
 
 MICROSECOND = 1e-6
 _LOSS_BITS = 24
+_LARGEST_LOSS = 2.0**12
+_LARGEST_SUM = 2.0**38  # of losses by weight: in units of 2^-24 an int64 holds twice as much
 _REFUSED = -1  # stands for the loss of a client that is refused; others have losses of 0 or more
 _DIGEST_WORDS, _WORD_BITS = 2, 20  # the squares of so many bits have room for 2^23 ranks
 _COUNTERS = ("weight", "samples", "trained", "refused", "loss", "stopping", "abandoned")
@@ -97,6 +99,7 @@ class RoundSum:
     ) -> None:
         self.group = group
         self.fixed_point = FixedPoint.for_weight(total_weight)
+        self._largest_loss = min(_LARGEST_LOSS, _LARGEST_SUM / max(total_weight, 1))
         self._counters = 2 * _DIGEST_WORDS
         self._varied = self._counters + len(_COUNTERS)
         self._clients = self._varied + tiers
@@ -162,12 +165,12 @@ class RoundSum:
     def _count_clients(self) -> None:
         for one, seconds, (accepted, loss) in zip(self._added, self._seconds(), self._outcomes(), strict=True):
             if accepted:
-                summed = round(min(loss, 2.0**12) * one.weight * 2**_LOSS_BITS)
+                summed = round(min(loss, self._largest_loss) * one.weight * 2**_LOSS_BITS)
                 self._count(weight=one.weight, samples=one.samples, trained=1, loss=summed)
             else:
                 self._count(refused=1)
             if self._losses < self._values:
-                fixed = round(min(loss, 2.0**12) * 2**_LOSS_BITS) if accepted else _REFUSED
+                fixed = round(min(loss, _LARGEST_LOSS) * 2**_LOSS_BITS) if accepted else _REFUSED
                 self._header[self._losses + one.slot] = fixed
             microseconds = round(seconds / MICROSECOND)
             self._header[self._clients + one.slot] = microseconds

@@ -51,6 +51,17 @@ def test_a_client_that_is_not_finite_is_refused_and_counted():
     assert (result.trained, result.refused, result.weight, result.samples, result.loss) == (1, 2, 10, 7, 1.0)
 
 
+@pytest.mark.parametrize("weight", [10, 2**26, 2**27, 2**40])
+def test_losses_have_room_whatever_the_cohort_weighs(weight):
+    def work(group):
+        total = RoundSum(1, 2, 2 * weight, DIGEST, group)
+        for slot in range(2):
+            assert total.add(slot, torch.ones(1), weight, 1e9, 0.0, 7)
+        return total.reduce()
+
+    assert on_ranks(1, work)[0].loss == min(2.0**12, 2.0**37 / weight)
+
+
 def test_a_round_in_which_everybody_is_refused_has_no_average():
     def work(group):
         total = RoundSum(1, 1, 10, DIGEST, group)
