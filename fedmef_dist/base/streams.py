@@ -1,14 +1,16 @@
 """Standard input, output and error of a process that may have been started without them."""
 
+import io
 import os
 import sys
 
 
 def open_standard_streams() -> None:
-    """Open each of the descriptors 0, 1 and 2 that is closed on the null device.
+    """Open each of the descriptors 0, 1 and 2 that is closed on the null device, and let output hold any character.
 
-    Otherwise the next file or socket would get its number, and whatever prints would write into that. For the start of
-    a program, before anything else is opened.
+    Otherwise the next file or socket would get its number, and whatever prints would write into that; and a character
+    that the locale's encoding lacks would end the command: it is written out, as on standard error. For the start of a
+    program, before anything else is opened.
     """
     for number in range(3):
         try:
@@ -19,6 +21,8 @@ def open_standard_streams() -> None:
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _open_null(number: int) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -41,3 +42,15 @@ def test_what_was_closed_is_the_null_device_before_anything_else_takes_its_numbe
     assert facts["streams"] == [0, 1, 2]
     assert done.stdout == ("" if ">&-" in closed.split() else "lost\nfrom a child\n")
     assert done.stderr == ("" if "2>&-" in closed.split() else "lost too\nfrom a child\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1:surrogateescape"])
+def test_a_character_that_the_locale_lacks_is_written_out(encoding):
+    program = (
+        "from fedmef_dist.base.streams import open_standard_streams as opened; opened(); print('0.5 ± 0.1 → \\udcff')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout in (b"0.5 \\xb1 0.1 \\u2192 \\udcff\n", b"0.5 \xb1 0.1 \\u2192 \\udcff\n")
