@@ -14,12 +14,12 @@ from fedmef_dist.report.units import DASH, duration, percent
 from fedmef_dist.runs.state import RunStatus, statuses
 from fedmef_dist.runs.verify import verify
 
-_WIDTH_OF_A_FILE = 200
+_WIDTH_OF_A_FILE, _WIDTH_OF_DETAILS, _WIDEST = 200, 30, 10_000
 _COLUMNS = ("Run", "State", "Round", "Left", "Accuracy (%)", "Digest", "Detail")
 
 
 def status(run_dirs: Sequence[Path], verifies: bool, as_json: bool) -> int:
-    """Print the state of each run: one in full, several as a table; with ``as_json`` a list of objects.
+    """Print the state of each run: one in full, several as a table where it fits; with ``as_json`` a list of objects.
 
     With ``verifies`` everything in a directory is read, and one with a gap counts as damaged. Returns the exit status:
     1 where such a gap was found or a directory is no run's, else 0. Raises UserError where there is no such directory.
@@ -32,7 +32,7 @@ def status(run_dirs: Sequence[Path], verifies: bool, as_json: bool) -> int:
     elif len(found) == 1:
         print(*_lines(found[0], verifies), sep="\n")
     else:
-        _print_table(found)
+        _print_all(found, verifies)
     return int(verifies and not all(map(_is_whole, found)))
 
 
@@ -65,18 +65,29 @@ def _lines(known: RunStatus, verified: bool) -> list[str]:
     return [printable(line) for line in lines if line]
 
 
-def _print_table(found: Sequence[RunStatus]) -> None:
+def _print_all(found: Sequence[RunStatus], verified: bool) -> None:
+    """A table, of which the terminal may fold the details alone; where names would break, the lines of each run."""
+    from rich.cells import cell_len
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
+    rows = [[printable(cell) for cell in _row(one)] for one in found]
     table = Table()
-    for column in _COLUMNS:
-        table.add_column(column, overflow="fold")
-    for one in found:
-        table.add_row(*map(printable, _row(one)))
+    for column in _COLUMNS[:-1]:
+        table.add_column(column, no_wrap=True)
+    table.add_column(_COLUMNS[-1], overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     # A file or a pipe has no width: there the table takes what it needs.
     width = get_terminal_size((_WIDTH_OF_A_FILE, 0)).columns
-    Console(width=width, markup=False, emoji=False, highlight=False, file=sys.stdout).print(table)
+    console = Console(width=width, markup=False, emoji=False, highlight=False, file=sys.stdout)
+    whole = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
+    details = max(cell_len(row[-1]) for row in rows)
+    if whole - max(0, details - _WIDTH_OF_DETAILS) <= width:
+        console.print(table)
+    else:
+        print("\n\n".join("\n".join(_lines(one, verified)) for one in found))
 
 
 def _row(known: RunStatus) -> tuple[str, ...]:

@@ -44,6 +44,19 @@ def test_many_runs_as_a_table(command, tmp_path):
     assert [word in out for word in ("finished", "6/6", "60.00", "stopped", "4/6")] == [True] * 5
 
 
+def test_a_table_that_would_break_names_gives_way_to_lines(command, tmp_path, monkeypatch):
+    one, two = finished(tmp_path / "one"), stopped(tmp_path / "two")
+    narrowest = len(str(one)) + 93  # with 30 for the details
+    monkeypatch.setenv("COLUMNS", str(narrowest))
+    table = command("status", one, two)[1]
+    assert f"│ {one} │ finished" in table
+    assert {len(line) for line in table.splitlines()} == {narrowest}
+    monkeypatch.setenv("COLUMNS", str(narrowest - 1))
+    lines = command("status", one, two)[1].splitlines()
+    assert (lines[0], lines[2]) == (f"{one}: finished", "")
+    assert lines[3] == f"{two}: stopped"
+
+
 def test_a_gap_is_status_1_with_verify_alone(command, tmp_path):
     run_dir = finished(tmp_path / "run")
     path = run_dir / "metrics.jsonl"
