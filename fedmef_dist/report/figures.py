@@ -1,11 +1,13 @@
 """What all plots share: a figure without a window, one look a group that survives print in grey, legends that fit."""
 
+import io
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedmef_dist.base.atomic import write_bytes
 from fedmef_dist.report.rendering import plot_text
 
 if TYPE_CHECKING:
@@ -39,8 +41,12 @@ def new_figure(panels: int) -> tuple["Figure", list["Axes"]]:
 
 
 def save_figure(figure: "Figure", path: Path) -> Path:
-    """Write a figure; returns its file."""
-    figure.savefig(path)
+    """Write a figure, whole or not at all; returns its file. PNG, unless the name ends otherwise."""
+    if not path.suffix:
+        path = path.with_name(f"{path.name}.png")
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:])
+    write_bytes(path, content.getvalue())
     return path
 
 

@@ -194,5 +194,7 @@ def save_plot(figure: "Figure", path: Path) -> None:
         save_figure(figure, path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"the plot cannot be written: {error}", where=f"--out {path}", mend="give a PNG file"
+            f"the plot cannot be written: {getattr(error, 'strerror', None) or error}",
+            where=f"--out {path}",
+            mend="give a PNG file",
         ) from error

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedmef_dist.report.figures import save_figure
 from fedmef_dist.scaling.measurement import Results, efficiency
 from fedmef_dist.scaling.points import Point, Study
 
@@ -33,9 +34,7 @@ def save_plots(study: Study, results: Results, directory: Path) -> list[Path]:
     }
     if len(study.population) > 1:
         drawn["clients.png"] = _clients(study.population, results)
-    for name, figure in drawn.items():
-        figure.savefig(directory / name)
-    return [directory / name for name in drawn]
+    return [save_figure(figure, directory / name) for name, figure in drawn.items()]
 
 
 def _speed_up(study: Study, results: Results) -> "Figure":

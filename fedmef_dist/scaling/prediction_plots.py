@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedmef_dist.report.figures import save_figure
 from fedmef_dist.scaling.cost_model import PARTS
 from fedmef_dist.scaling.plots import new_figure
 from fedmef_dist.scaling.prediction import Prediction, Predictor
@@ -42,9 +43,7 @@ def save_prediction_plots(
         "predicted_parts.png": _parts(strong),
         "predicted_cohorts.png": _cohorts(predictor, numbers),
     }
-    for name, figure in drawn.items():
-        figure.savefig(directory / name)
-    return [directory / name for name in drawn]
+    return [save_figure(figure, directory / name) for name, figure in drawn.items()]
 
 
 def _speed_up(strong: Sequence[Prediction], simulated: Sequence[Simulated]) -> "Figure":

@@ -1,7 +1,10 @@
+import errno
+import os
+
 import numpy as np
 import pytest
 
-from fedmef_dist.report.figures import add_legend, draw_line, folded, look, new_figure
+from fedmef_dist.report.figures import add_legend, draw_line, folded, look, new_figure, save_figure
 
 
 def drawn(labels):
@@ -60,3 +63,18 @@ def test_many_or_long_labels_stand_below_where_the_figure_grows_and_nothing_is_c
 
 def test_a_long_label_is_folded():
     assert folded("rounds-30_every-10 mean", 18) == "rounds-30_every-10\nmean"
+
+
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    old = save_figure(new_figure(1)[0], tmp_path / "plot")
+    assert old == tmp_path / "plot.png"
+    content = old.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_figure(new_figure(2)[0], old)
+    assert old.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [old]
