@@ -127,7 +127,10 @@ def read_run(run_dir: str | Path, *, unfinished: bool = False) -> Run:
     summary = read_summary(path)
     lines, rest = read_lines(path)
     if not unfinished and (summary is None or not lines):
-        raise _unfinished(path, f"there is no {SUMMARY if summary is None else METRICS} in it")
+        missing = SUMMARY if summary is None else METRICS
+        raise _unfinished(
+            path, f"{missing} has no rounds" if (path / missing).exists() else f"there is no {missing} in it"
+        )
     rounds = _parsed(path, lines)
     if summary is not None and not check_summary(path, summary, lines, rounds):
         tell(f"note: {path} is of an earlier version; nothing vouches for its metrics")

@@ -119,7 +119,7 @@ def read_configuration(run_dir: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(
-            f"cannot read the run's configuration: {reason}", where=str(path), mend="choose --run-dir"
+            f"cannot read the run's configuration: {reason}", where=str(path), mend="choose another directory"
         ) from None
 
 

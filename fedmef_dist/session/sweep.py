@@ -160,6 +160,10 @@ def _read(path: Path) -> SweepSettings:
         # Beyond the list's index the location names the types that were tried.
         place = [str(part) for part in problem["loc"] if part not in (_ONE, _SEVERAL)]
         key = ".".join(place[: 4 if _SEVERAL in problem["loc"] else 3]) or "grid file"
+        if problem["type"] == "bool_type":  # the first of the types that a value may have
+            raise _wrong(
+                path, f"{key} is {problem['input']!r:.60}", "a value is a number, a text, true, false or null"
+            ) from None
         mend = "a grid file has the keys config, runs and grid: {key: [value, ...]}, or a list of such grids"
         raise _wrong(path, f"{key}: {problem['msg']}", mend) from None
 

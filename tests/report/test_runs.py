@@ -93,7 +93,7 @@ PLAIN = "method: {name: x}\nfederation: {rounds: 4}\n"
         ("config.yaml", b"\xff\xfe", "not UTF-8 text"),
         ("config.yaml", "#" * 300_000, "larger than 262144 bytes"),
         ("metrics.jsonl", '{"round": 1}\n{"rou', "rounds 2 to 4 are missing"),
-        ("metrics.jsonl", "", "there is no metrics.jsonl in it"),
+        ("metrics.jsonl", "", "metrics.jsonl has no rounds"),
         ("metrics.jsonl", "[1]\n", "this is not a line of metrics: .*line 1"),
         ("metrics.jsonl", '{"round": 1}\n{"round": 3}\n', "round 2 is missing before it.*line 2"),
         ("metrics.jsonl", '{"round": 1}\n{"round": 1}\n', "round 1 stands twice.*line 2"),
