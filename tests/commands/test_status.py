@@ -38,7 +38,8 @@ def test_one_run_in_full(command, tmp_path):
     assert out.splitlines()[-1] == f"to go on: fedmef-dist run {tmp_path}/half/config.yaml --run-dir {tmp_path}/half"
 
 
-def test_many_runs_as_a_table(command, tmp_path):
+def test_many_runs_as_a_table(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # workers of pytest-xdist are told of 80
     status, out, _ = command("status", finished(tmp_path / "one"), stopped(tmp_path / "two"))
     assert status == 0
     assert [word in out for word in ("finished", "6/6", "60.00", "stopped", "4/6")] == [True] * 5
