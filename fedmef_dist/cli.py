@@ -413,5 +413,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except typer.Abort:
         sys.exit(INTERRUPTED)
     if message:
-        print(message, file=sys.stderr)
+        sys.stderr.write(f"{message}\n")  # one write, or messages of several ranks mix
     sys.exit(2)

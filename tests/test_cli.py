@@ -1,6 +1,7 @@
 """The command line from outside: what it prints and with which status it leaves."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -111,3 +112,22 @@ def test_the_shell_completes_commands_options_and_choices(words, offered):
         check=False,
     )
     assert done.stdout.split() == [offered]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from fedmef_dist.base.notices import tell; tell('a notice')",
+        "from fedmef_dist.cli import main; main(['run', 'nowhere.yaml'])",
+        "from fedmef_dist.cli import main; main(['nothing'])",
+    ],
+)
+def test_what_a_rank_says_is_one_write_or_the_words_of_several_mix(code):
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # keeps writes apart, as a pipe does not
+    mine.setblocking(False)
+    unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with mine, its:
+        subprocess.run([sys.executable, "-c", code], env=unbuffered, stderr=its, timeout=60, check=False)
+        assert mine.recv(1 << 16).endswith(b"\n")
+        with pytest.raises(BlockingIOError):
+            mine.recv(1 << 16)

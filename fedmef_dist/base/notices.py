@@ -12,4 +12,5 @@ def tell(text: str) -> None:
     Where standard error itself cannot be written or is closed, nothing is left to tell it to.
     """
     with suppress(OSError, ValueError):
-        print(printable(text), file=sys.stderr, flush=True)
+        sys.stderr.write(f"{printable(text)}\n")  # one write, or lines of several ranks mix
+        sys.stderr.flush()

@@ -180,7 +180,7 @@ store = open_store(environment, timedelta(seconds=30))
 mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/mpich_shm_" in line]
 store.set(f"named {environment.rank}", str([line for line in mapped if not line.endswith("(deleted)")]))
 store.wait(["named 0", "named 1"])
-print(store.get(f"named {environment.rank}").decode() + f" {bool(mapped)}", flush=True)
+print(store.get(f"named {environment.rank}").decode() + f" {bool(mapped)}\\n", end="", flush=True)
 store.set(f"left {environment.rank}", "")
 if environment.rank == 0:
     store.wait(["left 0", "left 1"])
