@@ -21,7 +21,7 @@ def memory_command(
     path: Path, overrides: list[str], as_objects: bool, out: Path | None, steps: int, budget: str | None = None
 ) -> None:
     """Compares settings, or with a budget plans the configuration's own. Raises UserError."""
-    config = load_config(path, overrides)
+    config = load_config(path, [*overrides, "runtime.backend=auto"])  # one process measures, and talks to none
     with open_group(detect(os.environ), config.runtime) as group:
         if group.rank:
             return

@@ -81,8 +81,8 @@ def plan_study(config: Config, ranks: Sequence[int], clients: Sequence[int]) -> 
 
 
 def parse_numbers(text: str, option: str) -> list[int]:
-    """Ascending numbers of a list such as "1,2,4". Raises UserError where it is none."""
-    words = [word.strip() for word in text.split(",") if word.strip()]
+    """Ascending numbers of a list such as "1,2,4", none of an empty text. Raises UserError where it is no list."""
+    words = [word.strip() for word in text.split(",")] if text.strip() else []
     if not all(re.fullmatch(r"0*[1-9][0-9]{0,11}", word) for word in words):
         raise UserError(
             f"{text[:80]!r} is not a list of numbers", where=option, mend=f"write for example {option} 1,2,4"

@@ -74,12 +74,18 @@ def layer_counts(space: ParameterSpace, density: float, allocation: Allocation) 
     """Active weights of each prunable layer, for a density over ALL parameters.
 
     Raises:
-        UserError: the parameters that are never pruned already fill the wanted density.
+        UserError: no parameter can be pruned, or those that never are already fill the wanted density.
     """
     floors = [layer.rows * layer.filter_floor for layer in space.layers]
     target = round(density * space.n_parameters) - space.n_dense
     least = max(sum(floors), len(space.layers))
     if target < least:
+        if not space.layers:
+            raise UserError(
+                "the model has no layer whose weights can be pruned",
+                where="model.name",
+                mend="take a model with a convolution or a linear layer before the output layer, or method.name=fedavg",
+            )
         # Rounded up: what the message names can be reached.
         smallest = ceil(1e4 * (least + space.n_dense) / space.n_parameters) / 1e4
         raise UserError(

@@ -20,8 +20,8 @@ def test_the_command_prints_objects_and_draws_bars(file, tmp_path, capsys):
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_prints_tables(file, capsys):
-    memory_command(file, [], False, None, 1)
+def test_the_command_prints_tables_and_one_process_needs_no_mpirun(file, capsys):
+    memory_command(file, ["runtime.backend=mpi"], False, None, 1)
     assert "fedmef, p = 0.9" in capsys.readouterr().out
 
 

@@ -44,7 +44,7 @@ def test_numbers_come_sorted_and_once():
     assert parse_numbers("", "--clients") == []
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1,x", "1.5", "²", "9" * 5000])
+@pytest.mark.parametrize("text", ["0", "-1", "1,x", "1.5", "1,,2", "1,", "²", "9" * 5000])
 def test_what_is_no_list_of_numbers_is_refused(text):
     with pytest.raises(UserError, match="is not a list of numbers\nwhere: --ranks\nmend: "):
         parse_numbers(text, "--ranks")

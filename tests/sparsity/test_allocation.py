@@ -79,6 +79,11 @@ def test_unreachable_density_names_the_smallest_one():
     assert sum(layer_counts(space, smallest, "erk")) == 12
 
 
+def test_a_model_without_layers_to_prune_is_told_so_and_not_to_choose_density_1():
+    with pytest.raises(UserError, match=r"no layer whose weights can be pruned\nwhere: model.name\nmend: "):
+        layer_counts(ParameterSpace(model(), []), 0.5, "erk")
+
+
 def test_random_mask_has_exact_counts_and_spares_depthwise_filters():
     space = ParameterSpace(model(), ["0.weight", "1.weight"])
     active = random_mask(space, [14, 50], np.random.default_rng(0))
