@@ -78,7 +78,7 @@ class Tiers:
             return
         if refusal is not None:
             raise UserError(f"this method has no tiers: {refusal}", where=_WHERE, mend="leave tiers out")
-        least = sum(max(layer.rows * layer.filter_floor, 1) for layer in space.layers)
+        least = sum(layer.floor for layer in space.layers)
         for tier, target in zip(settings, self._targets, strict=True):
             if target < least:
                 smallest = np.ceil(1e4 * (least + space.n_dense) / space.n_parameters) / 1e4
@@ -133,9 +133,7 @@ class Tiers:
     def _largest(self, values: Tensor, mask: Mask, target: int) -> Tensor:
         """The weights of largest magnitude, in each layer its share of ``target``, bool (n_prunable,)."""
         layers, counts = self.space.layers, self.space.layer_counts(mask)
-        floors = [
-            min(max(layer.rows * layer.filter_floor, 1), count) for layer, count in zip(layers, counts, strict=True)
-        ]
+        floors = [min(layer.floor, count) for layer, count in zip(layers, counts, strict=True)]
         wanted = share_out([max(count, 1) for count in counts], max(target, sum(floors)), floors, counts)
         scores = values[: self.space.n_prunable].abs().masked_fill(~mask.active, -1)
         active = torch.zeros_like(mask.active)

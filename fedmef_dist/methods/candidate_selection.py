@@ -39,9 +39,7 @@ def candidate_counts(
         generator: of the factors.
     """
     sizes = [layer.size for layer in space.layers]
-    least = [
-        min(count, max(1, layer.rows * layer.filter_floor)) for layer, count in zip(space.layers, counts, strict=True)
-    ]
+    least = [min(count, layer.floor) for layer, count in zip(space.layers, counts, strict=True)]
     found = [list(counts)]
     while len(found) < candidates:
         factors = _SPREAD ** generator.uniform(-1, 1, len(sizes))

@@ -186,7 +186,7 @@ class Flash(Method[FlashSettings]):
 
     def _counts(self, wanted: Sequence[float]) -> list[int]:
         """Active weights of each layer, in proportion to ``wanted``, with the density's exact total."""
-        floors = [max(1, layer.rows * layer.filter_floor) for layer in self.space.layers]
+        floors = [layer.floor for layer in self.space.layers]
         return share_out(wanted, self.total, floors, [layer.size for layer in self.space.layers])
 
     def plan(self, round: int, values: Tensor) -> RoundPlan:
@@ -234,6 +234,6 @@ class Flash(Method[FlashSettings]):
         share = sums[_WEIGHTS].share()
         wanted = [float(share[layer.start : layer.stop].sum()) for layer in self.space.layers]
         most = [int(self.space.mask.active[layer.start : layer.stop].count_nonzero()) for layer in self.space.layers]
-        floors = [max(1, layer.rows * layer.filter_floor) for layer in self.space.layers]
+        floors = [layer.floor for layer in self.space.layers]
         counts = share_out(wanted, self.total, floors, most)
         return prune_to_counts(self.space, values[: self.space.n_prunable].abs(), counts)

@@ -71,14 +71,13 @@ def share_out(wanted: Sequence[float], target: int, smallest: Sequence[int], lar
 
 
 def layer_counts(space: ParameterSpace, density: float, allocation: Allocation) -> list[int]:
-    """Active weights of each prunable layer, for a density over ALL parameters.
+    """Active weights of each prunable layer, for a density over ALL parameters; no layer gets less than its floor.
 
     Raises:
         UserError: no parameter can be pruned, or those that never are already fill the wanted density.
     """
-    floors = [layer.rows * layer.filter_floor for layer in space.layers]
-    target = round(density * space.n_parameters) - space.n_dense
-    least = max(sum(floors), len(space.layers))
+    floors = [layer.floor for layer in space.layers]
+    target, least = round(density * space.n_parameters) - space.n_dense, max(1, sum(floors))
     if target < least:
         if not space.layers:
             raise UserError(

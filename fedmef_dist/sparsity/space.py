@@ -42,6 +42,11 @@ class Slice:
         """Active weights that every filter must keep: 2 of a depthwise convolution, 0 of all others."""
         return min(2, prod(self.shape[1:])) if self.groups > 1 and self.shape[1] == 1 else 0
 
+    @property
+    def floor(self) -> int:
+        """Active weights that the layer must keep: those of its filters, at least 1, for without any it is cut."""
+        return max(1, self.rows * self.filter_floor)
+
     def view(self, flat: Tensor) -> Tensor:
         """The tensor over its part of ``flat``; a convolution's weight lies there as O,H,W,I: channels_last."""
         part = flat[self.start : self.stop]

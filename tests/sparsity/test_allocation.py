@@ -72,11 +72,17 @@ def test_density_counts_all_parameters():
 
 def test_unreachable_density_names_the_smallest_one():
     space = ParameterSpace(model(), ["0.weight", "1.weight"])
-    with pytest.raises(UserError, match="at least") as error:
+    # 68 that are never pruned, 12 of the depthwise filters and one of the other layer, of 242: 0.33471.
+    with pytest.raises(UserError, match=r"choose at least 0\.3348"):
         layer_counts(space, 0.1, "erk")
-    smallest = (space.n_dense + 12) / space.n_parameters
-    assert f"{smallest:.4f}" in str(error.value)
-    assert sum(layer_counts(space, smallest, "erk")) == 12
+    assert layer_counts(space, 0.3348, "erk") == [12, 1]
+
+
+def test_no_layer_is_cut_at_the_smallest_density():
+    small, large = nn.Linear(4, 2, bias=False), nn.Linear(2, 100, bias=False)
+    space = ParameterSpace(nn.Sequential(small, large, nn.Linear(100, 2)), ["0.weight", "1.weight"])
+    assert layer_counts(space, (space.n_dense + 10) / space.n_parameters, "uniform") == [1, 9]
+    assert layer_counts(space, (space.n_dense + 2) / space.n_parameters, "uniform") == [1, 1]
 
 
 def test_a_model_without_layers_to_prune_is_told_so_and_not_to_choose_density_1():
