@@ -77,7 +77,7 @@ class Seeded:
         return np.random.default_rng(self.seed)
 
 
-def preparation_for(model, space, clients, wire=None, **options):
+def preparation_for(model, space, clients, wire=None, *, seed=0, **options):
     """A preparation with these clients, each one batch (inputs, labels); the server has the batches of all as one.
 
     ``wire`` has keys of the section of this name.
@@ -91,7 +91,7 @@ def preparation_for(model, space, clients, wire=None, **options):
 
     client = Client(model, space, OptimizerSettings(), autocast=False)
     return Preparation(
-        client, space.values, cohort, batches, 0, alone(), messages_for(space, **(wire or {})), **options
+        client, space.values, cohort, batches, seed, alone(), messages_for(space, **(wire or {})), **options
     )
 
 

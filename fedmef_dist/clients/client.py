@@ -9,6 +9,7 @@ from typing import SupportsFloat
 import torch
 from torch import Tensor, nn
 
+from fedmef_dist.base.randomness import torch_generator
 from fedmef_dist.clients.adam import local_optimizer
 from fedmef_dist.clients.kept_state import Keepsake
 from fedmef_dist.clients.loss import cross_entropy
@@ -22,7 +23,7 @@ from fedmef_dist.data.batches import Batch
 from fedmef_dist.layers.activation_pruning import forget_thresholds, prunings
 from fedmef_dist.layers.kernels import on_host
 from fedmef_dist.layers.model_filters import ModelFilters
-from fedmef_dist.layers.random import RandomLayer
+from fedmef_dist.layers.random import RandomLayer, set_generator
 from fedmef_dist.layers.room import overflowed, without_waiting
 from fedmef_dist.sparsity import ParameterSpace
 from fedmef_dist.wire.traffic import Upload
@@ -54,9 +55,6 @@ class ClientReport:
 class Client:
     """Trains the clients of a rank one after another on one model.
 
-    Attributes:
-        draws: whether the model has layers that draw random numbers.
-
     Args:
         model: its parameters live in ``space``.
         space: the flat vector.
@@ -84,12 +82,18 @@ class Client:
         self._passes = Passes(model, space, self.loss, recorder)
         # Found once: to look through a small model takes as long as to train it for a while.
         self._pruned = [module for module in model.modules() if prunings([module])]
-        self.draws = any(isinstance(module, RandomLayer) for module in model.modules())
+        self._draws = any(isinstance(module, RandomLayer) for module in model.modules())
 
     @property
     def may_lack_room(self) -> bool:
         """Whether :meth:`train` may raise OutOfRoomError."""
         return not on_host(self.space.values) and any(pruning.packs for pruning in prunings(self._pruned))
+
+    def draw_for(self, seed: int, round: int, client: int) -> None:
+        """Lets layers that draw random numbers draw for this client from here on, whatever they have drawn before."""
+        if self._draws:
+            where = self.space.values.device if self.space.values.device.type == "cuda" else "cpu"
+            set_generator(self.model, torch_generator(seed, "layers", round, client, device=where))
 
     def train(
         self,

@@ -104,7 +104,8 @@ class Preparation:
         return self._batches(None, 1)
 
     def client_batches(self, client: int, epochs: int = 1) -> Batches:
-        """Batches of one client's data, in a new order in each epoch."""
+        """Batches of one client's data, in a new order in each epoch; from here on the model's layers draw for it."""
+        self.client.draw_for(self._seed, 0, client)
         return self._batches(client, epochs)
 
     def samples_of(self, client: int) -> int:

@@ -14,7 +14,6 @@ import numpy as np
 from torch import nn
 
 from fedmef_dist.base.notices import tell
-from fedmef_dist.base.randomness import torch_generator
 from fedmef_dist.clients.client import Client, ClientReport, OutOfRoomError
 from fedmef_dist.clients.cohort import Cohort
 from fedmef_dist.clients.kept_state import Keepsake, KeptStates, check_clients, kept_tensors
@@ -29,7 +28,6 @@ from fedmef_dist.data.batches import Batch, client_batches, steps_per_epoch
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.population import Population
 from fedmef_dist.data.text import TextDataset
-from fedmef_dist.layers.random import set_generator
 from fedmef_dist.methods.base import Method
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sums.cohort_sum import CohortSum
@@ -317,9 +315,7 @@ class LocalTraining:
             augment=self.config.data.augment,
             device=self.group.device,
         )
-        if client.draws:
-            where = self.group.device if self.group.device.type == "cuda" else "cpu"
-            set_generator(client.model, torch_generator(seed, "layers", plan.round, who.number, device=where))
+        client.draw_for(seed, plan.round, who.number)
         once = steps_per_epoch(len(indices), federation.batch_size)
         own, more = _parted(self.grace.heed(batches), epochs * once)
         steps = federation.local_epochs * once

@@ -6,7 +6,11 @@ from thread_group import on_ranks
 from torch import nn
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.cohort import Cohort
+from fedmef_dist.clients.optimizer import OptimizerSettings
+from fedmef_dist.clients.plan import LocalClient, RoundPlan
+from fedmef_dist.layers.random import Dropout
 from fedmef_dist.methods.preparation import Preparation
 from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.wire.encodings import Positions
@@ -79,9 +83,27 @@ def test_where_nobody_answers_there_is_no_average():
 
 
 def test_whose_batches_they_are():
-    start = preparation(None)
+    start, model = preparation(None), nn.Linear(2, 1)
+    start.client = Client(model, ParameterSpace(model, ["weight"]), OptimizerSettings(), autocast=False)
     assert list(start.client_batches(11, 3)) == [(11, 3)]
     assert list(start.server_batches()) == [(None, 1)]
+
+
+def test_what_layers_draw_for_a_client_depends_on_seed_and_client_alone():
+    def trained(*clients, seed=0):
+        model = nn.Sequential(nn.Linear(2, 16, bias=False), Dropout(0.5), nn.Linear(16, 2))
+        space = ParameterSpace(model, ["0.weight"])
+        space.values.fill_(1).cumsum_(0)
+        start = preparation_for(model, space, [(torch.ones(4, 2), torch.tensor([0, 1, 1, 1]))] * 3, seed=seed)
+        for client in clients:
+            batches = start.client_batches(client)
+            report = start.client.train(RoundPlan(0, start.values), batches, 1, 0.1, LocalClient(client))
+        return report.values
+
+    expected = trained(1)
+    assert torch.equal(trained(0, 1), expected)  # another rank may have trained client 0
+    assert not torch.equal(trained(2), expected)
+    assert not torch.equal(trained(1, seed=1), expected)
 
 
 def test_each_purpose_has_a_generator_of_its_own():
