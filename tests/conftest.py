@@ -23,6 +23,10 @@ else:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(choose_threads(RuntimeSettings(), os.environ))
 
+# What a shell has started in the background ignores INT, and so would every process that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # A busy machine makes single examples slow, which says nothing about the code.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
@@ -64,12 +68,12 @@ def launchers():
 
 @pytest.fixture(scope="session")
 def launch():
-    """`launch("torchrun", ranks, *arguments, env={}, timeout=60)` gives the exit status and what the ranks printed.
+    """`launch("torchrun", ranks, *arguments, env={}, timeout=150)` gives the exit status and what the ranks printed.
 
     The launcher is torchrun, mpirun or single; the arguments are python's ("script.py", or "-m", "fedmef_dist", ...).
     """
 
-    def start(launcher, ranks, *arguments, env=None, timeout=60, cwd=None):
+    def start(launcher, ranks, *arguments, env=None, timeout=150, cwd=None):
         command = [*LAUNCHERS[launcher](ranks), *map(str, arguments)]
         # A session of its own, so that a time-out ends the ranks too and not only their launcher.
         process = subprocess.Popen(

@@ -7,9 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import IO
 
 from fedmef_dist.cluster.ending import SIGNALS
@@ -41,13 +41,23 @@ def wait_for(
     ``handed_on_as`` tells which signals reach the commands as others.
     """
     processes: list[subprocess.Popen[bytes]] = []
-    with _forwarding(processes, handed_on_as or {}) as handed_on:
+    handed_on: set[int] = set()
+
+    def hand_on() -> None:
+        while heard:
+            number = heard.popleft()
+            sent = (handed_on_as or {}).get(signal.Signals(number), number)
+            handed_on.add(sent)
+            for process in processes:
+                process.send_signal(sent)
+
+    with _hearing() as heard, _ending(processes):
         for command, environment in commands:
             # A session of its own: Ctrl-C reaches the ranks once, through this process.
             processes.append(
                 subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
             )
-        status = _first_failure(processes)
+        status = _first_failure(processes, hand_on)
     return STOPPED_EARLY if status - 128 in handed_on - {signal.SIGINT} else status
 
 
@@ -64,34 +74,37 @@ def _environments(ranks: int) -> list[dict[str, str]]:
 
 
 @contextmanager
-def _forwarding(
-    processes: Sequence["subprocess.Popen[bytes]"], handed_on_as: Mapping[signal.Signals, signal.Signals]
-) -> Iterator[set[int]]:
-    """Hands signals on while the body runs; yields those that the processes were sent."""
-    handed_on: set[int] = set()
+def _hearing() -> Iterator[deque[int]]:
+    """Signals that come while the body runs, for it to take and hand on.
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        sent = handed_on_as.get(signal.Signals(number), number)
-        handed_on.add(sent)
-        for process in processes:
-            process.send_signal(sent)
-
+    A handler that handed them on itself could run while a process is being started, which would then miss the signal.
+    """
+    heard: deque[int] = deque()
     # What is ignored here, as HUP under nohup, is ignored by the ranks too.
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, forward) for number in heard}
+    numbers = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in numbers}
     try:
-        yield handed_on
+        yield heard
     finally:
-        for process in processes:
-            process.kill()  # without effect on those that have ended
-            process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _first_failure(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
+@contextmanager
+def _ending(processes: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
+    """Leaves none of the processes behind."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()  # without effect on those that have ended
+            process.wait()
+
+
+def _first_failure(processes: Sequence["subprocess.Popen[bytes]"], hand_on: Callable[[], None]) -> int:
     status, deadline = 0, float("inf")
     while time.monotonic() < deadline:
+        hand_on()
         ended = [process.poll() for process in processes]
         failed = [code for code in ended if code]
         if failed and not status:
@@ -99,4 +112,5 @@ def _first_failure(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
         if None not in ended:
             break
         time.sleep(0.05)
+    hand_on()  # a signal to the whole job may have ended the processes first
     return status if status >= 0 else 128 - status

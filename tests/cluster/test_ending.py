@@ -1,9 +1,10 @@
 """How a command's process ends, and that a program that uses the package ends as it wants."""
 
 import os
+import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 
 import pytest
 
@@ -36,25 +37,28 @@ assert watch._thread.is_alive()
 # The owner goes on while the interpreter is coming to its end, or after it.
 later = f"time.sleep({sys.argv[1]}); os.kill({owner}, 18); time.sleep(1); os.kill({owner}, 9)"
 os.posix_spawn(sys.executable, [sys.executable, "-S", "-c", f"import os, time; {later}"], os.environ)
-print("closed", flush=True)
+print(owner, flush=True)
 """
 
 
 def run(code, *arguments, **options):
     command = [sys.executable, "-c", code, *map(str, arguments)]
     environment = {**os.environ, "PYTHONUNBUFFERED": ""}
-    return subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=60, **options)
+    return subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=120, **options)
 
 
 @pytest.mark.parametrize("status", [0, 75])
 def test_a_thread_inside_a_store_that_is_stuck_does_not_change_the_status(status):
-    command = [sys.executable, "-c", f"{STUCK}\nleave({status})", "3"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "closed\n"
-    closed = time.monotonic()
-    assert process.wait(20) == status
-    assert time.monotonic() - closed < 2
-    process.communicate()
+    command = [sys.executable, "-c", f"{STUCK}\nleave({status})", "100"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    owner = int(process.stdout.readline())
+    try:
+        assert process.wait(10) == status  # where it waited for the thread, it would do so for 20 s
+    finally:
+        for end, group in ((os.killpg, process.pid), (os.kill, owner)):
+            with suppress(ProcessLookupError):
+                end(group, signal.SIGKILL)
+        process.communicate()
 
 
 def test_a_program_of_its_own_waits_for_such_a_thread_at_its_end():
@@ -118,7 +122,5 @@ def test_but_it_does_not_hide_another_status():
 
 
 def test_nothing_hangs_for_ever():
-    body = "import fedmef_dist.cluster.ending as e, time; e._PATIENCE_SECONDS = 0.3; atexit.register(time.sleep, 60)"
-    start = time.monotonic()
+    body = "import fedmef_dist.cluster.ending as e, time; e._PATIENCE_SECONDS = 0.3; atexit.register(time.sleep, 150)"
     assert run(ENDS.format(body=f"{body}; sys.exit(3)"), stdout=subprocess.PIPE).returncode == 3
-    assert time.monotonic() - start < 20

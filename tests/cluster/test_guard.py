@@ -31,20 +31,20 @@ def test_the_time_in_which_this_process_was_stopped_itself_does_not_count(clock)
 
 @pytest.fixture
 def causes(monkeypatch):
-    """`causes(signs)`: what a guard finds within half a second, where hung is what is silent for 0.1 s."""
+    """`causes(signs, seconds)`: what a guard finds within so long, where hung is what is silent for 0.1 s."""
     monkeypatch.setattr(module, "HUNG_SECONDS", 0.1)
     monkeypatch.setattr(module, "_FAREWELL_SECONDS", 0.1)
     monkeypatch.setattr(module, "_CHECK_SECONDS", 0.02)
 
-    def find(signs):
+    def find(signs, seconds):
         found = []
         guard = Guard(signs, found.append)
         guard.start()
-        deadline = time.monotonic() + 0.5
+        deadline = time.monotonic() + seconds
         while not found and time.monotonic() < deadline:
             time.sleep(0.01)
         guard.close()
-        guard._thread.join(5)
+        guard._thread.join(60)
         return found
 
     return find
@@ -67,4 +67,4 @@ def counting():
     ],
 )
 def test_what_has_hung_is_told_apart_and_said_once(causes, looks, beat, lost, expected):
-    assert causes(lambda: SignsOfLife(looks(), beat(), lost)) == expected
+    assert causes(lambda: SignsOfLife(looks(), beat(), lost), seconds=60 if expected else 0.5) == expected

@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,8 +19,17 @@ def test_zero_if_all_end_with_zero():
     assert wait_for([python("pass"), python("pass")]) == 0
 
 
-def test_the_status_of_the_first_that_fails():
-    assert wait_for([python("import time; time.sleep(0.5); exit(1)"), python("exit(2)")]) == 2
+def test_the_status_of_the_first_that_fails(tmp_path):
+    # The other's entry goes once its status is taken.
+    later = f"""
+import pathlib, time
+other = pathlib.Path({str(tmp_path / "other")!r})
+while not (other.exists() and other.read_text()) or pathlib.Path("/proc", other.read_text()).exists():
+    time.sleep(0.02)
+exit(1)
+"""
+    sooner = f"import os, pathlib; pathlib.Path({str(tmp_path / 'other')!r}).write_text(str(os.getpid())); exit(2)"
+    assert wait_for([python(later), python(sooner)]) == 2
 
 
 def test_a_killed_rank_has_the_shells_status():
@@ -29,8 +39,8 @@ def test_a_killed_rank_has_the_shells_status():
 def test_ranks_that_hang_after_a_failure_are_ended(monkeypatch):
     monkeypatch.setattr(local_ranks, "_PATIENCE_SECONDS", 0.2)
     start = time.monotonic()
-    assert wait_for([python("exit(3)"), python("import time; time.sleep(60)")]) == 3
-    assert time.monotonic() - start < 10
+    assert wait_for([python("exit(3)"), python("import time; time.sleep(150)")]) == 3
+    assert time.monotonic() - start < 100
 
 
 @pytest.mark.parametrize(
@@ -82,6 +92,16 @@ def test_a_rank_that_dies_of_a_signal_before_it_listens_was_stopped_early(tmp_pa
     sender.start()
     assert wait_for([python(code)], None, handed_on_as) == 75
     sender.join()
+
+
+def test_a_signal_that_comes_while_a_rank_is_started_reaches_it_too(monkeypatch):
+    class Slow(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            signal.raise_signal(signal.SIGUSR2)
+
+    monkeypatch.setattr(local_ranks.subprocess, "Popen", Slow)
+    assert wait_for([python("import time; time.sleep(60); exit(3)")]) == 75
 
 
 def test_but_not_one_that_dies_of_a_signal_that_nobody_sent_here():

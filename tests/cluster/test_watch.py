@@ -20,7 +20,7 @@ def watches(monkeypatch):
     """Three ranks that share a store and look into it often; each with a host name of its own."""
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.02)
     monkeypatch.setattr(module, "_PUBLISH_SECONDS", 0.01)
-    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 1.0)  # enough for those who live, also on a busy machine
     store = dist.HashStore()
     ranks = [Watch(environment(rank), store) for rank in range(3)]
     for rank, watch in enumerate(ranks):
@@ -31,7 +31,7 @@ def watches(monkeypatch):
 
 
 def until(condition):
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -103,11 +103,11 @@ def test_silence_after_a_request_to_stop_means_a_loss(watches, monkeypatch):
 
 
 def test_answers_after_a_request_to_stop_mean_none(watches, monkeypatch):
-    monkeypatch.setattr(module, "_SILENCE_SECONDS", 0.1)
     start(*watches)
     watches[0].own_deadline = lambda: 100.0
-    until(lambda: watches[1].deadline == 100.0)
-    time.sleep(0.3)
+    until(watches[0]._relay.all_are_here)
+    monkeypatch.setattr(module, "_SILENCE_SECONDS", 0.1)
+    until(lambda: [watch._called_at for watch in watches] == [float("inf")] * 3)  # each has looked for the silent
     assert [watch.lost for watch in watches] == [None] * 3
 
 
@@ -173,12 +173,13 @@ def test_a_rank_that_has_stopped_is_named_once_by_the_one_before_it(hasty, capsy
     last = report(watches, 2)
     watches[2].close()
     watches[2]._store.set("watch/node/2", last)  # as if it had not said that it leaves
-    until(lambda: statuses)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == (
+    lines = []
+    until(lambda: lines.extend(capsys.readouterr().err.splitlines()) or lines)
+    assert lines == [
         "rank 1 of 3 on n1: stopped in round 3, no sign of life for 20 s: "
         "no answer from rank 2 on n2, last seen in round 3, client 9"
-    )
+    ]
+    until(lambda: statuses)
     assert statuses[0] == 1
 
 
@@ -203,7 +204,8 @@ def test_who_has_left_or_works_long_in_one_place_has_not_hung(hasty, capsys):
 
 
 @pytest.mark.parametrize("value", ["soon", "nan", "inf", b"\xff\xfe", "\x1b[2J", "1" * 10_000 + "x"])
-def test_a_wrong_value_in_the_store_is_ignored_and_said_once(watches, capsys, value):
+def test_a_wrong_value_in_the_store_is_ignored_and_said_once(watches, monkeypatch, capsys, value):
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.05)
     start(watches[0])
     until(lambda: watches[0]._known.looks)
     for key in ("watch/deadline", "watch/clients", "watch/node/0", "watch/node/1"):
@@ -244,10 +246,10 @@ def test_many_nodes_look_more_seldom_and_none_seems_to_have_hung():
 
 
 def test_a_watch_of_many_nodes_asks_at_its_pace(watches):
-    watches[0]._relay._look_seconds *= 8
+    watches[0]._relay._look_seconds *= 20
     start(watches[0], watches[1])
-    time.sleep(0.6)
-    assert 0 < watches[0]._known.looks < watches[1]._known.looks / 2
+    until(lambda: watches[0]._known.looks > 0 and watches[1]._known.looks > 20)
+    assert watches[0]._known.looks < watches[1]._known.looks / 2
     watches[1].own_deadline = lambda: 500.25
     until(lambda: watches[0].deadline == 500.25)
 
@@ -273,7 +275,7 @@ def nodes(monkeypatch):
     """Two nodes of two ranks whose store notes who asks what; and the set of dead ranks."""
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.02)
     monkeypatch.setattr(module, "_PUBLISH_SECONDS", 0.01)
-    monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(module, "_ANSWER_SECONDS", 1.0)
     monkeypatch.setattr(relay, "BEAT_SECONDS", 0.02)
     monkeypatch.setattr(guard, "_CHECK_SECONDS", 0.02)
     store, dead, found = dist.HashStore(), set(), []
