@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedmef_dist.clients.plan import LocalClient
 from fedmef_dist.layers.filters import filter_means
 from fedmef_dist.methods.swapping import TopGradients
-from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.growth import GrowthOrder
 
 ExtrusionTarget = Literal["zero", "mean"]
@@ -21,18 +22,24 @@ class Deviation:
     at 0. For other layers, and for filters with fewer than two active weights, which no layer centres, the centre is 0.
 
     Args:
-        space: the parameter space with its current mask.
+        space: the parameter space.
         target: ``zero`` measures from 0 everywhere, the published form; ``mean`` from mu where a layer centres.
+        mask: what is active; None: the space's current mask.
     """
 
-    def __init__(self, space: ParameterSpace, target: ExtrusionTarget) -> None:
+    def __init__(self, space: ParameterSpace, target: ExtrusionTarget, mask: Mask | None = None) -> None:
+        self._space, self._target, self._mask = space, target, mask or space.mask
         self._layers = [layer for layer in space.layers if layer.centred] if target == "mean" else []
-        active = space.mask.active
+        active = self._mask.active
         self._counts = {
             layer.name: active[layer.start : layer.stop].view(layer.rows, -1).sum(1, keepdim=True)
             for layer in self._layers
         }
         self._active = active
+
+    def under(self, mask: Mask) -> "Deviation":
+        """The same where another mask is active, whose filters have other means."""
+        return self if mask is self._mask else Deviation(self._space, self._target, mask)
 
     def centres(self, values: Tensor) -> Tensor:
         """What each prunable weight is measured from, float32 (n_prunable,)."""
@@ -90,18 +97,24 @@ class Extrusion(TopGradients):
     ) -> None:
         super().__init__(space, counts, batches, summed=summed, filters=filters, order=order)
         self.marked = marked
-        self.deviation = deviation
+        self.deviation = self._own_deviation = deviation
         self.strength = strength
         self.base_rate = base_rate
+
+    def begin(self, client: LocalClient) -> None:
+        """Where the client trains a part of the mask, the deviations are those of its filters."""
+        super().begin(client)
+        self._own_deviation = self.deviation.under(self.space.mask)
 
     def prepare_step(self, step: int, steps: int, rate: float) -> Tensor:
         """Adds the penalty's gradient; returns max(eta_t, beta_t), 0-dim, without a synchronisation."""
         super().prepare_step(step, steps, rate)
         space = self.space
-        marked = self.deviation.of(space.values)[self.marked]
+        deviation = self._own_deviation
+        marked = deviation.of(space.values)[self.marked]
         penalty = torch.zeros_like(space.values[: space.n_prunable])
         penalty[self.marked] = 2 * self.strength * marked
-        self.deviation.subtract_row_means(penalty)
+        deviation.subtract_row_means(penalty)
         space.gradient[: space.n_prunable] += penalty
         profile = (2 * steps - 2 * step) / (2 * steps - step)
         beta = profile * self.base_rate * (2 * torch.sigmoid(marked.norm()) - 1)

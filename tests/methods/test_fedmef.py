@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
-from fedmef_dist.clients.plan import RoundPlan
+from fedmef_dist.clients.plan import LocalClient, RoundPlan
 from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.methods.base import MethodContext
 from fedmef_dist.methods.fedmef import FORMS, FedMef, FedMefSettings
@@ -153,10 +153,15 @@ def test_with_target_mean_pruning_what_is_fully_extruded_leaves_the_function_unc
     torch.testing.assert_close(seen["after_prune"], before, rtol=1e-4, atol=1e-4)
 
 
-def test_the_penalty_towards_the_mean_has_the_gradient_of_autograd():
+@pytest.mark.parametrize("of_a_tier", [False, True])
+def test_the_penalty_towards_the_mean_has_the_gradient_of_autograd(of_a_tier):
     _, space, method, server = normalised("mean")
     plan = method.plan(1, server.values)
     space.load(server.values)
+    if of_a_tier:  # the client trains a part of the mask, and its filters have means of their own
+        part = torch.rand(space.n_prunable, generator=torch.Generator().manual_seed(1)) < 0.6
+        space.set_mask(space.mask.next(space.mask.active & part))
+    plan.work.begin(LocalClient(0))
     space.gradient.zero_()
     plan.work.prepare_step(0, 10, 0.1)
     theta = space.values[: space.n_prunable].clone().requires_grad_()
@@ -165,7 +170,8 @@ def test_the_penalty_towards_the_mean_has_the_gradient_of_autograd():
         active = space.mask.active[layer.start : layer.stop].view(layer.rows, -1)
         rows = theta[layer.start : layer.stop].view(layer.rows, -1)
         deviation = rows - (rows * active).sum(1, keepdim=True) / active.sum(1, keepdim=True)
-        chosen = plan.marked[(plan.marked >= layer.start) & (plan.marked < layer.stop)] - layer.start
+        marked = plan.marked[space.mask.active[plan.marked]]
+        chosen = marked[(marked >= layer.start) & (marked < layer.stop)] - layer.start
         penalty = penalty + deviation.flatten()[chosen].square().sum()
     (expected,) = torch.autograd.grad(penalty, theta)
     ours = space.gradient[: space.n_prunable] * space.mask.active
