@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_a_run_that_goes_on(tmp_path):
         found = status(tmp_path / "run")
     assert (found.name, found.round, found.rounds) == ("running", 4, 6)
     assert found.seconds_left == 2 * 0.5
-    assert found.detail == f"on {here().host}, pid {os.getpid()}, 0 s ago"
+    assert re.fullmatch(f"on {re.escape(here().host)}, pid {os.getpid()}, [0-9] s ago", found.detail)
 
 
 def test_a_run_in_its_start(tmp_path):
@@ -106,7 +107,7 @@ def test_a_frozen_process_hangs(tmp_path):
         sleeper.kill()
         sleeper.wait()
     assert found.name == "hung"
-    assert "no heartbeat for 90 s" in found.detail
+    assert re.search("no heartbeat for 9[0-9] s", found.detail)
 
 
 def test_a_process_that_makes_no_progress_hangs(tmp_path):
