@@ -72,15 +72,15 @@ def test_a_watcher_follows_a_run_that_goes_back_to_a_checkpoint_and_then_finishe
         target=lambda: done.append(command(run_dir, server, "--watch", "--every", "0.2")), daemon=True
     )
     watcher.start()
-    deadline = time.monotonic() + 60
-    while not any(found["history"] for found in server.runs.values()):
+    deadline = time.monotonic() + 100
+    while not any(found["history"] for found in list(server.runs.values())):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     (run_dir / "owner.json").unlink()
     (run_dir / "config.yaml").unlink()
     (run_dir / "metrics.jsonl").unlink()
     finished(run_dir, rounds=6)
-    watcher.join(60)
+    watcher.join(120)
     assert done[0].returncode == 0
     ((identity, _),) = server.runs.items()
     assert [own(row) for row in server.history(identity)] == lines(run_dir)

@@ -20,23 +20,24 @@ pytest.importorskip("wandb")
 
 # Rounds first to last of a run; a kill comes at once behind the last one, and a requeue closes without a summary.
 RUN = """
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, threading, time
 import numpy as np
 from fedmef_dist.tracking import TrackingSettings, WandbSettings, open_trackers
 import fedmef_dist.tracking.wandb as tracking
 import fedmef_dist.tracking.wandb_run as sending
 
 settings, directory, first, last, end = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2]), *json.loads(sys.argv[3])
-tracking.CONNECT_SECONDS = sending.CONNECT_SECONDS = 3.0
+tracking.CONNECT_SECONDS = sending.CONNECT_SECONDS = float(os.environ.get("TEST_CONNECT", 60))
 tracking.FINISH_SECONDS = float(os.environ.get("TEST_FINISH", 60))
 sending.WandbRun.__init__.__kwdefaults__["patience"] = tracking.FINISH_SECONDS
-started = time.monotonic()
+started, logged_all, open_run = time.monotonic(), threading.Event(), tracking.WandbTracker._open
+if end == "held":  # W&B is not even imported before everything is logged
+    tracking.WandbTracker._open = lambda tracker: logged_all.wait(60) and open_run(tracker)
 wandb = WandbSettings(**settings)
 trackers = open_trackers(
     TrackingSettings(console=False, wandb=wandb), directory, {"method": {"name": "fedmef"}}, 9, first - 1 or None, {},
     details=lambda: {"client_loss": np.array([0.5, np.nan, 2.0])},
 )
-opened = time.monotonic() - started
 for number in range(first, last + 1):
     loss = float("nan") if number == 2 else 0.5 / number
     trackers.log({"round": number, "train/loss": loss, "eval/accuracy": 0.1 * number, "time/round": time.monotonic()})
@@ -56,9 +57,10 @@ if end == "no service":
     os.kill(service, signal.SIGKILL)
 if end != "requeue":
     trackers.finish({"eval/accuracy_last": 0.875})
-logged = time.monotonic() - started
+logged, imported = time.monotonic() - started, "wandb" in sys.modules
+logged_all.set()
 trackers.close()
-print(json.dumps({"opened": opened, "logged": logged}))
+print(json.dumps({"logged": logged, "imported": imported}))
 """
 
 
@@ -94,7 +96,8 @@ def offline(tmp_path_factory):
     """The directory of an offline run, what its process said, and what it asked a server for."""
     directory = tmp_path_factory.mktemp("offline") / "run"
     with serving() as server:
-        return directory, run(directory, MY_SECRET_TOKEN="tell-nobody", **server.environment), server.paths
+        result = run(directory, end="held", MY_SECRET_TOKEN="tell-nobody", **server.environment)
+        return directory, result, server.paths
 
 
 def test_offline_asks_no_server_for_anything(offline):
@@ -122,8 +125,8 @@ def test_the_round_is_the_step_and_the_best_counts(offline):
 
 def test_opening_and_logging_wait_for_nothing(offline):
     result = json.loads(offline[1].stdout.splitlines()[-1])
-    assert result["opened"] < 0.5
-    assert result["logged"] < 1.0
+    assert result["logged"] < 40  # whoever waits for W&B does so for 60
+    assert not result["imported"]
 
 
 def test_nothing_but_results_is_written_or_said(offline):
@@ -167,22 +170,25 @@ def test_a_server_gets_each_round_once_also_of_a_run_that_was_killed(tmp_path, s
 def test_a_server_that_fails_or_hangs_in_mid_run_is_one_line(tmp_path, server, trouble):
     directory = tmp_path / "run"
     setattr(server, trouble, 100.0)
-    result = run(directory, mode="online", TEST_FINISH="4", **server.environment)
+    patience = 10 if trouble == "slow" else 4
+    result = run(directory, mode="online", TEST_FINISH=str(patience), **server.environment)
     assert server.streams >= 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("W&B ")
     assert "wandb-sync" in line
-    assert json.loads(result.stdout)["logged"] < 3.0  # whoever waits for the server does so for 4
+    if trouble == "slow":  # a busy machine takes seconds to import all; whoever waits for the server takes more
+        assert json.loads(result.stdout)["logged"] < patience - 1
     assert len(lines(directory)) == 3
 
 
 def test_a_run_that_cannot_reach_its_server_goes_on_offline_and_says_so_once(tmp_path):
     started = time.monotonic()
-    result = run(tmp_path / "run", mode="online", WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=KEY)
-    assert time.monotonic() - started < 60
+    nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY}
+    result = run(tmp_path / "run", mode="online", TEST_CONNECT="10", **nowhere)
+    assert time.monotonic() - started < 100
     assert result.stderr.startswith("W&B is offline: ")
     assert len(result.stderr.splitlines()) == 1
-    assert json.loads(result.stdout.splitlines()[-1])["logged"] < 1.0
+    assert json.loads(result.stdout.splitlines()[-1])["logged"] < 9  # whoever waits for the server does so for 10
     (file,) = files(tmp_path / "run")
     assert file.parent.name.startswith("offline-run-")
     assert rows(file) == lines(tmp_path / "run")
@@ -190,7 +196,7 @@ def test_a_run_that_cannot_reach_its_server_goes_on_offline_and_says_so_once(tmp
 
 def test_a_server_that_answers_too_late_is_one_line(tmp_path, server):
     server.late = 100.0
-    result = run(tmp_path / "run", mode="online", TEST_FINISH="4", **server.environment)
+    result = run(tmp_path / "run", mode="online", TEST_CONNECT="3", TEST_FINISH="4", **server.environment)
     (line,) = result.stderr.splitlines()
     assert line.startswith("W&B is offline: ")
     (file,) = files(tmp_path / "run")
