@@ -88,6 +88,12 @@ class Config(Settings):
         """The power of its parameter as which a prunable weight acts."""
         return method_of(self.method).weight_power(self.method)
 
+    def begins_as(self, rounds: int) -> bool:
+        """Whether a run of so many rounds, all else alike, comes to the weights of this one in the rounds of both."""
+        if self.optimizer.schedule == "cosine" and rounds != self.federation.rounds:
+            return False  # it stretches over all rounds: another learning rate in each
+        return method_of(self.method).begins_alike(self.method, rounds, self.federation.rounds)
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file and applies ``section.key=value`` overrides, the last one of a key winning.

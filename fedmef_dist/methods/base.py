@@ -113,6 +113,15 @@ class Method(ABC, Generic[SettingsT]):
         """A prunable weight acts as sign(theta) |theta|^alpha; 1: as the parameter that it is."""
         return 1.0
 
+    @classmethod
+    def begins_alike(cls, settings: SettingsT, before: int, rounds: int) -> bool:
+        """Whether a run of ``before`` rounds comes to the same weights as one of ``rounds``, in the rounds of both.
+
+        It may then be given that number of rounds afterwards. False where what a round does depends on how many there
+        are.
+        """
+        return True
+
     def refuses_tiers(self) -> str | None:
         """Why clients cannot train a part of the mask (``federation.tiers``); None: they can."""
         return None

@@ -34,6 +34,11 @@ class FedDst(ClientMasks[FedDstSettings]):
 
     Settings: ClassVar[type[FedDstSettings]] = FedDstSettings
 
+    @classmethod
+    def begins_alike(cls, settings: FedDstSettings, before: int, rounds: int) -> bool:
+        """Half of another number of rounds is another schedule."""
+        return settings.adjust_until is not None or before // 2 == rounds // 2
+
     def adjustments(self) -> AdjustmentSchedule:
         """Until half of the run's rounds, unless the settings say otherwise."""
         settings = self.settings

@@ -190,6 +190,13 @@ class PruneFl(Method[PruneFlSettings]):
         if settings.max_density is not None:
             self.most = round(settings.max_density * space.n_parameters) - space.n_dense
 
+    @classmethod
+    def begins_alike(cls, settings: PruneFlSettings, before: int, rounds: int) -> bool:
+        """Not where clients did not add up for an adjustment that was beyond the run's end, and now is to come."""
+        last = min(before, rounds)
+        missed = settings.adjusts_from(last, rounds) and not settings.adjusts_from(last, before)
+        return settings.accumulate == "round" or not missed
+
     def initial_mask(self, preparation: Preparation) -> Tensor:
         """Random, with the allocation's exact counts; then a client prunes it and trains the weights.
 

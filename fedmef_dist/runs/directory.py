@@ -1,7 +1,7 @@
 """The directory of a run: whose it is, and what may be continued in it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,26 +22,29 @@ CONFIG = "config.yaml"
 Resume = Literal["auto", "never", "must"]
 
 # What may change between the parts of one run: none of it changes the weights.
-_HARMLESS = ("name", "evaluation", "checkpoint", "tracking", "wire", "data.root", "data.download", "federation.rounds")
+_HARMLESS = ("name", "evaluation", "checkpoint", "tracking", "wire.stateful_clients", "data.root", "data.download")
 _HARMLESS_RUNTIME = ("runtime.backend", "runtime.slots", "runtime.timeout")
 _SHOWN = 8
 _LARGEST = 1 << 18  # a configuration has some three thousand bytes
 
 
-def round_to_resume(run_dir: Path, tree: Mapping[str, Any], resume: Resume) -> int | None:
+def round_to_resume(
+    run_dir: Path, tree: Mapping[str, Any], resume: Resume, begins_as: Callable[[int], bool]
+) -> int | None:
     """Makes sure that ``run_dir`` may be this run's and returns the round to resume from, if any. Changes nothing.
 
     Args:
         run_dir: the directory, there or not.
         tree: the resolved configuration of what is about to run, as plain values.
         resume: what to do about an earlier part of the run.
+        begins_as: whether that part, as one of so many rounds, has come to the weights that this run comes to.
 
     Raises:
         UserError: the directory holds something else, or ``resume`` does not fit what is there.
     """
     old = _existing(run_dir)
     if old is not None:
-        _refuse_another(run_dir, old, tree)
+        _refuse_another(run_dir, old, tree, begins_as)
         if resume == "never":
             raise UserError(
                 "the directory holds a run already",
@@ -67,13 +70,13 @@ def round_to_resume(run_dir: Path, tree: Mapping[str, Any], resume: Resume) -> i
     return saved[-1] if saved else None
 
 
-def refuse_finished(run_dir: Path, tree: Mapping[str, Any]) -> None:
+def refuse_finished(run_dir: Path, tree: Mapping[str, Any], begins_as: Callable[[int], bool]) -> None:
     """Raises UserError where the finished run in ``run_dir`` is of another configuration than ``tree``, or of none.
 
-    A key that only one of the two has is another version's, and no other wish.
+    A key that only one of the two has is another version's, and no other wish. ``begins_as``: :func:`round_to_resume`.
     """
     old = _existing(run_dir) or {}
-    _refuse_another(run_dir, _common(old, tree), _common(tree, old))
+    _refuse_another(run_dir, _common(old, tree), _common(tree, old), begins_as)
 
 
 def _common(tree: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,11 +157,14 @@ def _existing(run_dir: Path) -> dict[str, Any] | None:
         return None
 
 
-def _refuse_another(run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _refuse_another(
+    run_dir: Path, old: Mapping[str, Any], new: Mapping[str, Any], begins_as: Callable[[int], bool]
+) -> None:
     harmless: tuple[str, ...] = (*_HARMLESS, *_HARMLESS_RUNTIME)
-    if new.get("optimizer", {}).get("schedule") == "cosine":
-        # The cosine stretches over all rounds: another number of rounds is another learning rate in each.
-        harmless = tuple(key for key in harmless if key != "federation.rounds")
+    federation = old.get("federation")
+    rounds = federation.get("rounds") if isinstance(federation, Mapping) else None
+    if isinstance(rounds, int) and begins_as(rounds):
+        harmless = (*harmless, "federation.rounds")
     keys = [
         key
         for key in differing_keys(dict(old), dict(new))

@@ -69,8 +69,8 @@ def begin(simulation: Simulation, store: CheckpointStore, resume: Resume) -> Beg
 
 
 def _find(simulation: Simulation, store: CheckpointStore, resume: Resume) -> Beginning:
-    tree = to_tree(simulation.config)
-    if round_to_resume(store.run_dir, tree, resume) is not None:
+    config = simulation.config
+    if round_to_resume(store.run_dir, to_tree(config), resume, config.begins_as) is not None:
         checkpoint = store.load_newest()
         state = contents(checkpoint)
         lines_until(store.run_dir / METRICS, state.round, state.tracker)  # refuses before anything is written

@@ -188,8 +188,9 @@ def _owning(simulation: Simulation, run_dir: Path, resume: Resume) -> Iterator[O
     if simulation.group.rank:
         yield None
         return
-    round_to_resume(run_dir, to_tree(simulation.config), resume)  # refuses before anything is written
-    with claim(run_dir, simulation.config.federation.rounds) as owner:
+    config = simulation.config
+    round_to_resume(run_dir, to_tree(config), resume, config.begins_as)  # refuses before anything is written
+    with claim(run_dir, config.federation.rounds) as owner:
         yield owner
 
 

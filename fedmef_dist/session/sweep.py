@@ -94,7 +94,8 @@ class Sweep:
     def _problem(self, cell: Cell) -> UserError | None:
         try:
             if not self.is_finished(cell):
-                round_to_resume(cell.run_dir, to_tree(self.config.with_overrides(cell.overrides)[0]), "auto")
+                config, _ = self.config.with_overrides(cell.overrides)
+                round_to_resume(cell.run_dir, to_tree(config), "auto", config.begins_as)
         except UserError as error:
             return error
         return None
@@ -122,7 +123,7 @@ class Sweep:
             done = int(summary["rounds"])
             wanted = done if summary.get("stopped") is not None else wanted
             if done >= wanted:
-                refuse_finished(cell.run_dir, to_tree(config))
+                refuse_finished(cell.run_dir, to_tree(config), config.begins_as)
             return min(done, wanted), wanted
         saved = CheckpointStore(cell.run_dir, config.checkpoint.keep).rounds()
         # Without its summary a run is not finished, even where its last round is saved.

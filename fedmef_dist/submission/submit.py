@@ -73,7 +73,7 @@ def submit(
         return
     sbatch = _find_sbatch()
     if grid is None and run_dir is not None:
-        round_to_resume(run_dir, to_tree(config), "auto")
+        round_to_resume(run_dir, to_tree(config), "auto", config.begins_as)
         with claim(run_dir):
             write_configuration(run_dir, to_tree(config))
     _call(sbatch, submission.write())

@@ -7,7 +7,10 @@ from run_dirs import checkpoint_files, configured
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import Config, parse_config, to_tree
 from fedmef_dist.runs import directory as run_directory
-from fedmef_dist.runs.directory import round_to_resume
+
+
+def round_to_resume(run_dir, config, resume):
+    return run_directory.round_to_resume(run_dir, to_tree(config), resume, config.begins_as)
 
 
 def configuration(**sections):
@@ -30,7 +33,7 @@ def run_dir(tmp_path):
 
 def refusal(run_dir, config=None, resume="auto"):
     with pytest.raises(UserError) as caught:
-        round_to_resume(run_dir, to_tree(config or Config()), resume)
+        round_to_resume(run_dir, config or Config(), resume)
     lines = str(caught.value).split("\n")
     assert len(lines) == 3
     assert lines[1].startswith(f"where: {run_dir}")
@@ -46,41 +49,41 @@ def content(path):
 
 @pytest.mark.parametrize("resume", ["auto", "never"])
 def test_missing_and_empty_directories_start_a_run_and_stay_as_they_are(tmp_path, resume):
-    assert round_to_resume(tmp_path / "missing" / "deeper", to_tree(Config()), resume) is None
+    assert round_to_resume(tmp_path / "missing" / "deeper", Config(), resume) is None
     (tmp_path / "empty").mkdir()
-    assert round_to_resume(tmp_path / "empty", to_tree(Config()), resume) is None
+    assert round_to_resume(tmp_path / "empty", Config(), resume) is None
     assert content(tmp_path) == {tmp_path / "empty": None}
 
 
 @pytest.mark.parametrize("resume", ["auto", "must"])
 def test_a_run_goes_on_from_its_newest_checkpoint(run_dir, resume):
     before = content(run_dir)
-    assert round_to_resume(run_dir, to_tree(Config()), resume) == 20
+    assert round_to_resume(run_dir, Config(), resume) == 20
     assert content(run_dir) == before
 
 
 def test_a_finished_run_resumes_from_its_last_round(run_dir):
-    assert round_to_resume(run_dir, to_tree(configuration(federation={"rounds": 20})), "auto") == 20
+    assert round_to_resume(run_dir, configuration(federation={"rounds": 20}), "auto") == 20
 
 
 def test_a_finished_run_without_checkpoints_is_not_done_again_over_its_results(run_dir):
     shutil.rmtree(run_dir / "checkpoints")
     (run_dir / "summary.json").write_text("{}")
     with pytest.raises(UserError, match="is finished and has no checkpoints") as caught:
-        round_to_resume(run_dir, to_tree(Config()), "auto")
+        round_to_resume(run_dir, Config(), "auto")
     assert "delete summary.json" in caught.value.mend
     (run_dir / "summary.json").unlink()
-    assert round_to_resume(run_dir, to_tree(Config()), "auto") is None
+    assert round_to_resume(run_dir, Config(), "auto") is None
 
 
 def test_a_run_that_stopped_before_its_first_checkpoint_starts_again(tmp_path):
     configured(tmp_path / "run", to_tree(Config()))
-    assert round_to_resume(tmp_path / "run", to_tree(Config()), "auto") is None
+    assert round_to_resume(tmp_path / "run", Config(), "auto") is None
 
 
 def test_what_was_not_saved_to_its_end_does_not_count(run_dir):
     (run_dir / "checkpoints" / ".round-000030.partial").mkdir()
-    assert round_to_resume(run_dir, to_tree(Config()), "auto") == 20
+    assert round_to_resume(run_dir, Config(), "auto") == 20
 
 
 def test_never_refuses_a_directory_with_a_run(run_dir):
@@ -104,7 +107,7 @@ def test_fewer_rounds_than_done_are_refused(run_dir):
 def test_a_start_that_was_killed_while_it_wrote_its_configuration_starts_again(tmp_path):
     for name in ("owner.json", "owner.lock", ".owner.json.0123456789ab.tmp", ".config.yaml.0123456789ab.tmp"):
         (tmp_path / name).write_text("half")
-    assert round_to_resume(tmp_path, to_tree(Config()), "auto") is None
+    assert round_to_resume(tmp_path, Config(), "auto") is None
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "owner.json.bak", ".notes.tmp", "checkpoints/round-000010/state.json"])
@@ -127,7 +130,7 @@ def test_a_configuration_of_something_else_is_refused_with_the_keys(tmp_path):
     (tmp_path / "config.yaml").write_text("1: x\na: b\n")
     assert refusal(tmp_path) == (
         "the directory holds another configuration's run; different: 1, a, callbacks, data, device, federation, "
-        "method, model and 5 more"
+        "method, model and 6 more"
     )
 
 
@@ -146,19 +149,48 @@ def test_a_configuration_of_something_else_is_refused_with_the_keys(tmp_path):
     ids=lambda sections: next(iter(sections)),
 )
 def test_what_does_not_change_the_weights_may_change(run_dir, sections):
-    assert round_to_resume(run_dir, to_tree(configuration(**sections)), "auto") == 20
+    assert round_to_resume(run_dir, configuration(**sections), "auto") == 20
 
 
-@pytest.mark.parametrize("sections", [{"runtime": {"precision": "bf16"}}, {"data": {"augment": False}}])
+@pytest.mark.parametrize(
+    "sections", [{"runtime": {"precision": "bf16"}}, {"data": {"augment": False}}, {"wire": {"uplink_values": "int8"}}]
+)
 def test_what_stands_beside_it_may_not(run_dir, sections):
     assert refusal(run_dir, configuration(**sections)).startswith("the directory holds another configuration's run")
 
 
-def test_a_cosine_schedule_fixes_the_number_of_rounds(tmp_path):
-    cosine = {"optimizer": {"schedule": "cosine"}}
-    configured(tmp_path, to_tree(configuration(**cosine)))
-    longer = configuration(**cosine, federation={"rounds": 600})
+@pytest.mark.parametrize(
+    ("sections", "rounds"),
+    [
+        ({"optimizer": {"schedule": "cosine"}}, 501),
+        ({"method": {"name": "feddst"}}, 502),  # adjusts its mask in the first half of the rounds
+        ({"method": {"name": "prunefl", "adjust_every": 40}}, 520),  # rounds 481 to 500 had no adjustment to come
+    ],
+    ids=["cosine", "feddst", "prunefl"],
+)
+def test_what_looks_at_the_number_of_rounds_fixes_it(tmp_path, sections, rounds):
+    configured(tmp_path, to_tree(configuration(**sections)))
+    longer = configuration(**sections, federation={"rounds": rounds})
     assert refusal(tmp_path, longer).endswith("different: federation.rounds")
+
+
+@pytest.mark.parametrize(
+    ("method", "rounds"),
+    [
+        ({"name": "feddst", "adjust_until": 200}, 1000),
+        ({"name": "feddst"}, 501),
+        ({"name": "prunefl"}, 520),
+        ({"name": "prunefl", "adjust_every": 40}, 519),
+        ({"name": "prunefl", "adjust_every": 40}, 100),
+        ({"name": "prunefl", "adjust_every": 40, "adjust_until": 510}, 520),
+        ({"name": "prunefl", "adjust_every": 40, "accumulate": "round"}, 520),
+        ({"name": "flash", "variant": "jmwst"}, 1000),
+    ],
+)
+def test_the_number_of_rounds_may_change_where_those_that_are_done_stay_the_same(tmp_path, method, rounds):
+    configured(tmp_path, to_tree(configuration(method=method)))
+    longer = configuration(method=method, federation={"rounds": rounds})
+    assert round_to_resume(tmp_path, longer, "auto") is None
 
 
 @pytest.mark.parametrize(
