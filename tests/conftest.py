@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -21,6 +22,9 @@ else:
 # A thread a process, as ranks have it. The tests' processes share a few cores: threads that wait for each other there
 # make a training of a thousand small steps take minutes in place of seconds.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests' servers are on this machine, whatever proxy leads out of it.
+for _name in ("no_proxy", "NO_PROXY"):
+    os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1", "localhost"]))
 torch.set_num_threads(choose_threads(RuntimeSettings(), os.environ))
 
 # What a shell has started in the background ignores INT, and so would every process that a test starts.
@@ -30,6 +34,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # A busy machine makes single examples slow, which says nothing about the code.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """A test draws the same numbers whichever others its worker has run before."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+
 
 BIN = Path(sys.prefix) / "bin"
 LAUNCHERS = {

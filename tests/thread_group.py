@@ -16,9 +16,9 @@ class ThreadGroup:
     def all_gather(self, tensor):
         self.calls.append("all_gather")
         self._tensors[self.rank] = tensor.clone()
-        self._barrier.wait(10)
+        self._barrier.wait(100)
         gathered = torch.stack([self._tensors[rank] for rank in range(self.world_size)])
-        self._barrier.wait(10)
+        self._barrier.wait(100)
         return gathered
 
     def all_reduce(self, tensor):

@@ -12,6 +12,12 @@ from fedmef_dist.cluster.environment import Environment
 MEMBERS = (2, 5, 7)
 
 
+@pytest.fixture(autouse=True)
+def own_memory(monkeypatch, tmp_path):
+    """Where ranks of this process meet: other tests' processes have files in the shared memory, and may leave some."""
+    monkeypatch.setattr(module, "_path", lambda token: tmp_path / f"fedmef-{token:016x}")
+
+
 @pytest.fixture
 def boards():
     """Those of three ranks in one memory."""
