@@ -331,7 +331,7 @@ def _summary(simulation: Simulation, memory: RunMemory | None) -> dict[str, Any]
     last = totals.last
     return {
         "eval/accuracy_last": last.get("eval/accuracy"),
-        "eval/accuracy_best": totals.best_accuracy,
+        "eval/accuracy_best": totals.best_accuracy if "eval/accuracy" in last else None,
         "eval/loss_last": last.get("eval/loss"),
         **({"eval/perplexity_last": last["eval/perplexity"]} if "eval/perplexity" in last else {}),
         "rounds": simulation.round,

@@ -19,7 +19,7 @@ class Totals:
         models_sent: to clients and back.
         flops: of the simulated devices.
         seconds: of the rounds.
-        best_accuracy: on the test set.
+        best_accuracy: on the test set; 0 before the first test.
         last: every metric's last value.
     """
 

@@ -482,6 +482,13 @@ def test_metrics_and_summary_have_the_documented_keys_where_they_are_due(tmp_pat
     assert summary["versions"].keys() == {"fedmef_dist", "torch", "python"}
 
 
+def test_a_run_that_ends_before_its_first_test_has_no_accuracy(tmp_path):
+    simulate(tiny(callbacks=[{"name": "time_budget", "seconds": 1e-9}]), alone(), tmp_path, "auto")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["rounds"] == 1
+    assert [summary[key] for key in ("eval/accuracy_best", "eval/accuracy_last", "eval/loss_last")] == [None] * 3
+
+
 def test_a_rounds_flops_are_those_of_its_clients_batches(simulation):
     run = simulation(federation={"clients_per_round": 8, "local_epochs": 3})
     ordinary, adjusting = play(run)[:2]
