@@ -23,8 +23,8 @@ def started(command, **options):
     try:
         yield process
     finally:
-        # torchrun gives each rank a session of its own.
-        for pid in (*rank_processes(process.pid), process.pid):
+        # torchrun gives each rank a session of its own. Who has ended may have left its number to another.
+        for pid in (*rank_processes(process.pid), process.pid) if process.poll() is None else ():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -65,10 +65,23 @@ def ended(pid):
         return True
 
 
-def wait_for(path, process, seconds=100):
+def wait_for(path, process):
     """Until the run has written a file."""
-    deadline = time.monotonic() + seconds
-    while not path.exists():
+    _wait(path.exists, process)
+
+
+def wait_for_round(run_dir, number, process):
+    """Until the run has saved so many rounds; of older checkpoints it keeps few."""
+
+    def is_saved():
+        return any(int(path.name[-6:]) >= number for path in (run_dir / "checkpoints").glob("round-*"))
+
+    _wait(is_saved, process)
+
+
+def _wait(condition, process):
+    deadline = time.monotonic() + 150
+    while not condition():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"no {path}"
+        assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -189,7 +189,7 @@ class SlurmCluster:
         shown = self.run(["scontrol", "show", "job", number]).stdout
         return [dict(re.findall(r"(\S+?)=(\S+)", record)) for record in shown.split("\n\n") if record.strip()]
 
-    def wait(self, number, *states, timeout=150):
+    def wait(self, number, *states, timeout=200):
         """Wait until each job of this number is in one of the states; returns them."""
         deadline = time.monotonic() + timeout
         while True:

@@ -59,8 +59,8 @@ def read(run_dir):
     return json.loads((run_dir / "summary.json").read_text())
 
 
-def wait_for_round(slurm, run_dir, number, timeout=120):
-    deadline = time.monotonic() + timeout
+def wait_for_round(slurm, run_dir, number):
+    deadline = time.monotonic() + 200
     path = run_dir / "metrics.jsonl"
     while not path.exists() or path.read_text().count("\n") < number:
         slurm.check()
@@ -181,19 +181,22 @@ def test_an_array_runs_every_cell_and_one_failure_is_that_cells_alone(slurm, sen
     assert {read(path)["rounds"] for path in runs.values()} == {4}
 
 
+@pytest.mark.timeout(500)
 def test_a_scaling_study_measures_each_point_as_a_step_and_survives_a_preemption(
     slurm, send, log, batch_config, tmp_path
 ):
     out = tmp_path / "study"
     job = send("scaling", ["--nodes=2"], batch_config, "--ranks", "1,2", "--repeats", 1, "--rounds", 10, "--out", out)
+    deadline = time.monotonic() + 200
     while not [*out.glob("points/ranks-2*/metrics.jsonl")]:
-        assert "FAILED" not in [each["JobState"] for each in slurm.jobs(job)], log()
+        slurm.check()
+        assert time.monotonic() < deadline, log()
         time.sleep(0.05)
     before = {path: path.stat().st_mtime_ns for path in out.glob("points/*/process.json")}
     assert slurm.run(["scancel", "--signal=USR2", job]).returncode == 0
     (ended,) = slurm.wait(job, "COMPLETED", timeout=240)
     assert ended["Restarts"] == "1", log()
-    assert len(before) == 1
+    assert before
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())  # what was measured stays
     with (out / "scaling.csv").open() as file:
         measured = [(row["ranks"], row["local_ranks"]) for row in csv.DictReader(file)]

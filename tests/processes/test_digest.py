@@ -3,12 +3,11 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from processes import rank_processes, started, wait_for_round
 
 import fedmef_dist
 
@@ -89,7 +88,7 @@ def undisturbed(config, launch, tmp_path_factory):
 def test_any_launcher_any_number_of_ranks(config, undisturbed, launch, tmp_path, launcher, ranks, name, extra):
     run_dir = tmp_path / "run"
     arguments = ["run", config, *RUNS[name], *extra, "--run-dir", run_dir]
-    done = launch(launcher, ranks, "-m", "fedmef_dist", *arguments, timeout=120)
+    done = launch(launcher, ranks, "-m", "fedmef_dist", *arguments)
     assert done.returncode == 0, done.stderr
     result = summary(run_dir)
     assert result["world_size"] == ranks
@@ -107,46 +106,22 @@ def test_srun_on_two_nodes(config, undisturbed, slurm, tmp_path, method):
     assert summary(run_dir)["model/digest"] == undisturbed[method]
 
 
-def rank_processes(parent):
-    """Pids of the ranks below a launcher, from its process tree."""
-    children = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            pid, _, rest = status.read_text().partition(" (")
-            children.setdefault(int(rest.rpartition(")")[2].split()[1]), []).append(int(pid))
-        except OSError:
-            continue  # it ended meanwhile
-    found, waiting = [], [parent]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found
-
-
-def test_a_killed_run_resumes_on_another_number_of_ranks_to_the_same_bits(config, undisturbed, launch, tmp_path):
+def test_a_killed_run_resumes_on_another_number_of_ranks_to_the_same_bits(
+    config, undisturbed, launchers, launch, tmp_path
+):
     run_dir = tmp_path / "run"
-    arguments = ["-m", "fedmef_dist", "run", str(config), "--run-dir", str(run_dir)]
-    command = [str(Path(sys.prefix) / "bin" / "torchrun"), "--standalone", "--nproc-per-node", "2", *arguments]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 100
-    while not (run_dir / "checkpoints" / "round-000003").is_dir():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(rank_processes(process.pid)[-1], signal.SIGKILL)
-    killed = time.monotonic()
-    process.communicate(timeout=60)
+    arguments = ["-m", "fedmef_dist", "run", config, "--run-dir", run_dir]
+    with started([*launchers["torchrun"](2), *arguments]) as process:
+        wait_for_round(run_dir, 1, process)
+        victim = rank_processes(process.pid)[-1]
+        wait_for_round(run_dir, 2, process)
+        os.kill(victim, signal.SIGKILL)
+        killed = time.monotonic()
+        process.communicate(timeout=100)
     assert process.returncode != 0
     assert time.monotonic() - killed < 30
     assert not (run_dir / "summary.json").exists()
-    done = launch("torchrun", 3, *arguments, timeout=120)
+    done = launch("torchrun", 3, *arguments)
     assert done.returncode == 0, done.stderr
     assert summary(run_dir)["model/digest"] == undisturbed["fedmef"]
     rounds = [json.loads(line)["round"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

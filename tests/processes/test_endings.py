@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import ended, rank_processes, started, wait_for
+from processes import ended, rank_processes, started, wait_for, wait_for_round
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
 CONFIG = """
 name: endings
@@ -45,12 +45,12 @@ def last_file(run_dir):
 def test_a_stopped_owner_of_the_store_changes_nothing(launchers, command, run_dir):
     """The store is torchrun's: where its agent is stopped, the ranks' threads hang inside the store's client."""
     with started([*launchers["torchrun"](3), *command, "federation.local_epochs=40"]) as process:
-        wait_for(run_dir / "checkpoints" / "round-000001", process)
+        wait_for_round(run_dir, 1, process)
         os.kill(process.pid, signal.SIGSTOP)
         wait_for(run_dir / "summary.json", process)
         time.sleep(1.2)
         os.kill(process.pid, signal.SIGCONT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=150)
     assert process.returncode == 0, err
 
 
@@ -62,21 +62,37 @@ def test_a_signal_behind_the_summary_changes_nothing(launchers, command, run_dir
         while number != signal.SIGINT and process.poll() is None:  # two INTs ask to end at once
             process.send_signal(number)
             time.sleep(0.001)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=150)
     assert process.returncode == 0, err
 
 
-def test_the_process_ends_with_its_last_file(launchers, command, run_dir):
+# Leaves a file behind where the interpreter comes to its own end, for which it takes a second or two.
+LATE = """
+class Late:
+    def __del__(self, open=open):
+        open({!r}, "w").close()
+
+late = Late()
+"""
+
+
+def test_the_process_ends_with_its_last_file(launchers, command, run_dir, tmp_path, monkeypatch):
+    late = tmp_path / "late"
+    (tmp_path / "sitecustomize.py").write_text(LATE.format(str(late)))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    subprocess.run([sys.executable, "-c", ""], check=True)
+    late.unlink()
     with started([*launchers["mpirun"](2), *command, "runtime.backend=mpi"]) as process:
         wait_for(run_dir / "metrics.jsonl", process)
         ranks = rank_processes(process.pid)
         while not all(ended(rank) for rank in ranks):
             time.sleep(0.005)
         end = time.time()
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=150)
     assert process.returncode == 0, err
     assert err == ""
-    assert end - last_file(run_dir) < 0.8
+    assert not late.exists()
+    assert end - last_file(run_dir) < 10
 
 
 SLOW_AT_THE_END = """
@@ -100,7 +116,7 @@ end_with(lambda: sys.exit(int(sys.argv[1])))
 def test_who_ends_first_under_mpirun_does_not_end_the_others(launchers, tmp_path, status):
     (tmp_path / "slow.py").write_text(SLOW_AT_THE_END)
     with started([*launchers["mpirun"](3), tmp_path / "slow.py", status]) as process:
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=150)
     assert "signal 9" not in err
     assert err.count("whole") == 2
     assert process.returncode == status
@@ -111,7 +127,7 @@ def test_closed_output_changes_nothing(launchers, command, run_dir):
     os.close(reader)
     whole = [*launchers["single"](1), *map(str, command)]
     environment = {**os.environ, "PYTHONUNBUFFERED": ""}
-    done = subprocess.run(whole, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(whole, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=150)
     os.close(writer)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -135,7 +151,7 @@ sys.exit(7)
 
 def test_a_program_of_its_own_goes_on_with_its_own_handlers(command, run_dir):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, command[3], run_dir], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", PROGRAM, command[3], run_dir], capture_output=True, text=True, timeout=150
     )
     assert done.returncode == 7, done.stderr
     assert done.stdout.splitlines()[-2:] == ["mine", "2 True"]
@@ -146,7 +162,7 @@ def test_under_torchrun_a_mistake_is_said_once_and_nothing_buries_it(command, ru
     script, wrong = Path(__file__).parents[2] / "launch" / "torchrun.sh", "optimizer.lr=fast"
     done = subprocess.run(
         [script, "2", *command[2:], wrong],
-        env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, timeout=150, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.splitlines() == [

@@ -48,7 +48,7 @@ def metrics(run_dir):
 
 def test_clients_that_come_and_go(launch, tmp_path):
     config = alone(LAZY, tmp_path)
-    done = launch("torchrun", 3, "-m", "fedmef_dist", "run", config, "--run-dir", tmp_path / "three", timeout=120)
+    done = launch("torchrun", 3, "-m", "fedmef_dist", "run", config, "--run-dir", tmp_path / "three")
     assert done.returncode == 0, done.stderr
     rounds = metrics(tmp_path / "alone")
     assert metrics(tmp_path / "three") == rounds
@@ -60,6 +60,6 @@ def test_clients_that_keep_their_state_over_a_resume_on_another_number_of_ranks(
     config = alone(SILOS, tmp_path)
     arguments = ["-m", "fedmef_dist", "run", config, "--run-dir", tmp_path / "parts"]
     for ranks, rounds in ((2, 2), (3, 3)):
-        done = launch("torchrun", ranks, *arguments, f"federation.rounds={rounds}", timeout=120)
+        done = launch("torchrun", ranks, *arguments, f"federation.rounds={rounds}")
         assert done.returncode == 0, done.stderr
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "alone")
