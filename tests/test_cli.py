@@ -108,7 +108,7 @@ def test_the_shell_completes_commands_options_and_choices(words, offered):
         env=os.environ | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
     assert done.stdout.split() == [offered]
@@ -127,7 +127,7 @@ def test_what_a_rank_says_is_one_write_or_the_words_of_several_mix(code):
     mine.setblocking(False)
     unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with mine, its:
-        subprocess.run([sys.executable, "-c", code], env=unbuffered, stderr=its, timeout=60, check=False)
+        subprocess.run([sys.executable, "-c", code], env=unbuffered, stderr=its, timeout=150, check=False)
         assert mine.recv(1 << 16).endswith(b"\n")
         with pytest.raises(BlockingIOError):
             mine.recv(1 << 16)
