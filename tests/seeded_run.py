@@ -375,6 +375,7 @@ def configuration(world: Any) -> Any:
         callbacks=[],
         fork=None,
         federation=SimpleNamespace(rounds=ROUNDS),
+        begins_as=lambda rounds: rounds == ROUNDS,
     )
 
 
