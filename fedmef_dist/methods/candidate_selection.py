@@ -70,7 +70,7 @@ class CandidateSelection:
         """The candidate of lowest weighted loss, the first of several; its statistics become those of the first state.
 
         Raises:
-            UserError: a client's statistics are not finite.
+            UserError: no client's statistics are finite.
         """
         preparation, values = self.preparation, self.preparation.values
         self._send_candidates()

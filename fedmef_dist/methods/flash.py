@@ -9,6 +9,7 @@ aggregated weights, as many in each layer as clients have on average (JMWST).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import ClassVar, Literal
 
 import torch
@@ -104,12 +105,14 @@ class SparseTraining(LocalWork):
         leaving = spare_counts(space.layers, space.layer_counts(), share)
         active = space.mask.active.clone()
         active[weakest(space, magnitude, leaving)] = False
-        space.set_mask(space.mask.next(active))
-        counts = space.layer_counts()
         means = [
             float(magnitude[layer.start : layer.stop][active[layer.start : layer.stop]].double().mean()) + _TINY
             for layer in space.layers
         ]
+        if not all(map(isfinite, means)):
+            return  # training has diverged: the server will refuse what comes of it
+        space.set_mask(space.mask.next(active))
+        counts = space.layer_counts()
         free = [layer.size - count for layer, count in zip(space.layers, counts, strict=True)]
         coming = share_out(means, sum(leaving), [0] * len(free), free)
         generator = numpy_generator(self.seed, "flash", self.round, self.client, step)
@@ -140,7 +143,7 @@ class Flash(Method[FlashSettings]):
         """Stage 1. The weights are those of the start: what its clients trained is forgotten.
 
         Raises:
-            UserError: no client answers, or a client's training leaves the range of finite numbers.
+            UserError: no client answers, or every client's training leaves the range of finite numbers.
         """
         first = Mask(random_mask(self.space, self.first_counts, preparation.generator("mask")))
         if not self.settings.initial_epochs:

@@ -1,5 +1,6 @@
 """What a method may look at before the first round: the start weights, some data, some clients."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from fedmef_dist.sums.placement import assign
 from fedmef_dist.wire.messages import Messages
 from fedmef_dist.wire.traffic import Broadcast, Collection, Upload
 
+_LOG = logging.getLogger(__name__)
 _WHERE = "the choice of the first mask"
 Batches = Iterator[Batch]
 
@@ -150,15 +152,15 @@ class Preparation:
     def average(self, wanted: Collection, measure: Callable[[int], Tensor]) -> Tensor:
         """The exact mean over the cohort, weighted as in a round, of what ``measure`` finds at each client.
 
-        Every rank asks its share of the clients; the bits do not depend on how many ranks there are.
+        Every rank asks its share of the clients; the bits do not depend on how many ranks there are. As in a round, a
+        client is refused whose numbers are not finite or too large for the sum: the mean is that of the others.
 
         Args:
             wanted: what a client sends: a value for every position of a range.
             measure: client -> float32 (wanted.over.size,).
 
         Raises:
-            UserError: nobody can be asked, or what a client finds is not finite or too large for the sum. Every rank
-                raises it.
+            UserError: nobody can be asked, or every client is refused. Every rank raises it.
         """
         cohort, group = self.cohort, self._group
         if not len(cohort.clients):
@@ -168,27 +170,23 @@ class Preparation:
                 mend="raise federation.availability, lower federation.dropout, or choose another seed",
             )
         fixed_point = FixedPoint.for_weight(int(cohort.weights.sum()))
-        total = torch.zeros(wanted.over.size, dtype=torch.int64, device=group.device)
-        insane = -1
+        buffer = torch.zeros(wanted.over.size + 1, dtype=torch.int64, device=group.device)
+        total, accepted = buffer[:-1], buffer[-1:]
         for slot in assign(cohort.samples, group.world_size).slots(group.rank):
-            client = int(cohort.clients[slot])
+            client, weight = int(cohort.clients[slot]), int(cohort.weights[slot])
             found = self._messages.collect(Upload(None, measure(client)), wanted).values
             assert found is not None
-            if not is_summable(found):
-                insane = client
-                break
-            total += fixed_point.encode(found, int(cohort.weights[slot]))
-        self._refuse(insane)
-        group.all_reduce(total)
+            if is_summable(found):
+                total += fixed_point.encode(found, weight)
+                accepted += weight
+            else:
+                _LOG.warning("before round 1: client %d refused, its numbers are not finite or too large", client)
+        group.all_reduce(buffer)
         self.count_collection(wanted)
-        return fixed_point.average(total, int(cohort.weights.sum()))
-
-    def _refuse(self, insane: int) -> None:
-        """Tells all ranks of a client whose numbers cannot be added up, or -1 for none."""
-        insane = int(self._group.all_gather(torch.tensor([insane], device=self._group.device)).max())
-        if insane >= 0:
+        if not int(accepted):
             raise UserError(
-                f"the start model gives client {insane} numbers that are not finite or beyond 2^16",
+                f"none of {len(cohort.clients)} clients has numbers for the server that are finite and below 2^16",
                 where=_WHERE,
-                mend="choose another model.norm, or check the data",
+                mend="choose a lower optimizer.lr or another model.norm, or check the data",
             )
+        return fixed_point.average(total, int(accepted))

@@ -1,7 +1,7 @@
 """How many weights each layer may keep, and a first random choice of them."""
 
 from collections.abc import Sequence
-from math import ceil, prod
+from math import ceil, inf, prod
 from typing import Literal
 
 import numpy as np
@@ -46,11 +46,12 @@ def share_out(wanted: Sequence[float], target: int, smallest: Sequence[int], lar
     Fractions are settled by largest remainder, ties by order.
 
     Args:
-        wanted: positive.
+        wanted: positive and finite.
         target: between the sums of the bounds.
         smallest: the smallest counts allowed.
         largest: the largest counts allowed.
     """
+    assert all(0 < share < inf for share in wanted)
     shares, low, high = (np.array(numbers, dtype=np.float64) for numbers in (wanted, smallest, largest))
     below, above = 0.0, float((high / shares).max())
     for _ in range(200):

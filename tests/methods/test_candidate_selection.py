@@ -97,7 +97,7 @@ def test_a_candidate_whose_loss_is_not_finite_loses():
 def test_statistics_that_are_not_finite_are_refused():
     model, space = example()
     space.values[1] = torch.nan
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="that are finite"):
         CandidateSelection(space, MASKS, preparation_for(model, space, CLIENTS)).choose()
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from tiny import Recorder, Run, alone, started, tiny
 from torch import nn
 
+from fedmef_dist.clients.cohort import draw_cohort
 from fedmef_dist.clients.plan import LocalClient
 from fedmef_dist.methods.base import MethodContext, Received
 from fedmef_dist.methods.flash import Flash, FlashSettings, SparseTraining
@@ -60,6 +61,16 @@ def test_a_client_moves_weights_between_layers():
     assert len(drawn) > 5
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_client_that_has_diverged_moves_nothing(value):
+    _, space = example()
+    work = SparseTraining(space, 0, 1, epochs=2, rate=0.8)
+    work.begin(LocalClient(0))
+    space.values[:8] = value  # a whole layer
+    work.prepare_step(1, 4, 0.1)
+    assert positions(space.mask.active) == sorted(WEIGHTS)
+
+
 def test_the_server_takes_the_largest_by_the_clients_mean_counts():
     method, _ = example(variant="jmwst")
     server = server_for(method)
@@ -98,6 +109,23 @@ def test_stage_1_finds_layer_densities_and_is_paid_for():
     rehearsed = started_rehearsal(METHOD)
     assert rehearsed.totals.wire_bytes == run.totals.wire_bytes
     assert rehearsed.totals.flops == run.totals.flops
+
+
+def test_stage_1_goes_on_without_a_client_that_diverges(monkeypatch, caplog):
+    def diverge(work, client):
+        begin(work, client)
+        if client.number == diverges:
+            work.space.values[0] = torch.nan
+
+    begin = SparseTraining.begin
+    # Three of twelve clients are asked; the first of those is the one that diverges.
+    diverges = int(draw_cohort(Run(tiny(), alone()).population, tiny().federation, tiny().seed, 0).clients[0])
+    monkeypatch.setattr(SparseTraining, "begin", diverge)
+    run = started(tiny(method=METHOD), alone())
+    assert f"before round 1: client {diverges} refused" in caplog.text
+    assert sum(run.space.layer_counts()) == run.method.total
+    monkeypatch.undo()
+    assert run.server.digest() != started(tiny(method=METHOD), alone()).server.digest()
 
 
 def started_rehearsal(method):

@@ -64,15 +64,23 @@ def test_the_average_has_the_same_bits_on_any_number_of_ranks(clients):
 
 @pytest.mark.parametrize("insane", [float("nan"), float("inf"), 2.0**16])
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_numbers_that_do_not_fit_are_refused_on_every_rank(insane, world):
-    def measure(client):
-        return torch.tensor([1.0, insane if client == 11 else 0.0])
+def test_a_client_whose_numbers_do_not_fit_is_left_out_on_every_rank(insane, world):
+    found = {10: torch.tensor([8.0, 0.0]), 11: torch.tensor([1.0, insane]), 12: torch.tensor([2.0, 6.0])}
+    # Without client 11: (1 * 8 + 5 * 2) / 6 and (5 * 6) / 6.
+    averages = on_ranks(world, lambda group: preparation(group).average(TWO, found.get))
+    assert [average.tolist() for average in averages] == [[3, 5]] * world
 
-    refusals = on_ranks(world, lambda group: preparation(group).average(TWO, measure))
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_where_nobodys_numbers_fit_every_rank_ends(world):
+    refusals = on_ranks(
+        world, lambda group: preparation(group).average(TWO, lambda client: torch.tensor([1.0, torch.nan]))
+    )
     assert {type(refusal) for refusal in refusals} == {UserError}
     assert {str(refusal) for refusal in refusals} == {
-        "the start model gives client 11 numbers that are not finite or beyond 2^16\n"
-        "where: the choice of the first mask\nmend: choose another model.norm, or check the data"
+        "none of 3 clients has numbers for the server that are finite and below 2^16\n"
+        "where: the choice of the first mask\n"
+        "mend: choose a lower optimizer.lr or another model.norm, or check the data"
     }
 
 

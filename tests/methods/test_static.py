@@ -120,7 +120,7 @@ def test_every_criterion_keeps_total_floors_and_the_start_state(criterion, densi
 def test_weights_from_which_no_gradient_comes_are_refused():
     model, space, method = by_hand(criterion="snip", scores="clients")
     space.values[0] = torch.nan
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="that are finite"):
         method.initial_mask(preparation_for(model, space, [SAMPLE]))
 
 

@@ -341,7 +341,15 @@ def test_a_gradient_that_is_not_finite_refuses_the_client_in_the_adjusting_round
     assert run.server.values.isfinite().all()
 
 
-@pytest.mark.parametrize("method", [{}, OWN_MASKS, OWN_MASKS | {"name": "fedsgc", "congruity_lambda": 1.0}])
+@pytest.mark.parametrize(
+    "method",
+    [
+        {},
+        OWN_MASKS,
+        OWN_MASKS | {"name": "fedsgc", "congruity_lambda": 1.0},
+        {"name": "flash", "variant": "jmwst", "initial_epochs": 0},
+    ],
+)
 def test_clients_whose_training_diverges_are_refused(simulation, method):
     run = simulation(method=method | {"adjust_every": 1}, optimizer={"lr": 1e3}, federation={"local_epochs": 3})
     assert [row["clients/refused"] for row in play(run)] == [3] * 6
