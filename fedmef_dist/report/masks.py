@@ -37,8 +37,10 @@ def layer_densities(group: RunGroup) -> LayerDensities | None:
     if not names[0] or any(other != names[0] for other in names):
         return None
     rounds = min(len(run.metrics) for run in group.runs)
-    seeds = [[held(run, key)[:rounds] for key in names[0]] for run in group.runs]
-    return LayerDensities([name.removeprefix(_LAYER) for name in names[0]], np.mean(seeds, axis=0))
+    density = np.mean([[held(run, key)[:rounds] for key in names[0]] for run in group.runs], axis=0)
+    if np.isnan(density).any():
+        return None
+    return LayerDensities([name.removeprefix(_LAYER) for name in names[0]], density)
 
 
 def held(run: Run, key: str) -> np.ndarray:

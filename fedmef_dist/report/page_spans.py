@@ -46,12 +46,13 @@ class SpanChart:
 def span_charts(groups: Sequence[RunGroup]) -> list[SpanChart]:
     """A chart for the first run of a group that has a timeline; of several groups for the first two of them."""
     found = [(group.label, read_spans(group.runs[0].path)) for group in groups[:2]]
-    return [_chart(label, spans) for label, spans in found if spans]
+    shown = [(label, [span for span in spans if span.rank < _MOST_RANKS]) for label, spans in found]
+    return [_chart(label, spans) for label, spans in shown if spans]
 
 
 def _chart(label: str, spans: Sequence[Span]) -> SpanChart:
     last = max(span.round for span in spans)
-    shown = [span for span in spans if span.round > last - _ROUNDS and span.rank < _MOST_RANKS][:_MOST_SPANS]
+    shown = [span for span in spans if span.round > last - _ROUNDS][:_MOST_SPANS]
     start, end = min(span.start for span in shown), max(span.start + span.seconds for span in shown)
     ranks = sorted({span.rank for span in shown})
     scale = Scale(0.0, max(end - start, 1e-6), _LEFT, _WIDTH - 14)

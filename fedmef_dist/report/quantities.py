@@ -21,9 +21,10 @@ def per_client(line: Mapping[str, Any], key: str) -> float | None:
 
     Everybody who was asked receives; only those train and send that neither drop out nor are surplus.
     """
-    if line.get(key) is None or not _counted(line, _TRAINED):
+    clients = _counted(line, _ASKED if key == "wire/down_bytes" else _TRAINED)
+    if line.get(key) is None or not _counted(line, _TRAINED) or clients <= 0:
         return None
-    return float(line[key]) / _counted(line, _ASKED if key == "wire/down_bytes" else _TRAINED)
+    return float(line[key]) / clients
 
 
 def _counted(line: Mapping[str, Any], keys: Sequence[str]) -> int:

@@ -44,6 +44,7 @@ class _Config(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
     __pydantic_extra__: dict[str, JsonValue]
 
+    seed: int | str | None = None
     method: _Method
     federation: _Federation
 

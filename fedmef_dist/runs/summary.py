@@ -18,10 +18,12 @@ _MEND = "delete it and start the run again: it ends once more, from its last che
 
 # What stands in front of the slash in keys whose values are numbers.
 _NUMBERS = {
-    *("adjust", "clients", "eval", "extrusion", "flops", "layer_density", "memory", "reference", "sap", "sparsity"),
-    *("time", "train", "wire"),
+    *("adjust", "clients", "device", "eval", "extrusion", "flops", "layer_density", "memory", "reference"),
+    *("sap", "sparsity", "time", "train", "wire"),
 }
 _SHARES = ("eval/accuracy", "adjust/accuracy", "layer_density/", "sparsity/density", "sparsity/overlap")
+# Keys of the summary that are used as what they are, and what that is called.
+_KINDS = {"model/digest": (str, "a text"), "world_size": (int, "a whole number")}
 # Key of the summary and the metric whose newest value it repeats.
 _REPEATED = {
     "model/digest": "model/digest",
@@ -41,6 +43,7 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
     try:
         tree = _TREE.validate_json(read_regular(run_dir, SUMMARY, _LARGEST))
         check_numbers(tree)
+        _check_kinds(tree)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -68,6 +71,12 @@ def check_numbers(values: Mapping[str, Any]) -> None:
             raise ValueError(f"{shown} is not a finite number of reasonable size")
         if key.startswith(_SHARES) and not 0 <= value <= 1:
             raise ValueError(f"{shown} is not between 0 and 1")
+
+
+def _check_kinds(summary: Mapping[str, Any]) -> None:
+    for key, (kind, called) in _KINDS.items():
+        if summary.get(key) is not None and type(summary[key]) is not kind:
+            raise ValueError(f"{key!r} is not {called}")
 
 
 def check_summary(

@@ -27,6 +27,12 @@ def test_a_client_that_was_asked_in_vain_receives_and_no_more(make_run):
     assert line[SECONDS] == pytest.approx(0.25 + 1 + 4 / 6)
 
 
+def test_a_round_that_asked_nobody_takes_nothing(make_run):
+    logged = COSTS | {1: {"flops/train": 1e10, "clients/trained": 1, "clients/dropped": -1}}  # as no run writes it
+    run = with_device_seconds(read_run(make_run("a", wire=4e7, logged=logged)), parse_device("1e9,2e6,1e6"))
+    assert run.metrics[0][SECONDS] == pytest.approx(10 + 4)  # no bytes down
+
+
 def test_a_run_without_the_numbers_stays_as_it_is(make_run):
     run = read_run(make_run("a"))
     assert with_device_seconds(run, Device(1.0, 1.0, 1.0)) is run

@@ -48,6 +48,8 @@ def test_groups_without_densities_are_left_out(make_run, tmp_path, figures):
     titles = [axes.get_title() for axes in figures[0].axes]
     assert titles == ["sparse", ""]  # one panel, and the colours' scale
     assert save_layer_densities(groups_of(dense), tmp_path) == []
+    unknown = make_run("unknown", logged={1: densities(0.4, None), 2: densities(0.4, 0.1)})
+    assert layer_densities(*groups_of(unknown)) is None
 
 
 def test_each_panel_names_its_layers_where_they_differ(make_run, tmp_path, figures):

@@ -157,6 +157,15 @@ def test_the_verdict_of_verify_is_on_it(tmp_path):
     assert any("the checkpoint is broken" in cell for cell in Read(page_of(run)).data["td"])
 
 
+def test_a_timeline_whose_newest_rounds_are_those_of_ranks_that_are_not_shown(make_run):
+    run = make_run("a")
+    (run / "timeline").mkdir()
+    for rank in range(34):
+        span = {"name": "train", "ph": "X", "pid": rank, "ts": 5, "dur": 5, "args": {"round": 2 if rank < 32 else 9}}
+        (run / "timeline" / f"rank-{rank:03d}.json").write_text(f"[\n{json.dumps(span)},\n")
+    assert any("in rounds 1 to 2" in title for title in Read(page_of(run)).data["h3"])
+
+
 HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}{% raw %}</title><!--"
 
 
@@ -171,7 +180,7 @@ def test_names_from_run_directories_stay_text(make_run, count):
             f"{number}<script>alert(1)</script>".replace("/", "|"),
             f"{HOSTILE}{number}",
             logged=logged,
-            seed={HOSTILE: 1},
+            seed=HOSTILE,
             settings={"model": {"name": HOSTILE, HOSTILE: HOSTILE}},
             versions=versions,
             launcher=HOSTILE,
