@@ -36,11 +36,15 @@ def save_along(along: Along, baseline: str | None, directory: Path) -> list[Path
 def _draw_accuracies(along: Along, axes: "Axes") -> None:
     measure = measure_along(along)
     for number, (row, groups) in enumerate(along.rows.items()):
-        places = [place for place, value in enumerate(along.values) if value in groups]
-        found = [groups[along.values[place]].spread(QUANTITIES[measure]) for place in places]
-        means = [100 * (one.mean or 0.0) for one in found]
-        deviations = [100 * (one.deviation or 0.0) for one in found]
-        x = np.array(places) + _offset(number, len(along.rows))
+        spreads = [
+            (place, groups[value].spread(QUANTITIES[measure]))
+            for place, value in enumerate(along.values)
+            if value in groups
+        ]
+        # A run that a callback ended before its first test has no accuracy, and not one of 0.
+        known = [(place, one.mean, one.deviation or 0.0) for place, one in spreads if one.mean is not None]
+        x, means, deviations = np.array(known, dtype=np.float64).reshape(-1, 3).T * [[1.0], [100.0], [100.0]]
+        x += _offset(number, len(along.rows))
         axes.errorbar(x, means, deviations, capsize=2, elinewidth=0.8, label=legend_label(row), **look(number))
     axes.set(ylabel=f"{MEASURES[measure].capitalize()} (%)")
 

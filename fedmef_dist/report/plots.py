@@ -19,7 +19,7 @@ _TITLES = {
     "mask_stability.png": "Jaccard overlap with the previous mask, and what is left of the first one",
     "around_adjustment.png": "Test accuracy around the adjustments of the mask",
     "along.png": "Test accuracy along a setting",
-    "differences.png": "Differences from the baseline, with 95 % intervals",
+    "differences.png": "Differences, paired by seed, with 95 % intervals",
 }
 
 

@@ -143,6 +143,20 @@ def test_the_plot_has_accuracies_and_differences(along, tmp_path, monkeypatch):
     assert len(alone.containers) == 2
 
 
+def test_a_group_without_an_accuracy_has_no_point(make_run, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(along_plot, "save_figure", lambda figure, path: saved.append(figure) or path)
+    runs = [run_at(make_run, method, epochs, 0, 0.5) for method in ("static", "fedmef") for epochs in (1, 2)]
+    untested = {"eval/accuracy_last": None, "eval/accuracy_best": None}
+    federation = {"local_epochs": 3}
+    runs += [
+        make_run(f"{name}3", name, settings={"federation": federation}, **untested) for name in ("static", "prunefl")
+    ]
+    save_along(groups_along(group_runs([read_run(path) for path in runs]), "local_epochs"), None, tmp_path)
+    (drawn,) = saved[0].axes
+    assert [list(row[0].get_ydata()) for row in drawn.containers] == [[50, 50], [50, 50], []]
+
+
 def test_compare_writes_and_prints_what_is_along(paths, tmp_path, capsys):
     compare(paths, tmp_path / "out", baseline="static", by="local_epochs")
     printed, written = capsys.readouterr().out, (tmp_path / "out" / "compare.md").read_text()

@@ -163,6 +163,6 @@ def test_compare_writes_and_prints_the_differences(make_runs, tmp_path, capsys):
         assert "+0.52 to +5.48" in text
     files = printed.splitlines()
     assert {str(tmp_path / "out" / name) for name in ("differences.csv", "differences.png")} <= set(files)
-    assert "![Differences from the baseline, with 95 % intervals](differences.png)" in written
+    assert "![Differences, paired by seed, with 95 % intervals](differences.png)" in written
     assert (tmp_path / "out" / "differences.csv").read_text().count("\n") == 3
     assert (tmp_path / "out" / "differences.png").exists()
