@@ -46,9 +46,12 @@ def _longest(names: Sequence[str]) -> int:
 
 
 def _without_seed(names: Sequence[str]) -> str:
-    """The name of a single run; for several, the first one's without its seed: ``fedmef`` for fedmef-seed0."""
+    """The name of a single run; for several, the first one's without its seed: ``fedmef`` for fedmef-seed0.
+
+    Where all have the same name, in folders of their own, no seed is in it: that of ``lr-0.05`` ends in a value.
+    """
     name = names[0]
-    if len(names) == 1:
+    if len({*names}) == 1:
         return name
     inside = _SEED_INSIDE.sub("", name).lstrip("-_.")
     return inside if inside != name else _SEED_AT_END.sub("", name) or name

@@ -97,8 +97,8 @@ class Run:
         return tree
 
     def value(self, key: str) -> float | None:
-        """A value of the summary, else that of the first round that has it; None where none has."""
-        lines = (self.summary, *self.metrics)
+        """A value of the summary, which has the last ones, else that of the newest round; None where none has it."""
+        lines = (self.summary, *reversed(self.metrics))
         return next((float(line[key]) for line in lines if line.get(key) is not None), None)
 
     def total(self, key: str) -> float | None:

@@ -62,6 +62,16 @@ def test_values_take_over_where_directories_share_a_name(make_run):
     assert labels(make_run("x/run", "fedmef"), make_run("y/run", "fedavg")) == ["fedmef", "fedavg"]
 
 
+def test_names_that_the_seeds_share_have_no_seed_to_drop(make_run):
+    settings = {"lr-0.05": {"a_rather_long_key": 0.05}, "lr-0.1_rare": {"a_rather_long_key": 0.1}}
+    paths = [
+        make_run(f"seed{seed}/{name}", seed=seed, settings={"optimizer": {**one, "another_long_key": name}})
+        for name, one in settings.items()
+        for seed in (0, 1)
+    ]
+    assert labels(*paths) == ["lr-0.05", "lr-0.1_rare"]
+
+
 def test_paths_tell_apart_what_neither_values_nor_names_do(make_run):
     # The key is missing from one and has the same value in the others: nothing that could be shown differs.
     paths = [make_run("x/run"), make_run("y/run", settings={"method": {"density": 0.1}})]

@@ -9,10 +9,12 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.report.runs import read_run
 
 
-def test_a_value_comes_from_the_summary_else_from_the_first_round_that_has_it(make_run):
+def test_a_value_comes_from_the_summary_else_from_the_newest_round_that_has_it(make_run):
     logged = {2: {"memory/device_bytes": 7}, 3: {"memory/device_bytes": 8}}
     assert read_run(make_run("a", logged=logged)).value("memory/device_bytes") == 2_500_000
-    assert read_run(make_run("b", logged=logged, **{"memory/device_bytes": None})).value("memory/device_bytes") == 7
+    older = read_run(make_run("b", logged=logged, **{"memory/device_bytes": None, "wire/total_bytes": None}))
+    assert older.value("memory/device_bytes") == 8
+    assert older.value("wire/total_bytes") == 2e6  # of all four rounds
     assert read_run(make_run("c")).value("eval/perplexity_last") is None
 
 
