@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedmef_dist.base.text import printable
 from fedmef_dist.config import Config, apply_overrides, load_config, parse_config
 from fedmef_dist.methods.registry import settings_of
 from fedmef_dist.session.conformance import check_method
@@ -45,10 +46,12 @@ def check_command(method: str, path: Path | None, overrides: list[str]) -> int:
     table.add_column("kept", no_wrap=True)
     table.add_column("what is wrong, and how to mend it")
     for promise in promises:
-        broken = "" if promise.broken is None else f"{promise.broken}\n[dim]{escape(promise.mend)}[/dim]"
+        # What a stranger's code raises may look like markup.
+        told = escape(printable(promise.broken or ""))
+        broken = "" if promise.broken is None else f"{told}\n[dim]{escape(promise.mend)}[/dim]"
         table.add_row(promise.name, "[green]yes[/green]" if promise.broken is None else "[red]NO[/red]", broken)
     console = Console(highlight=False)
-    console.print(f"method {escape(method)}")
+    console.print(f"method {escape(printable(method))}")
     console.print(table)
     if costs:
         up, down = costs["wire/up_bytes"], costs["wire/down_bytes"]
