@@ -108,7 +108,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     config, left_out = ConfigFile(Path(path)).with_overrides(overrides)
     if left_out and detect(os.environ).rank == 0:
         tell(f"note: method {config.method.name} has no {', '.join(left_out)}; left out")
-    _find_guests(config)
+    find_guests(config)
     return config
 
 
@@ -194,7 +194,8 @@ def foreign_names(tree: Mapping[str, Any]) -> list[str]:
     return [name for foreign, name in found if foreign]
 
 
-def _find_guests(config: Config) -> None:
+def find_guests(config: Config) -> None:
+    """Makes sure that every guest that a configuration names can be had; imports them. Raises UserError."""
     if config.model.is_guest:
         find(Kind.MODEL, config.model.name, "model.name")
     if config.data.is_guest:

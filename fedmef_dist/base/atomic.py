@@ -1,5 +1,6 @@
 """Files that are either the old one or the new one, complete, whatever happens in between."""
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,8 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     empty file, but other processes still see the old content or the new one. Raises OSError where the directory cannot
     be written; nothing temporary stays behind then.
     """
+    if not path.name:  # "." and "/" have none
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     # The mode is what the umask makes of 0666: no file of mkstemp's 0600, which would hide results from the group.
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)

@@ -7,6 +7,8 @@ import yaml
 
 from fedmef_dist.base.errors import UserError
 
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+
 
 def parse_yaml(text: str, where: str) -> Any:
     """Plain values: mappings, lists, strings, numbers, booleans, null; ``where`` names the text in messages.
@@ -39,6 +41,11 @@ class _Loader(yaml.SafeLoader):
                 problem="anchors, aliases and tags are not allowed", problem_mark=event.start_mark
             )
         return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
+        """The text; what JSON writes as two escapes, a character beyond 16 bits, is one again."""
+        text: str = super().construct_scalar(node)
+        return _PAIR.sub(lambda found: found[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping. Raises YAMLError where a key stands twice or is no scalar."""

@@ -25,7 +25,7 @@ from fedmef_dist.cluster.group import STOPPED_EARLY
 from fedmef_dist.cluster.interruption import listening
 from fedmef_dist.cluster.local_ranks import run_ranks
 from fedmef_dist.cluster.mpirun import find_mpirun, run_under
-from fedmef_dist.config import ConfigFile, to_tree
+from fedmef_dist.config import ConfigFile, find_guests, to_tree
 from fedmef_dist.runs.checkpoint import CheckpointStore
 from fedmef_dist.runs.directory import refuse_finished, round_to_resume
 from fedmef_dist.runs.summary import read_summary
@@ -95,6 +95,7 @@ class Sweep:
         try:
             if not self.is_finished(cell):
                 config, _ = self.config.with_overrides(cell.overrides)
+                find_guests(config)
                 round_to_resume(cell.run_dir, to_tree(config), "auto", config.begins_as)
         except UserError as error:
             return error

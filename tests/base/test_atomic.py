@@ -1,6 +1,7 @@
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,15 @@ def test_text_is_replaced_and_nothing_temporary_stays(tmp_path):
     atomic.write_text(path, "é\n")
     assert path.read_bytes() == b"\xc3\xa9\n"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("path", [".", "/", ".."])
+def test_a_folder_is_no_file(tmp_path, monkeypatch, path):
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    with pytest.raises(OSError, match=r"Is a directory|busy"):
+        atomic.write_text(Path(path), "text")
+    assert [*tmp_path.rglob("*")] == [tmp_path / "below"]
 
 
 def test_a_failure_half_way_leaves_the_old_file(tmp_path, monkeypatch):

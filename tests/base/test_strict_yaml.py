@@ -35,6 +35,8 @@ from fedmef_dist.base.strict_yaml import parse_yaml
         ("word", "word"),
         ("[1, a, {b: 2.5}]", [1, "a", {"b": 2.5}]),
         ("a: {b: c}", {"a": {"b": "c"}}),
+        (r'"\ud83e\udd8a, \u00e9"', "\U0001f98a, é"),  # as JSON writes it
+        (r'{"\ud83e\udd8a": "\udcff"}', {"\U0001f98a": "\udcff"}),
     ],
 )
 def test_values_are_what_they_look_like(text, value):

@@ -206,6 +206,13 @@ def test_every_cell_is_checked_before_the_first_one_starts(write, monkeypatch, g
     assert caught.value.mend
 
 
+@pytest.mark.parametrize("key", ["model.name", "data.dataset"])
+def test_guests_that_cannot_be_had_are_found_before_the_first_cell_starts(write, monkeypatch, key):
+    monkeypatch.setattr(module, "run_ranks", lambda *arguments: pytest.fail("started"))
+    with pytest.raises(UserError, match=rf"^cell 1: there is no module nowhere\nwhere: {key}=nowhere:Net"):
+        run_sweep(load_sweep(write(f"{{{key}: [{'cnn' if key == 'model.name' else 'digits'}, nowhere:Net]}}")), [], 1)
+
+
 def test_another_configurations_run_in_a_cells_directory_is_found_before_the_first_one_starts(write, monkeypatch):
     monkeypatch.setattr(module, "run_ranks", lambda *arguments: pytest.fail("started"))
     sweep = load_sweep(write("{seed: [0, 1]}"))
