@@ -46,12 +46,14 @@ class Monitor(Callback):
     def improves(self, metrics: Metrics) -> bool | None:
         """Whether the round's value is the best so far, by more than ``min_delta``; None where it was not measured.
 
-        A value that is not finite is no improvement.
+        A value that is not finite is no improvement. Raises UserError where it is a text, such as a digest.
         """
         if self.monitor not in metrics:
             self._tell_of_absence(metrics)
             return None
-        value = float(metrics[self.monitor])
+        measured = metrics[self.monitor]
+        self.check("monitor", not isinstance(measured, str), "a metric that is a number")
+        value = float(measured)
         sign = 1 if self.mode == "max" else -1
         better = math.isfinite(value) and (self.best is None or sign * (value - self.best) > self.min_delta)
         if better:

@@ -34,6 +34,13 @@ def test_small_improvements_do_not_count():
     assert stopped_after([3.0, 2.0, 2.5], EarlyStopping(monitor="x", mode="min", patience=1), "x")[0] == 3
 
 
+def test_a_metric_that_is_a_text_is_the_users_error():
+    with pytest.raises(
+        UserError, match=r"monitor is 'model/digest'\nwhere: early_stopping\nmend: give a metric that is"
+    ):
+        stopped_after(["a10b"], EarlyStopping(monitor="model/digest"), "model/digest")
+
+
 def test_what_is_not_finite_is_no_improvement():
     number, reason = stopped_after([float("nan"), float("inf")], EarlyStopping(patience=2))
     assert (number, reason) == (2, "eval/accuracy was not finite in 2 measurements")
