@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fedmef_dist.base.randomness import numpy_generator
+from fedmef_dist.base.text import printable
 from fedmef_dist.data.batches import client_batches
 from fedmef_dist.data.checks import constant_images, with_two_labels
 from fedmef_dist.data.dataset import Dataset
@@ -110,7 +111,7 @@ def _twins(members: np.ndarray, labels: np.ndarray, first_test: int, files: Sequ
     for row in members.tolist():
         part, place = ("train", row) if row < first_test else ("test", row - first_test)
         known = files[part == "test"]
-        found.append((f"{part} {place}", int(labels[row]), str(known[place]) if place < len(known) else ""))
+        found.append((f"{part} {place}", int(labels[row]), printable(str(known[place])) if place < len(known) else ""))
     places, own, names = zip(*found, strict=True)
     return Twins(places, own, tuple(name for name in names if name))
 

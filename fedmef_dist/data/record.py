@@ -1,10 +1,12 @@
 """What a data set's reader tells of its files, and what was found among the samples: small, kept with the arrays."""
 
 from collections.abc import Mapping
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fedmef_dist.base.settings import Settings
+from fedmef_dist.base.text import printable
 
 
 class Reading(Settings):
@@ -18,7 +20,7 @@ class Reading(Settings):
 
     files: dict[str, int] = Field(default_factory=dict)
     skipped: dict[str, int] = Field(default_factory=dict)
-    class_names: tuple[str, ...] = ()
+    class_names: tuple[Annotated[str, AfterValidator(printable)], ...] = ()  # folders' names may be any bytes
 
     def plus(self, skipped: Mapping[str, int]) -> "Reading":
         """The same, with more that was passed over."""

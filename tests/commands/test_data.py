@@ -1,5 +1,6 @@
 """The command `data`, as a user types it."""
 
+import os
 import re
 
 import data_files
@@ -83,6 +84,19 @@ def test_names_of_files_are_text_on_the_page(tmp_path, look):
     _, page = look("folder", "data.partition.scheme=iid", "federation.clients=2")
     assert "<script>" not in page
     assert "&lt;script&gt;x" in page
+
+
+def test_names_of_folders_may_be_any_bytes(tmp_path, look):
+    data_files.folder(tmp_path, count=10)
+    for part in ("train", "test"):
+        own = tmp_path / "images" / part
+        (own / "cat").rename(own / os.fsdecode(b"caf\xe9\x1b[31m"))
+    cat = own.parent / "train" / os.fsdecode(b"caf\xe9\x1b[31m")
+    (cat / "copy.png").write_bytes((cat / "000.png").read_bytes())
+    text, page = look("folder", "data.folder.image_size=12")
+    assert re.search(r"^caf\\udce9\\x1b\[31m +11 +10 ", text, re.MULTILINE)
+    assert r"caf\udce9\x1b[31m/copy.png" in page
+    assert "\x1b" not in text + page
 
 
 def test_a_page_that_cannot_be_written(tmp_path, look):
