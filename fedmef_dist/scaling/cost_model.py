@@ -135,7 +135,7 @@ class CostModel:
         return {
             "training": mean,
             "slowest client": max(largest - mean, 0.0),
-            "placement": busy - max(mean, largest),
+            "placement": max(busy - max(mean, largest), 0.0),  # but for rounding it is never below
             "jitter": waiting,
             "latency": waking
             + reduce.latency

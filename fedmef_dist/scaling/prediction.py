@@ -85,12 +85,16 @@ class Predictor:
         cluster: whose ranks are meant; None: more of the measured machines, filled as densely as the fullest.
         runs: that were measured.
         seed: of the sizes of clients that are drawn.
+
+    Attributes:
+        knows_network: whether collectives have a cost: one rank alone shows none.
     """
 
     def __init__(self, model: CostModel, cluster: Cluster | None, runs: Sequence[Measurement], seed: int = 0) -> None:
         self.cluster = cluster
         self.model = model if cluster is None else model.on(cluster)
         self.work: Work = work_of(runs[-1])
+        self.knows_network = cluster is not None or any(run.point.ranks > 1 for run in runs)
         self._local_ranks = max(run.local_ranks for run in runs)
         self._sizes = np.concatenate([run.samples for run in runs])
         self._seed = seed

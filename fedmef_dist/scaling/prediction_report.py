@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from fedmef_dist.report.rendering import markdown_code
 from fedmef_dist.report.units import scaled
-from fedmef_dist.scaling.cluster_file import Cluster
 from fedmef_dist.scaling.cost_model import PARTS
 from fedmef_dist.scaling.fitting import Fit
 from fedmef_dist.scaling.measurement import Results
@@ -61,7 +60,7 @@ def prediction_section(predictor: Predictor, predictions: Predictions, rounds: i
     """Strong and weak scaling, what bounds them, cohorts of 10 to 10 million, and what a whole run would take."""
     start = predictor.model.start
     parts = [
-        _where(predictor.cluster),
+        _where(predictor),
         f"### Strong scaling: {predictions.strong[0].cohort:,} clients a round\n\n"
         + _scaling(predictions.strong, rounds, start),
         "Where the round goes, in seconds:\n\n" + _breakdown(predictions.strong),
@@ -74,16 +73,21 @@ def prediction_section(predictor: Predictor, predictions: Predictions, rounds: i
     return "\n\n".join(parts)
 
 
-def _where(cluster: Cluster | None) -> str:
+def _where(predictor: Predictor) -> str:
+    cluster, work = predictor.cluster, predictor.work
     sizes = (
+        f"As of the measured rounds with the most ranks, {100 * work.evaluated:.3g} % evaluate and "
+        f"{100 * work.adjusted:.3g} % move the mask. "
         "Clients have the sizes of those that were measured, drawn with replacement: a tail of larger ones, which more "
         "clients would bring, is not in it. None of this was measured."
     )
     if cluster is None:
-        return (
-            "By the cost model, on nodes filled as densely as the fullest one above, on a network as quick as the one "
-            f"measured. {sizes}"
+        network = (
+            "on a network as quick as the one measured"
+            if predictor.knows_network
+            else "with collectives that take no time, since one rank alone shows nothing of them"
         )
+        return f"By the cost model, on nodes filled as densely as the fullest one above, {network}. {sizes}"
     links = [
         f"{name} {1e6 * link.latency:.3g} µs and {scaled(link.bandwidth, 'B')}/s"
         for name, link in (("inside a node", cluster.inside), ("between nodes", cluster.between))

@@ -107,8 +107,8 @@ def scale(
     """Measure every point, as far as it is not there already, fit, predict, and write the report.
 
     Raises:
-        UserError: the configuration, a list of numbers or the cluster does not fit, there are too few tasks or clients,
-            the simulator or mpirun that is asked for is not there, or ``out`` cannot be written.
+        UserError: the configuration, a list of numbers or the cluster does not fit, there are too few tasks, ranks or
+            clients, the simulator or mpirun that is asked for is not there, or ``out`` cannot be written.
         SystemExit: a run failed, or a signal stopped it.
     """
     config = load_config(path, overrides)
@@ -118,6 +118,12 @@ def scale(
     predicted = outlook.numbers(numbers)
     if outlook.simulates:
         find_simulator()
+    if max(numbers) == 1 and (outlook.cluster is not None or outlook.simulates):
+        raise UserError(
+            "one rank hands nothing to a collective, so the bytes of a round's sum would not be known",
+            where="--ranks",
+            mend="measure two as well: --ranks 1,2",
+        )
     study = plan_study(config, numbers, parse_numbers(clients, "--clients"))
     place = find_place(config.runtime.backend, hosts)
     place.check(max(numbers))

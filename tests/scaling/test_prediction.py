@@ -86,6 +86,16 @@ def test_the_report_has_what_was_asked(tmp_path):
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "said"), [(1, "with collectives that take no time"), (2, "as quick as the one meas")]
+)
+def test_the_report_says_what_it_knows_of_the_network_and_of_the_rounds(ranks, said):
+    made = Predictor(CostModel(sample=0.1), None, [measurement(ranks, 8.0)])
+    text = prediction_section(made, made.all(STUDY, [4]), 50)
+    assert said in text
+    assert "100 % evaluate and 0 % move the mask" in text
+
+
 def test_more_ranks_than_a_cluster_has_are_refused(tmp_path):
     from fedmef_dist.base.errors import UserError
     from fedmef_dist.scaling.scale import Outlook

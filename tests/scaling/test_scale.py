@@ -1,5 +1,6 @@
 import json
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -7,6 +8,7 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.scaling import scale as module
 from fedmef_dist.scaling.scale import Outlook, scale
 
+CLUSTER = Path(__file__).parents[2] / "configs" / "clusters" / "ethernet_cpu.yaml"
 CONFIG = """
 name: small
 data: {dataset: synthetic, synthetic: {samples: 400, test_samples: 50, channels: 1, image_size: 8}}
@@ -73,6 +75,14 @@ def test_a_signal_that_comes_as_a_run_ends_stops_the_study_behind_it(config, tmp
 def test_wrong_input_is_refused_before_anything_runs(config, tmp_path, ranks, clients, message):
     with pytest.raises(UserError, match=message):
         scale(config, [], ranks, clients, 1, 1, tmp_path / "out", Outlook())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("asked", [{"cluster": CLUSTER}, {"simulates": True}])
+def test_a_cluster_needs_ranks_that_show_what_a_sum_moves(config, tmp_path, monkeypatch, asked):
+    monkeypatch.setattr(module, "find_simulator", lambda: "smpirun")
+    with pytest.raises(UserError, match=r"bytes of a round's sum would not be known\nwhere: --ranks\nmend: .* 1,2"):
+        scale(config, [], "1", "", 1, 1, tmp_path / "out", Outlook("64", **asked))
     assert not (tmp_path / "out").exists()
 
 
