@@ -41,10 +41,11 @@ from fedmef_dist.scaling.prediction_report import (
 from fedmef_dist.scaling.probe import Probe
 from fedmef_dist.scaling.report import comma_separated, markdown
 from fedmef_dist.scaling.runs import measure, measure_network
-from fedmef_dist.scaling.simulation import Simulated, find_simulator, simulate
+from fedmef_dist.scaling.simulation import Simulated, find_simulator, refuse_strangers, simulate
 from fedmef_dist.tracking.timeline import read_timelines
 
 _DOUBLINGS = 5
+_SIMULATION = "simulation"  # folder of traces while they are replayed
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def scale(
     for point in study.points:
         load_config(path, [*overrides, *point.overrides(rounds)])  # wrong before the first run is better than after it
     directory = out or Path("runs") / f"{config.name}-scaling"
+    if outlook.simulates:
+        refuse_strangers(directory / _SIMULATION)
     with _writing_to(directory):
         directory.mkdir(parents=True, exist_ok=True)
     with listening(ends_process=True) as interruption:
@@ -177,7 +180,7 @@ def _simulate(predictor: Predictor, study: Study, ranks: Sequence[int], director
     found = []
     for number, size in points:
         print(f"simulation: {number} ranks, {size} clients", flush=True)
-        found.append(simulate(predictor, number, size, directory / "simulation"))
+        found.append(simulate(predictor, number, size, directory / _SIMULATION))
     return found
 
 

@@ -34,6 +34,7 @@ _BYTE = 6  # MPI_BYTE in a trace
 # NCCL's trees move a message in chunks, one close behind the other. SimGrid shares a link out among all that are on the
 # way, so chunks would arrive together; an MPI algorithm of the same depth takes their place, in the formula as well.
 _IN_PLACE_OF_TREES: Backend = "mpi"
+_MARK = ".fedmef-dist"  # a folder that has it may be removed
 _ROUNDS, _MANY_RANKS = 3, 1000  # on more ranks than these one round, whose messages are many enough
 
 
@@ -72,11 +73,13 @@ def simulate(predictor: Predictor, ranks: int, cohort: int, directory: Path) -> 
     """Replays a few rounds of so many clients on so many ranks; files are written into ``directory``, then removed.
 
     Raises:
-        UserError: there is no simulator, or it fails.
+        UserError: there is no simulator, it fails, or the folder is another's.
     """
     program, directory = find_simulator(), directory.resolve()
+    refuse_strangers(directory)
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
+    write_text(directory / _MARK, "")
     # Messages there find their receiver awake.
     model = replace(predictor.model, waking=0.0)
     network, samples = predictor.network(ranks), predictor.samples(cohort)
@@ -96,6 +99,16 @@ def simulate(predictor: Predictor, ranks: int, cohort: int, directory: Path) -> 
     formula = sum(model.parts(samples, network, work).values())
     shutil.rmtree(directory)
     return Simulated(ranks, cohort, algorithm, seconds, formula)
+
+
+def refuse_strangers(directory: Path) -> None:
+    """Raises UserError where the folder of a simulation, which is removed, holds what no simulation has left."""
+    if directory.exists() and not (directory / _MARK).exists():
+        raise UserError(
+            "a folder of that name is there already, and it is no simulation's",
+            where=str(directory),
+            mend="choose another --out, or take it away",
+        )
 
 
 def _rounds(ranks: int) -> int:

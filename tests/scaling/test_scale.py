@@ -86,6 +86,17 @@ def test_a_cluster_needs_ranks_that_show_what_a_sum_moves(config, tmp_path, monk
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_would_be_removed_is_refused_before_anything_runs(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "find_simulator", lambda: "smpirun")
+    own = tmp_path / "simulation" / "mine.py"
+    own.parent.mkdir()
+    own.write_text("")
+    with pytest.raises(UserError, match=r"a folder of that name is there already.*\nwhere: .*/simulation\n"):
+        scale(config, [], "1,2", "", 1, 1, tmp_path, Outlook(simulates=True))
+    assert own.exists()
+    assert not (tmp_path / "points").exists()
+
+
 def test_more_ranks_than_any_cluster_has_are_not_predicted(config, tmp_path):
     with pytest.raises(UserError, match=r"no more than 1,048,576 ranks are predicted, not 99,999,999,999"):
         scale(config, [], "1", "", 1, 1, tmp_path / "out", Outlook("99999999999"))
