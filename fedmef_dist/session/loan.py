@@ -131,10 +131,13 @@ def _short_name(cls: type) -> str:
 
 
 def _options(given: Any) -> Mapping[str, Any]:
-    """What a dataclass was made with, as far as JSON has it, so that config.yaml tells it."""
+    """What a dataclass shows of what it was made with, as far as JSON has it, so that config.yaml tells it.
+
+    A field with ``repr=False``, such as a token, is not shown.
+    """
     if not dataclasses.is_dataclass(given):
         return {}
-    values = {part.name: getattr(given, part.name) for part in dataclasses.fields(given) if part.init}
+    values = {part.name: getattr(given, part.name) for part in dataclasses.fields(given) if part.init and part.repr}
     return {name: value for name, value in values.items() if _is_plain(value)}
 
 

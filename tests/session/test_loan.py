@@ -1,6 +1,7 @@
 """Objects given to `fedmef_dist.run`."""
 
 import json
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -83,6 +84,25 @@ def test_objects_take_the_places_of_names_and_are_recorded(tmp_path):
     assert summary.values["stopped"] == "round was not better than 1 in 1 measurements"
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary.values
     assert not guests._LENT
+
+
+@dataclass
+class Telling(Tracker):
+    """Would tell somebody far away."""
+
+    channel: str
+    token: str = field(repr=False)
+
+    def log(self, metrics):
+        """Nothing."""
+
+
+def test_what_a_dataclass_does_not_show_is_written_nowhere(tmp_path):
+    fedmef_dist.run(tiny(), tmp_path / "run", trackers=[Telling("news", "SECRET")])
+    (entry,) = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["tracking"]["trackers"]
+    assert entry == {"name": f"{HERE}:Telling", "channel": "news"}
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not [path for path in files if b"SECRET" in path.read_bytes()]
 
 
 def test_a_run_of_objects_goes_on_where_they_are_given_again(tmp_path):
