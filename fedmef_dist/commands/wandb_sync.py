@@ -54,11 +54,13 @@ def wandb_sync(run_dir: Path, dry_run: bool, watch: bool, every: float) -> int:
     content = _look(run_dir)
     if content.summary is not None and not watch:  # one that goes back to a checkpoint is behind its old summary
         check_summary(run_dir, content.summary, content.lines, content.rounds)
-    _announce(run_dir, settings, content, dry_run)
-    if dry_run:
+    # Asked once: where the directory cannot keep it, it would be another one each time.
+    identity = None if dry_run and not (run_dir / "wandb" / "run-id").is_file() else run_id(run_dir, {})
+    _announce(run_dir, settings, content, dry_run, identity)
+    if dry_run or identity is None:
         return 0
     try:
-        while not _send(run_dir, settings, tree, content, watch, every):
+        while not _send(run_dir, settings, tree, identity, content, watch, every):
             content = _look(run_dir)
     except UserError:
         raise
@@ -92,28 +94,27 @@ def _look(run_dir: Path) -> _Content:
     return _Content(tuple(lines), tuple(rounds), read_summary(run_dir))
 
 
-def _announce(run_dir: Path, settings: WandbSettings, content: _Content, dry_run: bool) -> None:
+def _announce(run_dir: Path, settings: WandbSettings, content: _Content, dry_run: bool, identity: str | None) -> None:
     keys = {key for metrics in content.rounds for key in metrics}
-    place = "/".join(filter(None, [settings.entity, settings.project, _identity(run_dir, dry_run)]))
+    place = "/".join(filter(None, [settings.entity, settings.project, identity or "(a new run)"]))
     summary = "with its summary" if content.is_whole else "which has not finished"
     verb = "would send" if dry_run else "sends"
     amount = f"{len(content.rounds)} rounds, {len(keys)} keys"
     print(printable(f"{verb} {run_dir}, {summary}: {amount}, as {place}"), flush=True)
 
 
-def _identity(run_dir: Path, dry_run: bool) -> str:
-    known = (run_dir / "wandb" / "run-id").is_file()
-    return "(a new run)" if dry_run and not known else run_id(run_dir, {})
-
-
 def _send(
-    run_dir: Path, settings: WandbSettings, tree: dict[str, Any], content: _Content, watch: bool, every: float
+    run_dir: Path,
+    settings: WandbSettings,
+    tree: dict[str, Any],
+    identity: str,
+    content: _Content,
+    watch: bool,
+    every: float,
 ) -> bool:
     """All that is there, and with ``watch`` what comes; False where lines that were sent have changed: begin anew."""
     with TemporaryDirectory() as place:
-        run = WandbRun(
-            settings, run_dir, tree, run_id(run_dir, {}), "online", root=Path(place), patience=_FINISH_SECONDS
-        )
+        run = WandbRun(settings, run_dir, tree, identity, "online", root=Path(place), patience=_FINISH_SECONDS)
         try:
             return _write(run, run_dir, content, watch, every)
         finally:

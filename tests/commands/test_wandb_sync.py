@@ -53,6 +53,15 @@ def test_a_finished_run_is_sent_as_one_and_again_without_doubling(tmp_path, serv
     assert [path.name for path in (run_dir / "wandb").iterdir()] == ["run-id"]
 
 
+def test_a_directory_that_cannot_keep_the_identity_is_sent_under_the_one_that_was_told(tmp_path, server):
+    run_dir = finished(tmp_path / "run", rounds=2)
+    (run_dir / "wandb").write_text("")  # in the way of the folder, as a disk that takes nothing would be
+    done = command(run_dir, server)
+    assert (done.returncode, done.stderr) == (0, "")
+    (identity,) = server.runs
+    assert done.stdout.splitlines()[0].endswith(f"as fedmef/{identity}")
+
+
 def test_a_finished_run_whose_metrics_are_cut_is_not_sent(tmp_path):
     run_dir = finished(tmp_path / "run", rounds=3)
     metrics = run_dir / "metrics.jsonl"
