@@ -1,6 +1,5 @@
 """summary.json as it is read back, and whether its numbers are those of the metrics."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.regular import read_regular
-from fedmef_dist.tracking.lines import METRICS, check_head, head_in
+from fedmef_dist.tracking.lines import LARGEST_NUMBER, METRICS, check_head, head_in
 
 SUMMARY = "summary.json"
 _LARGEST = 1 << 20
@@ -18,10 +17,13 @@ _MEND = "delete it and start the run again: it ends once more, from its last che
 
 # What stands in front of the slash in keys whose values are numbers.
 _NUMBERS = {
-    *("adjust", "clients", "device", "eval", "extrusion", "flops", "layer_density", "memory", "reference"),
+    *("adjust", "clients", "eval", "extrusion", "flops", "layer_density", "memory", "reference"),
     *("sap", "sparsity", "time", "train", "wire"),
 }
-_SHARES = ("eval/accuracy", "adjust/accuracy", "layer_density/", "sparsity/density", "sparsity/overlap")
+_SECONDS_OF_A_DEVICE = "device/seconds"  # which compare adds
+# Shares; a method of a guest may have other metrics whose names begin as the first of these do.
+_SHARES = {"eval/accuracy", "eval/accuracy_last", "eval/accuracy_best", "sparsity/density", "sparsity/overlap"}
+_SHARES_BEGIN = ("adjust/accuracy_", "layer_density/")
 # Keys of the summary that are used as what they are, and what that is called.
 _KINDS = {"model/digest": (str, "a text"), "world_size": (int, "a whole number")}
 # Key of the summary and the metric whose newest value it repeats.
@@ -59,17 +61,23 @@ def read_summary(run_dir: Path) -> dict[str, Any] | None:
     return dict(tree)
 
 
+def is_number(key: str) -> bool:
+    """Whether a metric of this name is a number, and no text."""
+    section, slash, _ = key.partition("/")
+    return (bool(slash) and section in _NUMBERS) or key == _SECONDS_OF_A_DEVICE
+
+
 def check_numbers(values: Mapping[str, Any]) -> None:
     """Raises ValueError where a metric that is a number by its name holds something else, or an impossible number."""
     for key, value in values.items():
-        if value is None or key.partition("/")[0] not in _NUMBERS or "/" not in key:
+        if value is None or not is_number(key):
             continue
         shown = repr(key)[:60]
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{shown} is not a number")
-        if not (math.isfinite(value) and abs(value) <= 1e60):
+        if not abs(value) <= LARGEST_NUMBER:
             raise ValueError(f"{shown} is not a finite number of reasonable size")
-        if key.startswith(_SHARES) and not 0 <= value <= 1:
+        if (key in _SHARES or key.startswith(_SHARES_BEGIN)) and not 0 <= value <= 1:
             raise ValueError(f"{shown} is not between 0 and 1")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.transfer import fetched
 from fedmef_dist.methods.base import Method
+from fedmef_dist.runs.summary import is_number
 
 # Numbers that the device computes are tensors until the host has waited for it.
 Unread = dict[str, float | int | str | Tensor]
@@ -52,6 +53,8 @@ def _value(method: Method[Any], name: str, value: Any) -> float | int | str | Te
     if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
         return fetched(value.long() if value.dtype == torch.bool else value)
     value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, str) and is_number(name):
+        raise _wrong(method, "metrics", f"gives {name} as a text, where names that begin so are those of numbers")
     if isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**63):
         return int(value) if isinstance(value, bool) else value
     shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor | np.ndarray) else ""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from fedmef_dist.base.atomic import write_bytes
 from fedmef_dist.base.errors import FilesLostError, UserError
 from fedmef_dist.base.notices import tell
-from fedmef_dist.tracking.lines import Head, head_of, lines_until, read_lines, rounds_text
+from fedmef_dist.tracking.lines import LARGEST_NUMBER, Head, head_of, lines_until, read_lines, rounds_text
 from fedmef_dist.tracking.tracker import Metrics, Tracker
 
 
@@ -47,12 +46,13 @@ class JsonlTracker(Tracker):
         self._failing = self._told = False
 
     def log(self, metrics: Metrics) -> None:
-        """Write the round's line and wait until the disk has it; NaN and infinity become null.
+        """Write the round's line and wait until the disk has it; NaN, infinity and what is beyond 1e60 become null.
 
         Raises FilesLostError where the file is not the one that was written so far.
         """
-        finite = {key: None if _not_finite(value) else value for key, value in metrics.items()}
-        line = json.dumps(finite, allow_nan=False).encode() + b"\n"
+        # What no reader takes would leave a file that no run goes on from.
+        readable = {key: None if _is_beyond(value) else value for key, value in metrics.items()}
+        line = json.dumps(readable, allow_nan=False).encode() + b"\n"
         self._sum.update(line)
         self._lines += 1
         self._waiting.append(line)
@@ -123,5 +123,5 @@ class JsonlTracker(Tracker):
         self._failing = False
 
 
-def _not_finite(value: float | int | str) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _is_beyond(value: float | int | str) -> bool:
+    return isinstance(value, float) and not abs(value) <= LARGEST_NUMBER

@@ -17,10 +17,11 @@ from fedmef_dist.base.regular import read_regular
 
 METRICS = "metrics.jsonl"
 LARGEST = 1 << 32  # bytes; a round's line has one or two thousand
+LARGEST_NUMBER = 1e60  # beyond that nothing was measured
 _LINES, _DIGEST, _WAITING = "metrics/lines", "metrics/digest", "metrics/waiting"
 _MEND = "put the file back as it was written, or start over with another --run-dir"
 
-_Number = Annotated[int, Field(ge=-(2**63), le=2**63)] | Annotated[float, Field(ge=-1e60, le=1e60)]
+_Number = Annotated[int, Field(ge=-(2**63), le=2**63)] | Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 _LINE = TypeAdapter(dict[str, _Number | bool | str | None])
 
 

@@ -165,6 +165,13 @@ def test_files_that_do_not_belong_together_are_refused(make_run, changes, messag
         read_run(make_run("a", **changes))
 
 
+def test_what_a_method_of_a_guest_measures_need_be_no_share(make_run):
+    logged = {
+        2: {"eval/accuracy_gain": -0.1, "sparsity/density_ratio": 3.0, "own/form": "even", "device/kind": "phone"}
+    }
+    assert read_run(make_run("a", logged=logged)).columns["eval/accuracy_gain"] == [None, -0.1, None, None]
+
+
 def test_a_changed_number_is_refused(make_run):
     directory = make_run("a")
     path = directory / "metrics.jsonl"

@@ -64,6 +64,7 @@ def test_numbers_of_numpy_and_truth_values_become_numbers_that_json_has(method):
         ([1], "a list, not numbers"),
         ({3: 1}, "a number under 3"),
         ({"x": None}, "x as a NoneType"),
+        ({"sparsity/form": "even"}, "sparsity/form as a text, where names that begin so are those of numbers"),
         ({"x": 1j}, "x as a complex"),
         ({"x": 10**400}, "x as a int"),
         ({"x": torch.ones(2)}, r"x as a Tensor of shape \(2,\)"),

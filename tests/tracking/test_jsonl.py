@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fedmef_dist.base.errors import FilesLostError, UserError
 from fedmef_dist.tracking import jsonl
 from fedmef_dist.tracking.jsonl import JsonlTracker
+from fedmef_dist.tracking.lines import parse_rounds, read_lines
 from fedmef_dist.tracking.tracker import Tracker, Trackers
 
 
@@ -31,6 +32,15 @@ def test_a_round_is_on_disk_before_the_next_one(tmp_path):
     tracker.log({"round": 2})
     assert path.read_text().splitlines()[1] == '{"round": 2}'
     tracker.close()
+
+
+def test_a_number_that_no_reader_takes_is_written_as_null(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonlTracker(path, None)
+    tracker.log({"round": 1, "own/sum": 1e61, "own/other": -1e300, "own/last": 1e60})
+    tracker.close()
+    (line,) = parse_rounds(read_lines(tmp_path)[0], path)
+    assert line == {"round": 1, "own/sum": None, "own/other": None, "own/last": 1e60}
 
 
 def test_what_is_not_finite_stays_valid_json(tmp_path):
