@@ -18,6 +18,7 @@ from fedmef_dist.scaling.launch_site import LaunchSite
 from fedmef_dist.scaling.points import Point
 from fedmef_dist.scaling.probe import Probe, read_probes
 
+POINTS = "points"  # folder of the runs
 PROCESS_FILE = "process.json"
 _TAIL = 12
 
@@ -32,7 +33,7 @@ def measure(
         SystemExit: the run failed, which is shown, or a signal stopped it.
     """
     changes = [*overrides, *point.overrides(rounds)]
-    run_dir = out / "points" / f"{point.name}_{repeat}"
+    run_dir = out / POINTS / f"{point.name}_{repeat}"
     if (run_dir / PROCESS_FILE).is_file():
         _refuse_another(run_dir, to_tree(load_config(config, changes)))
         return run_dir

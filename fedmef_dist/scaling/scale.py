@@ -40,11 +40,12 @@ from fedmef_dist.scaling.prediction_report import (
 )
 from fedmef_dist.scaling.probe import Probe
 from fedmef_dist.scaling.report import comma_separated, markdown
-from fedmef_dist.scaling.runs import measure, measure_network
+from fedmef_dist.scaling.runs import POINTS, measure, measure_network
 from fedmef_dist.scaling.simulation import Simulated, find_simulator, refuse_strangers, simulate
 from fedmef_dist.tracking.timeline import read_timelines
 
 _DOUBLINGS = 5
+_NETWORK = "network"  # folder of what probes have measured
 _SIMULATION = "simulation"  # folder of traces while they are replayed
 
 
@@ -134,9 +135,10 @@ def scale(
     if outlook.simulates:
         refuse_strangers(directory / _SIMULATION)
     with _writing_to(directory):
-        directory.mkdir(parents=True, exist_ok=True)
+        for name in (POINTS, _NETWORK):
+            (directory / name).mkdir(parents=True, exist_ok=True)
     with listening(ends_process=True) as interruption:
-        probes = measure_network(place, path, overrides, numbers, directory / "network")
+        probes = measure_network(place, path, overrides, numbers, directory / _NETWORK)
         results = _measure_all(place, path, overrides, study, rounds, repeats, directory, interruption)
         draw = drawing_seconds()
         predictor, found = outlook.predictor(config, results, probes, draw)
@@ -249,7 +251,7 @@ def _write(
 
 def _write_timeline(point: Point, directory: Path) -> None:
     """The trace of all ranks of one run in a single file, which Perfetto opens."""
-    events = read_timelines(directory / "points" / f"{point.name}_0")
+    events = read_timelines(directory / POINTS / f"{point.name}_0")
     write_text(directory / "timeline.json", json.dumps({"traceEvents": events}) + "\n")
 
 

@@ -108,6 +108,14 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(config, 
         scale(config, [], "1", "", 1, 1, config / "out", Outlook())
 
 
+@pytest.mark.parametrize("name", ["points", "network"])
+def test_a_file_in_the_way_of_a_folder_is_refused_before_anything_runs(config, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(module, "measure_network", lambda *arguments: pytest.fail("started"))
+    (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match="the study cannot be written: File exists"):
+        scale(config, [], "1", "", 1, 1, tmp_path, Outlook())
+
+
 def test_a_wrong_configuration_is_refused_before_anything_runs(config, tmp_path):
     with pytest.raises(UserError, match="unknown key"):
         scale(config, ["sed=1"], "1", "", 1, 1, tmp_path / "out", Outlook())
