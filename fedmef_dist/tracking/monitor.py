@@ -35,6 +35,7 @@ class Monitor(Callback):
     _told: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.check("monitor", isinstance(self.monitor, str), "the name of a metric")
         self.check("mode", self.mode in ("max", "min"), "max or min")
         self.check("min_delta", 0 <= self.min_delta < math.inf, "0 or more")
 

@@ -34,6 +34,11 @@ def test_small_improvements_do_not_count():
     assert stopped_after([3.0, 2.0, 2.5], EarlyStopping(monitor="x", mode="min", patience=1), "x")[0] == 3
 
 
+def test_what_is_no_name_of_a_metric_is_refused():
+    with pytest.raises(UserError, match="monitor is 5\nwhere: early_stopping\nmend: give the name of a metric"):
+        EarlyStopping(monitor=5)
+
+
 def test_a_metric_that_is_a_text_is_the_users_error():
     with pytest.raises(
         UserError, match=r"monitor is 'model/digest'\nwhere: early_stopping\nmend: give a metric that is"
