@@ -34,6 +34,7 @@ Value = bool | int | float | str | None
 Grid = dict[str, list[Value]]
 _MOST_CELLS = 1_000_000
 _LONGEST_GROUP = 128
+_LONGEST_NAME = 255  # that file systems take
 _ONE, _SEVERAL = "one grid", "several grids"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -135,8 +136,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """The cells of a grid file in the order of their numbers; ``overrides`` apply to each of them.
 
     Raises:
-        UserError: the file cannot be read or is no grid, has too many cells, or two that would share a run directory;
-            the configuration that it names cannot be read.
+        UserError: the file cannot be read or is no grid, has too many cells, or two that would share a run directory,
+            or one whose name would be too long; the configuration that it names cannot be read.
     """
     settings = _read(path)
     amounts = [prod(map(len, grid.values())) for grid in settings.grids]
@@ -145,12 +146,19 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         raise _wrong(path, "a key of the grid has no values", "give each key a list such as [0.1, 0.2]")
     if amount > _MOST_CELLS:
         raise _wrong(path, f"the grid has {amount:,} cells", f"divide it: {_MOST_CELLS:,} are the most")
+    for key in (key for grid in settings.grids for key in grid):
+        if not all(key.split(".")) or "=" in key:
+            raise _wrong(path, f"{key!r} is no key of a configuration", "write section.key: [value, ...]")
     runs = plain_path(home_expanded(settings.runs), f"runs in {path}")
     combinations = [(list(grid), values) for grid in settings.grids for values in itertools.product(*grid.values())]
     cells = tuple(_cell(number, runs, keys, values, overrides) for number, (keys, values) in enumerate(combinations))
     name, times = Counter(cell.run_dir.name for cell in cells).most_common(1)[0]
     if times > 1:
         raise _wrong(path, f"two cells have the run directory {name}", "give each value once")
+    longest = max(cells, key=lambda cell: len(cell.run_dir.name))
+    if len(longest.run_dir.name) > _LONGEST_NAME:
+        what = f"the run directory of cell {longest.number} would have a name of {len(longest.run_dir.name)} characters"
+        raise _wrong(path, what, f"give shorter values or fewer keys: {_LONGEST_NAME} are the most")
     return Sweep(path, ConfigFile(path.parent / home_expanded(settings.config)), cells)
 
 

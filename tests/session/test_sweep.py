@@ -125,6 +125,12 @@ def test_a_damaged_summary_is_named(write, text):
         ("{seed: []}", "a key of the grid has no values"),
         ("{seed: [[1]]}", "grid.seed.0 is [1]"),
         ("{seed: [1, 1]}", "two cells have the run directory seed-1"),
+        ("{'': [1]}", "'' is no key of a configuration"),
+        ("{seed=3: [1]}", "'seed=3' is no key of a configuration"),
+        (
+            f"{{seed: [1], data.root: [a, {'x' * 300}]}}",
+            "the run directory of cell 1 would have a name of 312 characters",
+        ),
         ("{data.root: ['a/b', 'a:b']}", "two cells have the run directory root-a-b"),
         ("{seed: [1]}\nextra: 1", "extra: Extra inputs are not permitted"),
         ("[]", "grid: List should have at least 1 item"),
