@@ -1,5 +1,6 @@
 """All ranks of a run as one object with the few collectives that the simulation needs."""
 
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,8 @@ _MEETING_SECONDS = 300.0
 # No machine has so many cores; asked for far more, OpenMP crashes the process.
 MOST_THREADS = 1024
 _MOST_SLOTS = 64
+# Of the groups that this program opens; every rank opens them in the same order.
+_MEETINGS = itertools.count()
 
 
 class RuntimeSettings(Settings):
@@ -167,6 +170,7 @@ def open_group(
     The caller's threads, device and settings of CUDA are back when it is closed. Raises UserError where device or
     backend are not to be had here, or the ranks cannot meet.
     """
+    meeting = next(_MEETINGS)
     threads = torch.get_num_threads()
     torch.set_num_threads(choose_threads(settings, environ))
     keep_freed_memory()
@@ -174,7 +178,7 @@ def open_group(
         device = choose_device(environment, settings)
         with (
             same_bits(device, tf32=settings.precision == "tf32"),
-            _meeting(environment, settings, device) as group,
+            _meeting(environment, settings, device, meeting) as group,
         ):
             yield group
     finally:
@@ -190,11 +194,13 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def _meeting(environment: Environment, settings: RuntimeSettings, device: torch.device) -> Iterator[Group]:
+def _meeting(
+    environment: Environment, settings: RuntimeSettings, device: torch.device, meeting: int
+) -> Iterator[Group]:
     if environment.world_size == 1:
         yield Group(environment, device, choose_backend(environment, settings, device.type == "cuda"))
         return
-    store = open_store(environment, timedelta(seconds=min(settings.timeout, _MEETING_SECONDS)))
+    store = open_store(environment, timedelta(seconds=min(settings.timeout, _MEETING_SECONDS)), meeting)
     own = every_rank_has_its_own(store, environment, identity(device))
     backend = choose_backend(environment, settings, own)
     if backend == "gloo" and device.type == "cuda" and settings.backend == "auto" and environment.rank == 0:

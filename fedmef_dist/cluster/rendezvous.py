@@ -27,10 +27,15 @@ _ADDRESS_BYTES = 256
 _WAITING_RANKS = 4096
 # A random word that all ranks are given and nobody else; scripts and `local_ranks` export it.
 STORE_KEY = "FEDMEF_STORE_KEY"
+# What this process has opened, by address: a program may run several times, and its launcher's address stays. A rank that
+# is early for the next run would reach a store that rank 0 is about to close, and rank 0 its own port in use.
+_OPEN: dict[tuple[str, int, bool], dist.TCPStore] = {}
 
 
-def open_store(environment: Environment, timeout: timedelta) -> dist.Store:
+def open_store(environment: Environment, timeout: timedelta, meeting: int = 0) -> dist.Store:
     """The store shared by all ranks: at the launcher's address, or under MPI at one that rank 0 opens and broadcasts.
+
+    `meeting` tells a run from the same program's earlier ones, whose keys are still there.
 
     Raises UserError where the address cannot be opened or reached within `timeout`.
     """
@@ -40,11 +45,12 @@ def open_store(environment: Environment, timeout: timedelta) -> dist.Store:
     # torchrun's agent holds a store of its own at this address.
     serves = environment.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        if serves:
-            store = _serve(environment, host, port, timeout)
-        else:
-            store = dist.TCPStore(host, port, environment.world_size, is_master=False, timeout=timeout)
-        return dist.PrefixStore(_prefix(os.environ), store)
+        if (host, port, serves) not in _OPEN:
+            reach = _serve if serves else _connect
+            _OPEN[host, port, serves] = reach(environment, host, port, timeout)
+        store = _OPEN[host, port, serves]
+        store.set_timeout(timeout)
+        return dist.PrefixStore(f"{_prefix(os.environ)} {meeting}", store)
     except (dist.DistError, OSError) as error:
         raise UserError(
             f"the ranks could not meet at {host}:{port}",
@@ -81,6 +87,10 @@ def _serve(environment: Environment, host: str, port: int, timeout: timedelta) -
         timeout=timeout,
         master_listen_fd=bound.detach(),
     )
+
+
+def _connect(environment: Environment, host: str, port: int, timeout: timedelta) -> dist.TCPStore:
+    return dist.TCPStore(host, port, environment.world_size, is_master=False, timeout=timeout)
 
 
 def listening_address(environment: Environment, host: str) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.cluster import group as module
-from fedmef_dist.cluster import transport
+from fedmef_dist.cluster import local_ranks, transport
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group, RuntimeSettings, choose_backend, choose_device, choose_threads, open_group
 from fedmef_dist.cluster.transport import MpiTransport, PeerLostError, mpi_world
@@ -35,6 +35,20 @@ with open_group(detect(os.environ), RuntimeSettings(backend=sys.argv[1], timeout
         launcher=group.environment.launcher, total=total.tolist(), parts=parts.tolist(), word=word.item(),
         halves=halves.tolist(), scalars=scalars.tolist(), moved=group.bytes_moved)
     print(json.dumps(result) + "\\n", end="", flush=True)
+"""
+
+TWICE = """
+import sys, time
+import torch
+from fedmef_dist.cluster.environment import detect
+from fedmef_dist.cluster.group import RuntimeSettings, open_group
+
+for number in range(2):
+    with open_group(detect(), RuntimeSettings(timeout=60)) as group:
+        total = torch.tensor(10**group.rank + number)
+        group.all_reduce(total)
+        print(f"{total}\\n", end="", flush=True)
+    time.sleep(3 * (group.rank == int(sys.argv[1])))
 """
 
 FAULTS = """
@@ -89,6 +103,28 @@ def test_two_processes_compute_together(launch, tmp_path, launcher, asked, backe
         }
         for rank in range(2)
     ]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_program_meets_several_times_under_torchrun(launch, tmp_path, late):
+    """Whose store outlives each of its runs."""
+    script = tmp_path / "twice.py"
+    script.write_text(TWICE)
+    done = launch("torchrun", 2, script, late, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert (done.returncode, sorted(done.stdout.split())) == (0, ["11", "11", "13", "13"]), done.stderr
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_program_meets_several_times_where_rank_0_keeps_the_store(tmp_path, late):
+    script, output = tmp_path / "twice.py", tmp_path / "output"
+    script.write_text(TWICE)
+    command = [sys.executable, str(script), str(late)]
+    places = [{**place, "CUDA_VISIBLE_DEVICES": ""} for place in local_ranks._environments(2)]
+    with output.open("wb") as file:
+        status = local_ranks.wait_for([(command, place) for place in places], file)
+    assert (status, sorted(output.read_text().split())) == (0, ["11", "11", "13", "13"])
 
 
 @pytest.mark.parametrize("launcher", ["single", "torchrun", "srun"])
