@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple, SupportsFloat
@@ -11,11 +11,14 @@ from typing import NamedTuple, SupportsFloat
 import torch
 import torch.distributed as dist
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.notices import tell
 from fedmef_dist.cluster.environment import Environment
+from fedmef_dist.cluster.transport import peers_lost
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _DRIVER = Path("/proc/driver/nvidia/version")
+_COME, _SHOWN = "devices/come", 8
 
 
 @contextmanager
@@ -101,7 +104,7 @@ def every_rank_has_its_own(store: dist.Store, environment: Environment, name: st
     """Whether no two ranks compute on the same device and none on the CPU; every rank gets the same answer.
 
     Ranks tell each other by the devices' identities, since under ``srun --gpus-per-task=1`` each sees one device and
-    calls it the first. The last to arrive answers for all, so that a rank asks the store four questions and no more.
+    calls it the first. The last to arrive answers for all, so that a rank asks the store five questions and no more.
 
     Args:
         store: of the ranks, which meet in it.
@@ -109,13 +112,37 @@ def every_rank_has_its_own(store: dist.Store, environment: Environment, name: st
         name: the identity of its device, see :func:`identity`.
 
     Raises:
-        dist.DistError: a rank does not come within the store's timeout.
+        UserError: ranks do not come within the store's timeout.
+        PeerLostError: the store is gone.
     """
+    with peers_lost("start-up"):
+        return _answer(store, environment, name)
+
+
+def _answer(store: dist.Store, environment: Environment, name: str) -> bool:
+    store.append(_COME, f"{environment.rank} ")  # type: ignore[attr-defined]
     if not name or store.add(f"devices/{name}", 1) > 1:
         store.add("devices/shared", 1)
     if store.add("devices/arrived", 1) == environment.world_size:
         store.set("devices/answer", "shared" if store.add("devices/shared", 0) else "own")
-    return bool(store.get("devices/answer") == b"own")
+    try:
+        return bool(store.get("devices/answer") == b"own")
+    except dist.DistStoreError:  # the store lives, and nobody has answered
+        come = set(store.get(_COME).decode(errors="replace").split())
+        missing = [rank for rank in range(environment.world_size) if str(rank) not in come]
+        if missing:
+            raise _not_come(missing, environment, store.timeout.total_seconds()) from None  # type: ignore[attr-defined]
+        raise
+
+
+def _not_come(missing: Sequence[int], environment: Environment, seconds: float) -> UserError:
+    named = ", ".join(map(str, missing[:_SHOWN])) + (f" and {len(missing) - _SHOWN} more" if missing[_SHOWN:] else "")
+    ranks = f"rank{'s' if missing[1:] else ''} {named}"
+    return UserError(
+        f"{len(missing)} of {environment.world_size} ranks did not come within {seconds:g} s: {ranks}",
+        where=f"the meeting of the ranks that {environment.launcher} has started",
+        mend="see whether they have started, on which hosts, and what they wait for",
+    )
 
 
 def versions(device: torch.device) -> dict[str, str]:

@@ -21,7 +21,7 @@ from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.gpu import every_rank_has_its_own, identity, same_bits
 from fedmef_dist.cluster.progress import STUCK_SECONDS
 from fedmef_dist.cluster.rendezvous import meeting_host, open_store, prepare_gloo
-from fedmef_dist.cluster.transport import MpiTransport, NcclTransport, Transport, mpi_world
+from fedmef_dist.cluster.transport import MpiTransport, NcclTransport, Transport, mpi_world, peers_lost
 from fedmef_dist.cluster.two_level import LevelTransport, open_levels
 from fedmef_dist.cluster.watch import Watch
 
@@ -283,11 +283,12 @@ def _open_transport(
         prepare_gloo(environment, meeting_host(environment))
     if backend == "nccl":
         return NcclTransport(environment, device, store, settings.timeout)
-    dist.init_process_group(
-        backend,
-        store=dist.PrefixStore("collectives", store),
-        rank=environment.rank,
-        world_size=environment.world_size,
-        timeout=timedelta(seconds=settings.timeout),
-    )
+    with peers_lost("start-up"):
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("collectives", store),
+            rank=environment.rank,
+            world_size=environment.world_size,
+            timeout=timedelta(seconds=settings.timeout),
+        )
     return open_levels(environment, settings.timeout, settings.sums)

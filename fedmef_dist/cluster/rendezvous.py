@@ -27,8 +27,8 @@ _ADDRESS_BYTES = 256
 _WAITING_RANKS = 4096
 # A random word that all ranks are given and nobody else; scripts and `local_ranks` export it.
 STORE_KEY = "FEDMEF_STORE_KEY"
-# What this process has opened, by address: a program may run several times, and its launcher's address stays. A rank that
-# is early for the next run would reach a store that rank 0 is about to close, and rank 0 its own port in use.
+# What this process has opened, by address: a program may run several times, and its launcher's address stays. A rank
+# that is early for the next run would reach a store that rank 0 is about to close, and rank 0 find its own port in use.
 _OPEN: dict[tuple[str, int, bool], dist.TCPStore] = {}
 
 

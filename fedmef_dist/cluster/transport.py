@@ -90,14 +90,15 @@ class NcclTransport:
         # The watchdog is not to abort the process where this rank is about to say what has happened.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         self._device, self._timeout = device, timeout
-        dist.init_process_group(
-            "nccl",
-            store=dist.PrefixStore("collectives", store),
-            rank=environment.rank,
-            world_size=environment.world_size,
-            timeout=timedelta(seconds=timeout + _WATCHDOG_SECONDS),
-            device_id=device,
-        )
+        with peers_lost("start-up"):
+            dist.init_process_group(
+                "nccl",
+                store=dist.PrefixStore("collectives", store),
+                rank=environment.rank,
+                world_size=environment.world_size,
+                timeout=timedelta(seconds=timeout + _WATCHDOG_SECONDS),
+                device_id=device,
+            )
 
     def all_reduce(self, tensor: Tensor) -> None:
         """Sum over all ranks."""

@@ -2,12 +2,14 @@
 
 import os
 import threading
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from fedmef_dist.cluster import gpu, transport
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.cluster import gpu, rendezvous, transport
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.cluster.transport import NcclTransport, PeerLostError
@@ -78,6 +80,30 @@ def test_ranks_tell_by_the_devices_names_whether_each_has_its_own(names, own):
     for rank in ranks:
         rank.join(10)
     assert answers == dict.fromkeys(range(3), own)
+
+
+@pytest.mark.parametrize(
+    ("size", "what"),
+    [
+        (2, "1 of 2 ranks did not come within 0.1 s: rank 1"),
+        (11, "10 of 11 ranks did not come within 0.1 s: ranks 1, 2, 3, 4, 5, 6, 7, 8 and 2 more"),
+    ],
+)
+def test_who_does_not_come_is_named(size, what):
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=0.1))
+    with pytest.raises(UserError) as caught:
+        gpu.every_rank_has_its_own(store, Environment("srun", 0, size, 0, 1, "localhost", 1), "")
+    assert caught.value.what == what
+
+
+def test_the_loss_of_the_store_while_the_ranks_meet_is_that_of_a_peer():
+    place = Environment("srun", 1, 3, 1, 3, "127.0.0.1", 1)
+    server = [rendezvous._serve(place, "127.0.0.1", 0, timedelta(seconds=60))]
+    client = dist.TCPStore("127.0.0.1", server[0].port, is_master=False, timeout=timedelta(seconds=60))
+    threading.Timer(0.2, server.clear).start()
+    with pytest.raises(PeerLostError, match=r"^start-up: "):
+        gpu.every_rank_has_its_own(client, place, "")
 
 
 def test_the_versions_are_those_of_the_device(monkeypatch, tmp_path):
