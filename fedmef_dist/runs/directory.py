@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import yaml
 
-from fedmef_dist.base.atomic import is_left_over, make_directory, write_text
+from fedmef_dist.base.atomic import is_left_over, make_directory, write_bytes, write_text
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.notices import tell
 from fedmef_dist.base.regular import read_regular
@@ -134,9 +134,19 @@ def _not_writable(run_dir: Path, error: OSError) -> UserError:
 
 def _keep_batch_script(run_dir: Path, environ: Mapping[str, str]) -> None:
     script, job = environ.get("FEDMEF_BATCH_SCRIPT"), environ.get("SLURM_JOB_ID")
-    if script and job and Path(script).is_file():
+    content = _script(Path(script)) if script and job else None
+    if content is not None:
         (run_dir / "slurm").mkdir(exist_ok=True)
-        write_text(run_dir / "slurm" / f"{job}.sbatch", Path(script).read_text(encoding="utf-8"))
+        write_bytes(run_dir / "slurm" / f"{job}.sbatch", content)
+
+
+def _script(path: Path) -> bytes | None:
+    """The content of a script; None where it is out of reach, as on another node, or none: a shell names itself."""
+    try:
+        content = path.read_bytes() if path.is_file() else b""
+    except OSError:
+        return None
+    return content if content.startswith(b"#!") else None
 
 
 def is_of_a_start(name: str) -> bool:

@@ -1,4 +1,5 @@
 import shutil
+import sys
 
 import pytest
 import yaml
@@ -247,15 +248,23 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
 def test_a_batch_jobs_script_is_kept(tmp_path, monkeypatch):
     script = tmp_path / "spool" / "slurm_script"
     script.parent.mkdir()
-    script.write_text("#!/bin/bash\necho x\n")
+    script.write_bytes(b"#!/bin/bash\n# L\xe4uft\n")  # in whatever encoding
     monkeypatch.setenv("FEDMEF_BATCH_SCRIPT", str(script))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     configured(tmp_path / "run", to_tree(Config()))
-    assert (tmp_path / "run" / "slurm" / "17.sbatch").read_text() == script.read_text()
+    assert (tmp_path / "run" / "slurm" / "17.sbatch").read_bytes() == script.read_bytes()
 
 
 @pytest.mark.parametrize(
-    "variables", [{}, {"SLURM_JOB_ID": "17"}, {"SLURM_JOB_ID": "17", "FEDMEF_BATCH_SCRIPT": "gone"}]
+    "variables",
+    [
+        {},
+        {"SLURM_JOB_ID": "17"},
+        {"SLURM_JOB_ID": "17", "FEDMEF_BATCH_SCRIPT": "gone"},
+        {"SLURM_JOB_ID": "17", "FEDMEF_BATCH_SCRIPT": "x" * 300},  # cannot even be looked at, as in another's folder
+        {"SLURM_JOB_ID": "17", "FEDMEF_BATCH_SCRIPT": sys.executable},  # a shell that has sourced common.sh
+    ],
+    ids=["neither", "job", "gone", "out of reach", "program"],
 )
 def test_without_a_batch_script_there_is_nothing_to_keep(tmp_path, monkeypatch, variables):
     for name in ("FEDMEF_BATCH_SCRIPT", "SLURM_JOB_ID"):
