@@ -57,12 +57,7 @@ class Owner:
         self._place, self._token = here(), secrets.token_hex(8)
         self._round, self._rounds, self._progress = 0, rounds, time.time()
         try:
-            for path in run_dir.glob(".*.tmp"):
-                if is_left_over(path.name):
-                    path.unlink(missing_ok=True)
-            if self._succession.is_overtaken():
-                raise _busy(run_dir, look(run_dir))
-            self._write("running")
+            self._arrive()
             self._succession.clean()
         except BaseException:
             self._lock.release()
@@ -108,6 +103,20 @@ class Owner:
         """Raises FilesLostError where it was found that the directory is no longer this run's."""
         if self._lost:
             raise FilesLostError(self._lost)
+
+    def _arrive(self) -> None:
+        """Writes the first record. Raises UserError where another start has given this one up."""
+        try:
+            for path in self._run_dir.glob(".*.tmp"):
+                if is_left_over(path.name):
+                    path.unlink(missing_ok=True)
+            if self._succession.is_overtaken():
+                raise _busy(self._run_dir, look(self._run_dir))
+            self._write("running")
+        except OSError:  # a full disk: no record is due that whoever comes next would wait for
+            with suppress(OSError):
+                self._succession.give_back()
+            raise
 
     def _make_sure(self) -> None:
         seen = look(self._run_dir)

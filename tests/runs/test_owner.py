@@ -354,6 +354,21 @@ def test_a_refused_start_may_be_followed_at_once(tmp_path):
     assert [path.name for path in tmp_path.glob(".owner-*")] == [f".owner-after-{token}-0"]
 
 
+def test_a_start_that_could_not_write_its_record_is_not_waited_for(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_bytes", full)
+        for _ in range(4):
+            with pytest.raises(UserError, match="the run directory cannot be written: Disk quota exceeded"):
+                claim(tmp_path)
+    start = time.monotonic()
+    with claim(tmp_path) as owner:
+        owner.begin(0)
+    assert time.monotonic() - start < owner_record.SILENCE_SECONDS / 2
+
+
 def test_a_record_that_was_removed_by_hand_is_not_waited_for(tmp_path):
     for _ in range(2):
         with claim(tmp_path) as owner:
