@@ -98,10 +98,21 @@ def _number(environ: Mapping[str, str], name: str, launcher: str) -> int:
         raise UserError(f"{name}={text!r} is not a number", where=f"the environment variables of {launcher}") from None
 
 
+def _port(environ: Mapping[str, str], launcher: str) -> int:
+    port = _number(environ, "MASTER_PORT", launcher)
+    if not 0 < port < 1 << 16:
+        raise UserError(
+            f"MASTER_PORT={port} is no port",
+            where=f"the environment variables of {launcher}",
+            mend="choose one from 1024 to 65535",
+        )
+    return port
+
+
 def _torchrun(environ: Mapping[str, str]) -> Environment:
     rank, size, local_rank, local_size = (_number(environ, name, "torchrun") for name in _TORCHRUN)
-    host, port = _text(environ, "MASTER_ADDR", "torchrun"), _number(environ, "MASTER_PORT", "torchrun")
-    return Environment("torchrun", rank, size, local_rank, local_size, host, port)
+    host = _text(environ, "MASTER_ADDR", "torchrun")
+    return Environment("torchrun", rank, size, local_rank, local_size, host, _port(environ, "torchrun"))
 
 
 def _mpi(launcher: str, *names: str) -> Callable[[Mapping[str, str]], Environment]:
@@ -147,7 +158,7 @@ def _srun_host(environ: Mapping[str, str], node: int, nodelist: str) -> str:
 
 def _srun_port(environ: Mapping[str, str]) -> int:
     if "MASTER_PORT" in environ:  # the way out where the computed port is taken
-        return _number(environ, "MASTER_PORT", "srun")
+        return _port(environ, "srun")
     job, step = _number(environ, "SLURM_JOB_ID", "srun"), _number(environ, "SLURM_STEP_ID", "srun")
     return _FIRST_PORT + (job * 101 + step) % _PORTS
 

@@ -85,7 +85,8 @@ class _Handlers:
     def install(self) -> None:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
-                self.before[number] = signal.signal(number, self)
+                self.before[number] = signal.getsignal(number)  # first: one that comes at once asks for it
+                signal.signal(number, self)
 
     def restore(self) -> None:
         for number, handler in self.before.items():

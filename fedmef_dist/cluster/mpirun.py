@@ -22,7 +22,11 @@ def find_mpirun(where: str) -> tuple[str, ...]:
     The mpich wheel puts its mpirun beside Python; it is the one that mpi4py of the same installation belongs to.
     Raises UserError where there is none; ``where`` says what needs it.
     """
-    name, *options = shlex.split(os.environ.get("MPIRUN", "")) or ["mpirun"]
+    words = os.environ.get("MPIRUN", "")
+    try:
+        name, *options = shlex.split(words) or ["mpirun"]
+    except ValueError as error:
+        raise UserError(f"MPIRUN={words!r} is no command: {error}", where="the environment") from None
     found = shutil.which(str(Path(sys.executable).parent / name)) or shutil.which(name)
     if found is None:
         raise UserError(

@@ -174,10 +174,10 @@ def _own_host(environment: Environment) -> str:
 
 
 def resolve(host: str) -> str | None:
-    """The first address of a host name, None where it has none."""
+    """The first address of a host name, None where it has none, or is none: a part of it may have 63 characters."""
     try:
         return str(socket.getaddrinfo(host, None)[0][4][0])
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         return None
 
 

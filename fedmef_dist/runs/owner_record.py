@@ -29,7 +29,7 @@ class ProcessIdentity(BaseModel):
     host: str = Field(pattern=r"^[!-~]{1,255}$")
     boot: str | None = Field(None, pattern=r"^[0-9a-f-]{1,64}$", description="id of the host's boot")
     pid_namespace: str | None = Field(None, pattern=r"^[!-~]{1,64}$")
-    pid: int = Field(ge=1, le=2**31)
+    pid: int = Field(ge=1, lt=2**31)
     started: _Count | None = Field(None, description="start of the process, clock ticks after the boot")
     job: str | None = Field(None, pattern=r"^[!-~]{1,64}$", description="SLURM_JOB_ID")
     restarts: _Count = Field(0, description="SLURM_RESTART_COUNT")

@@ -115,6 +115,13 @@ def test_text_in_place_of_a_number_is_refused():
         detect({**TORCHRUN, "WORLD_SIZE": "four"})
 
 
+@pytest.mark.parametrize("variables", [TORCHRUN, STEP])
+@pytest.mark.parametrize("port", ["0", "-1", "65536"])
+def test_a_number_that_is_no_port_is_refused(variables, port):
+    with pytest.raises(UserError, match=f"MASTER_PORT={port} is no port"):
+        detect({**variables, "MASTER_PORT": port})
+
+
 def test_a_node_beyond_the_step_is_refused():
     with pytest.raises(UserError, match="SLURM_NODEID=2"):
         detect({**STEP, "SLURM_NODEID": "2"})

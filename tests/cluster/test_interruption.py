@@ -43,6 +43,21 @@ def test_a_signal_only_sets_the_flag_and_the_handler_before_is_called_and_put_ba
     assert signal.getsignal(number) is handler
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_in_the_moment_of_listening_is_heard(number, monkeypatch):
+    def install(installed, handler):
+        before = real(installed, handler)
+        if installed == number and isinstance(handler, module._Handlers):
+            signal.raise_signal(number)
+        return before
+
+    real = signal.signal
+    signal.signal(number, lambda number, frame: None)
+    monkeypatch.setattr(signal, "signal", install)
+    with listening() as interruption:
+        assert interruption.asked_at is not None
+
+
 def test_the_first_signal_counts():
     with listening() as interruption:
         signal.raise_signal(signal.SIGUSR1)

@@ -37,6 +37,8 @@ def names(monkeypatch):
 def test_numbers_resolve_to_themselves_and_unknown_names_to_nothing():
     assert resolve("127.0.0.1") == "127.0.0.1"
     assert resolve(UNKNOWN) is None
+    assert resolve("n" * 64) is None  # which Linux takes for a host name, and DNS does not
+    assert resolve("n1..cluster.org") is None
 
 
 def test_a_name_that_resolves_is_kept(names):

@@ -287,7 +287,10 @@ def test_a_heartbeat_from_elsewhere_that_moves_is_alive(tmp_path, no_locks, quic
         thread.join()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff" * 100, b"[" * 60_000])
+NO_PROCESS = record(**here().model_dump()).model_copy(update={"pid": 2**31}).model_dump_json().encode()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff" * 100, b"[" * 60_000, NO_PROCESS])
 def test_a_heartbeat_that_stands_still_is_dead_whatever_its_clock_says(tmp_path, quick, content):
     write(tmp_path, host="n9", boot="b9", job=None, heartbeat=time.time() + 9e6)
     if content is not None:
@@ -471,6 +474,7 @@ def test_a_removed_record_is_written_again(tmp_path, quick):
         ({}, True, False),  # an owner of this process that has let go
         ({"started": 1}, False, False),  # another process with the number of a dead one
         ({"pid": 2**22 + 1}, False, False),
+        ({"pid": 2**31 - 1}, False, False),
         ({"pid": 1, "started": None}, True, True),
         ({"pid_namespace": "ns2"}, True, False),  # a container of this host would hold the lock
         ({"pid_namespace": "ns2"}, False, None),

@@ -118,6 +118,12 @@ def test_a_missing_mpirun_is_said(mpirun, monkeypatch, backend, hosts, where):
         find_place(backend, hosts)
 
 
+def test_an_mpirun_that_is_no_command_is_refused(monkeypatch):
+    monkeypatch.setenv("MPIRUN", "mpirun --hostfile 'my hosts")
+    with pytest.raises(UserError, match="is no command: No closing quotation"):
+        by_mpi.find_mpirun("--hosts")
+
+
 @pytest.mark.parametrize("hosts", ["a", "a:0", "a:x", "a:1,a:2", "a:1,", "a b:1", "-a;:1"])
 def test_hosts_that_are_no_list_are_refused(mpirun, hosts):
     with pytest.raises(UserError, match=r"is not a list of hosts.*\nwhere: --hosts"):
