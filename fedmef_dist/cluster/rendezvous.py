@@ -9,6 +9,7 @@ import secrets
 import socket
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -96,21 +97,31 @@ def _connect(environment: Environment, host: str, port: int, timeout: timedelta)
 def listening_address(environment: Environment, host: str) -> str:
     """The address to listen at so that all ranks reach ``host``, their name for this machine; empty: all interfaces.
 
-    A machine may know its own name as a loopback address while the others know it as another one.
+    A machine may know its own name as an address that only it knows while the others know it as another one.
     """
     address = resolve(host) or ""
-    if address and address != host and not environment.all_local and ipaddress.ip_address(address).is_loopback:
+    if address and address != host and not environment.all_local and _is_its_own(address):
         return ""
     return address
 
 
+def _is_its_own(address: str) -> bool:
+    """Whether nobody else finds the machine there: a loopback address, or one of IPv6 that counts on one link only."""
+    found = ipaddress.ip_address(address)
+    return found.is_loopback or (found.version == 6 and found.is_link_local)
+
+
 def _listen(address: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        return socket.create_server((address, port), family=family, backlog=_WAITING_RANKS)
-    except OSError as error:
-        if error.errno != errno.EADDRNOTAVAIL:  # the others reach this machine through a translated address
-            raise
+    if address:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            return socket.create_server((address, port), family=family, backlog=_WAITING_RANKS)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:  # the others reach this machine through a translated address
+                raise
+    if socket.has_dualstack_ipv6():  # the others may know it by either kind of address
+        with suppress(OSError):
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_WAITING_RANKS)
     return socket.create_server(("", port), backlog=_WAITING_RANKS)
 
 
@@ -168,7 +179,7 @@ def _own_host(environment: Environment) -> str:
         return "127.0.0.1"
     host = socket.gethostname()
     address = resolve(host)
-    if address is not None and not ipaddress.ip_address(address).is_loopback:
+    if address is not None and not _is_its_own(address):
         return host
     return _source_address(_OUTSIDE) or host
 
@@ -185,13 +196,14 @@ def choose_interface(environment: Environment, host: str) -> str | None:
     """The interface that gloo must be told to use, None where it finds a good one by itself.
 
     Ranks of one machine stay on its loopback interface, where no other machine hears them. Otherwise gloo binds to the
-    address of this machine's own name. On many Linux systems that is a loopback address, which ranks on other machines
-    cannot reach; then the interface that leads to `host`, or out of the machine, is the right one.
+    address of this machine's own name. On many Linux systems that is a loopback address, or one of IPv6 for a single
+    link, which ranks on other machines cannot reach; then the interface that leads to `host`, or out of the machine, is
+    the right one.
     """
     if environment.all_local:
         return interface_of("127.0.0.1")
     own = resolve(socket.gethostname())
-    if own is not None and not ipaddress.ip_address(own).is_loopback:
+    if own is not None and not _is_its_own(own):
         return None
     target = resolve(host) or _OUTSIDE
     address = _source_address(_OUTSIDE if ipaddress.ip_address(target).is_loopback else target)

@@ -1,4 +1,5 @@
 import socket
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -85,11 +86,15 @@ def test_ranks_of_one_machine_stay_on_its_loopback_interface(names):
         ("head", 1, "10.0.0.7"),
         ("here", 1, ""),  # known as loopback to itself, as something else to the others
         ("here", 2, "127.0.1.1"),
+        ("linked", 1, ""),  # to itself by the address of a link, as systemd has it for a name that no file knows
+        ("fe80::1%eth0", 1, "fe80::1%eth0"),
+        ("six", 1, "2001:db8::1"),
         ("nowhere", 1, ""),
     ],
 )
 def test_the_store_listens_where_the_others_look_for_it(names, host, local, address):
     names.update({"10.0.0.1": "10.0.0.1", "127.0.0.1": "127.0.0.1", "head": "10.0.0.7", "here": "127.0.1.1"})
+    names.update({"linked": "fe80::1%eth0", "fe80::1%eth0": "fe80::1%eth0", "six": "2001:db8::1"})
     assert listening_address(place(local=local), host) == address
 
 
@@ -108,8 +113,22 @@ def test_the_store_is_reached_at_its_address_only():
     assert store.get("key") == b"value"
 
 
-def test_an_address_of_another_machine_falls_back_to_all_interfaces():
-    with rendezvous._listen("192.0.2.1", 0) as bound:
+def loopback_addresses():
+    with suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return ["127.0.0.1", "::1"]
+    return ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", ""])
+def test_an_address_of_another_machine_falls_back_to_all_interfaces_of_both_kinds(address):
+    with rendezvous._listen(address, 0) as bound:
+        for found in loopback_addresses():
+            socket.create_connection((found, bound.getsockname()[1]), timeout=60).close()
+
+
+def test_without_addresses_of_ipv6_all_interfaces_are_those_of_ipv4(monkeypatch):
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with rendezvous._listen("", 0) as bound:
         assert bound.getsockname()[0] == "0.0.0.0"
 
 
@@ -152,7 +171,7 @@ def test_a_port_that_is_taken_is_the_users_error(monkeypatch):
             open_store(environment, timedelta(seconds=5))
 
 
-@pytest.mark.parametrize("own", ["127.0.1.1", None])
+@pytest.mark.parametrize("own", ["127.0.1.1", "fe80::1%eth0", None])
 def test_gloo_is_pointed_at_the_interface_that_leads_to_the_meeting_point(names, monkeypatch, own):
     names.update({"head": "10.0.0.1"} if own is None else {"head": "10.0.0.1", "here": own})
     monkeypatch.setattr(rendezvous, "_source_address", {"10.0.0.1": "10.0.0.5"}.get)
