@@ -79,7 +79,7 @@ class CheckpointStore:
         return self._path(self.last)
 
     def rounds(self) -> list[int]:
-        """Rounds with a complete checkpoint, oldest first."""
+        """Rounds with a complete checkpoint, oldest first. Raises UserError where they cannot be read."""
         return complete_rounds(self.run_dir)
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -104,8 +104,10 @@ class CheckpointStore:
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)  # what was written may be the space that others need
             raise
-        done = [number for number in self.rounds() if number <= checkpoint.state["round"]]
-        self._remove(sorted({*self.rounds()} - {*done[-self.keep :], self.kept_round}))
+        with suppress(UserError):  # they cannot be listed now: the next one tries again
+            rounds = self.rounds()
+            done = [number for number in rounds if number <= checkpoint.state["round"]]
+            self._remove(sorted({*rounds} - {*done[-self.keep :], self.kept_round}))
 
     def forget_later(self, round_number: int) -> None:
         """Deletes checkpoints of later rounds: a run that begins here has no lines of metrics for them."""

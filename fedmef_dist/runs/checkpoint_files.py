@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from fedmef_dist.base.atomic import sync_directory, write_bytes, write_json
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.base.regular import is_regular, open_regular, read_regular
+from fedmef_dist.base.regular import open_regular, read_regular
 
 CHECKPOINTS, TENSORS, STATE = "checkpoints", "state.safetensors", "state.json"
 _NAME = re.compile(r"round-([0-9]{6,18})")
@@ -25,12 +25,15 @@ def folder_of(round_number: int) -> str:
 
 
 def complete_rounds(run_dir: Path) -> list[int]:
-    """Rounds whose directory has both files, oldest first; whether they are whole shows when they are read."""
+    """Rounds whose directory has both files, oldest first; whether they are whole shows when they are read.
+
+    Raises UserError where the directories cannot be read.
+    """
     return sorted(number for name in _folders(run_dir) if (number := _round_of(run_dir, name)) is not None)
 
 
 def passed_over(run_dir: Path) -> list[str]:
-    """Directories that look like a checkpoint and have not got its files."""
+    """Directories that look like a checkpoint and have not got its files. Raises as :func:`complete_rounds`."""
     return sorted(name for name in _folders(run_dir) if _NAME.fullmatch(name) and _round_of(run_dir, name) is None)
 
 
@@ -89,21 +92,44 @@ _CHANGED = "its content is not what was written"
 
 
 def _folders(run_dir: Path) -> list[str]:
-    """Names of the directories among the checkpoints. Raises UserError where the run has no directory of its own."""
+    """Names of the directories among the checkpoints.
+
+    Raises UserError where the run has no directory of its own, or one that cannot be read.
+    """
     directory = run_dir / CHECKPOINTS
     if not _is_directory(directory):
         if os.path.lexists(directory):
             what = f"{CHECKPOINTS} is a link or a file: a run keeps its checkpoints in its own directory"
             raise UserError(what, where=str(directory), mend="move it away, or make the whole run directory a link")
         return []
-    return [path.name for path in directory.iterdir() if _is_directory(path)]
+    try:
+        return [path.name for path in directory.iterdir() if _is_directory(path)]
+    except OSError as error:
+        raise _unreadable(directory, error) from None
 
 
 def _is_directory(path: Path) -> bool:
+    return stat.S_ISDIR(_mode(path))
+
+
+def _mode(path: Path) -> int:
+    """The mode of what lies there, 0 where nothing does.
+
+    Raises UserError where that cannot be told: a checkpoint that is there must not count as missing, or its run would
+    start again and remove it.
+    """
     try:
-        return stat.S_ISDIR(path.lstat().st_mode)
-    except OSError:
-        return False
+        return path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"the checkpoints cannot be read: {error.strerror}", where=str(path), mend="make them readable, or try again"
+    )
 
 
 def _round_of(run_dir: Path, name: str) -> int | None:
@@ -111,7 +137,7 @@ def _round_of(run_dir: Path, name: str) -> int | None:
     if match is None or folder_of(int(match[1])) != name:
         return None
     directory = run_dir / CHECKPOINTS / name
-    return int(match[1]) if all(is_regular(directory / file) for file in (TENSORS, STATE)) else None
+    return int(match[1]) if all(stat.S_ISREG(_mode(directory / file)) for file in (TENSORS, STATE)) else None
 
 
 def _below(round_number: int, name: str) -> str:

@@ -95,10 +95,11 @@ def claim(run_dir: Path, rounds: int = 0) -> Owner:
     """
     try:
         make_directory(run_dir)
+        strange = passed_over(run_dir)
         owner = Owner(run_dir, rounds)
     except OSError as error:
         raise _not_writable(run_dir, error) from None
-    for name in passed_over(run_dir):
+    for name in strange:
         tell(f"passed over, for it is no checkpoint: {run_dir / 'checkpoints'}/{name}")
     return owner
 

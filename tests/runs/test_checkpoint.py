@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -272,6 +273,43 @@ def test_a_full_disk_is_said_once_and_the_last_good_one_stays(store, monkeypatch
     same(store.load(5), a_checkpoint(5))
     assert store.try_save(a_checkpoint(20))
     same(store.load_newest(), a_checkpoint(20))
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "round-000005", "state.safetensors"])
+def test_a_checkpoint_that_cannot_be_looked_at_does_not_count_as_missing(store, monkeypatch, place):
+    """Its run would start again, and remove it."""
+    store.save(a_checkpoint(5))
+    with monkeypatch.context() as patch:
+        forbid(patch, "lstat", place)
+        with pytest.raises(UserError, match="^the checkpoints cannot be read: Permission denied\nwhere: .*" + place):
+            store.load_newest()
+    assert store.rounds() == [5]
+
+
+def test_a_checkpoint_that_is_written_counts_although_the_older_ones_cannot_be_listed(store, monkeypatch, capsys):
+    for number in (5, 10):
+        store.save(a_checkpoint(number))
+    with monkeypatch.context() as patch:
+        forbid(patch, "iterdir", "checkpoints")
+        with pytest.raises(UserError, match=r"^the checkpoints cannot be read: Permission denied\n"):
+            store.rounds()
+        assert store.try_save(a_checkpoint(15))
+    assert capsys.readouterr().err == ""
+    assert store.rounds() == [5, 10, 15]
+    assert store.try_save(a_checkpoint(20))
+    assert store.rounds() == [15, 20]
+
+
+def forbid(patch, method, name):
+    """A path of this name lets nobody look."""
+    real = getattr(Path, method)
+
+    def look(path):
+        if path.name == name:
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    patch.setattr(Path, method, look)
 
 
 # --- does it fit this run
