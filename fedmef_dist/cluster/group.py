@@ -21,7 +21,7 @@ from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.gpu import every_rank_has_its_own, identity, same_bits
 from fedmef_dist.cluster.progress import STUCK_SECONDS
 from fedmef_dist.cluster.rendezvous import meeting_host, open_store, prepare_gloo
-from fedmef_dist.cluster.transport import MpiTransport, NcclTransport, Transport, mpi_world, peers_lost
+from fedmef_dist.cluster.transport import MpiTransport, NcclTransport, TorchTransport, Transport, mpi_world, peers_lost
 from fedmef_dist.cluster.two_level import LevelTransport, open_levels
 from fedmef_dist.cluster.watch import Watch
 
@@ -34,6 +34,8 @@ MOST_THREADS = 1024
 _MOST_SLOTS = 64
 # Of the groups that this program opens; every rank opens them in the same order.
 _MEETINGS = itertools.count()
+# Of groups that have failed: closed once the program, which has heard of it, opens the next one.
+_LEFT_OPEN: list[TorchTransport] = []
 
 
 class RuntimeSettings(Settings):
@@ -222,6 +224,8 @@ def _meeting(
         group.watch.close()
         if together:  # a peer that is gone would make a clean shutdown wait for it
             transport.close()
+        elif isinstance(transport, TorchTransport):
+            _LEFT_OPEN.append(transport)
 
 
 def choose_threads(settings: RuntimeSettings, environ: Mapping[str, str]) -> int:
@@ -283,6 +287,8 @@ def _open_transport(
         prepare_gloo(environment, meeting_host(environment))
     if backend == "nccl":
         return NcclTransport(environment, device, store, settings.timeout)
+    while _LEFT_OPEN:
+        _LEFT_OPEN.pop().close()
     with peers_lost("start-up"):
         dist.init_process_group(
             backend,

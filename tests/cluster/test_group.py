@@ -51,6 +51,24 @@ for number in range(2):
     time.sleep(3 * (group.rank == int(sys.argv[1])))
 """
 
+AGAIN = """
+import torch
+from fedmef_dist.base.errors import UserError
+from fedmef_dist.cluster.environment import detect
+from fedmef_dist.cluster.group import RuntimeSettings, open_group
+
+for wrong in (True, False):
+    try:
+        with open_group(detect(), RuntimeSettings(timeout=60)) as group:
+            if wrong:
+                raise UserError("wrong on every rank")
+            total = torch.tensor(10**group.rank)
+            group.all_reduce(total)
+            print(f"{total}\\n", end="", flush=True)
+    except UserError:
+        pass
+"""
+
 FAULTS = """
 import resource
 import torch
@@ -113,6 +131,14 @@ def test_a_program_meets_several_times_under_torchrun(launch, tmp_path, late):
     script.write_text(TWICE)
     done = launch("torchrun", 2, script, late, env={"CUDA_VISIBLE_DEVICES": ""})
     assert (done.returncode, sorted(done.stdout.split())) == (0, ["11", "11", "13", "13"]), done.stderr
+
+
+@pytest.mark.cluster
+def test_a_program_meets_again_after_a_run_that_was_wrong_on_every_rank(launch, tmp_path):
+    script = tmp_path / "again.py"
+    script.write_text(AGAIN)
+    done = launch("torchrun", 2, script, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert (done.returncode, done.stdout.split()) == (0, ["11", "11"]), done.stderr
 
 
 @pytest.mark.cluster
