@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import stat
@@ -55,6 +56,20 @@ def test_the_content_is_synced_before_the_name_changes_and_the_directory_after(t
     monkeypatch.setattr(type(tmp_path), "replace", noted_replace)
     atomic.write_text(tmp_path / "file.txt", "text")
     assert events == ["file", "rename", "directory"]
+
+
+def test_a_file_system_that_syncs_no_directory_takes_files_nevertheless(tmp_path, monkeypatch):
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    number = errno.EINVAL
+    atomic.make_directory(tmp_path / "a" / "b")
+    atomic.write_text(tmp_path / "a" / "b" / "file", "text")
+    number = errno.EIO
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        atomic.write_text(tmp_path / "a" / "b" / "file", "text")
 
 
 def test_the_file_has_the_permissions_that_open_would_give(tmp_path):
