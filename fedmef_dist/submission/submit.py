@@ -4,9 +4,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -20,7 +22,7 @@ from fedmef_dist.runs.directory import claim, round_to_resume, write_configurati
 from fedmef_dist.session.sweep import load_sweep
 from fedmef_dist.submission.script import Job, batch_script, common_functions, log_file, source
 
-_NAMES = {"script": "job.sbatch", "common": "common.sh", "config": "config.yaml", "grid": "grid.yaml"}
+_NAMES = {"script": "job.sbatch", "common": "common.sh"}
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,18 @@ def _array(path: Path, overrides: Sequence[str], config: Config, job: Job, grid:
     runs = plain_path(sweep.cells[0].run_dir.parent.resolve(), "runs")
     folder = runs / "slurm"
     array = replace(job, name=config.name, output=log_file(folder, "%A_%a.log"), array=len(sweep.cells))
-    words = ["finish", "ranks", "sweep", str(folder / _NAMES["grid"]), *overrides]
-    command = f'{shlex.join(words)} --cell "$SLURM_ARRAY_TASK_ID"'
-    kept = read_tree_file(grid, "grid") | {"config": _NAMES["config"], "runs": str(runs)}
     # The configuration as it was given: the resolved one's defaults would count as given in cells of another method.
-    trees = {_NAMES["config"]: sweep.config.tree, _NAMES["grid"]: kept}
-    texts = {name: yaml.safe_dump(tree, sort_keys=False) for name, tree in trees.items()}
-    return Submission(folder, _files(folder, array, max_restarts, command) | texts)
+    base, base_text = _kept("config", sweep.config.tree)
+    name, text = _kept("grid", read_tree_file(grid, "grid") | {"config": base, "runs": str(runs)})
+    words = ["finish", "ranks", "sweep", str(folder / name), *overrides]
+    command = f'{shlex.join(words)} --cell "$SLURM_ARRAY_TASK_ID"'
+    return Submission(folder, _files(folder, array, max_restarts, command) | {base: base_text, name: text})
+
+
+def _kept(what: str, tree: Mapping[str, Any]) -> tuple[str, str]:
+    """A tree's file: its name, which no other content has, since an array that waits still reads its own; its text."""
+    text = yaml.safe_dump(dict(tree), sort_keys=False)
+    return f"{what}-{sha256(text.encode()).hexdigest()[:12]}.yaml", text
 
 
 def _files(folder: Path, job: Job, max_restarts: int, command: str) -> dict[str, str]:

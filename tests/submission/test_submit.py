@@ -1,3 +1,4 @@
+import shlex
 import stat
 import subprocess
 import sys
@@ -84,14 +85,25 @@ def test_an_array_has_a_job_for_each_cell_and_keeps_grid_and_configuration(confi
     folder = tmp_path / "sweep" / "slurm"
     script = (folder / "job.sbatch").read_text()
     assert "#SBATCH --array=0-1\n" in script
-    assert f'\nfinish ranks sweep {folder}/grid.yaml federation.rounds=4 --cell "$SLURM_ARRAY_TASK_ID"\n' in script
+    (found,) = folder.glob("grid-*.yaml")
+    assert f'\nfinish ranks sweep {found} federation.rounds=4 --cell "$SLURM_ARRAY_TASK_ID"\n' in script
     grid.write_text("config: elsewhere.yaml\n")
-    kept = load_sweep(folder / "grid.yaml", ["federation.rounds=4"])
+    kept = load_sweep(found, ["federation.rounds=4"])
     assert [cell.run_dir.name for cell in kept.cells] == ["seed-1_density-0.5", "seed-2_density-0.5"]
     assert {cell.run_dir.parent for cell in kept.cells} == {tmp_path / "sweep"}
     assert kept.config.with_overrides(kept.cells[1].overrides)[0] == load_config(
         config, ["federation.rounds=4", "name=seed-2_density-0.5", "seed=2", "method.density=0.5"]
     )
+
+
+def test_an_array_that_waits_is_not_changed_by_the_next_one(config, grid, sbatch, tmp_path):
+    submit(config, [], Job(), grid=grid)
+    script = (tmp_path / "sweep" / "slurm" / "job.sbatch").read_text()  # of which Slurm has a copy
+    config.write_text(config.read_text().replace("rounds: 3", "rounds: 5"))
+    grid.write_text(grid.read_text().replace("seed: [1, 2]", "seed: [7, 8, 9]"))
+    submit(config, [], Job(), grid=grid)
+    waiting = load_sweep(Path(shlex.split(script.splitlines()[-1])[3]), [])
+    assert [(tree["seed"], tree["federation"]["rounds"]) for tree in configurations(waiting)] == [(1, 3), (2, 3)]
 
 
 def configurations(sweep):
@@ -106,7 +118,8 @@ def test_the_cells_of_an_array_are_those_of_its_grid(name, sbatch, tmp_path):
     grid = tmp_path / "grid.yaml"
     grid.write_text(yaml.safe_dump(tree | {"config": str(base), "runs": str(tmp_path / "sweep")}))
     submit(base, ["seed=7"], Job(), grid=grid)
-    kept = load_sweep(tmp_path / "sweep" / "slurm" / "grid.yaml", ["seed=7"])
+    (found,) = (tmp_path / "sweep" / "slurm").glob("grid-*.yaml")
+    kept = load_sweep(found, ["seed=7"])
     assert configurations(kept) == configurations(load_sweep(grid, ["seed=7"]))
 
 
