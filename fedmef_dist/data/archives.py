@@ -80,7 +80,7 @@ def unpack(archive: Path, folder: Path, limit: int = MOST_BYTES) -> None:
             with path.open("wb") as target:
                 left -= _copy(content, target, left, archive)
         shutil.copytree(partial, folder, copy_function=os.replace, dirs_exist_ok=True)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise damaged(archive, "a whole tar.gz or zip file", str(error)) from error
     except OSError as error:
         raise UserError(
@@ -91,7 +91,7 @@ def unpack(archive: Path, folder: Path, limit: int = MOST_BYTES) -> None:
 
 
 # RuntimeError: an encrypted member; NotImplementedError: a compression that zipfile has not; ValueError: a bad name.
-_BROKEN = (
+BROKEN = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error),
     *(EOFError, RuntimeError, NotImplementedError, ValueError),
 )

@@ -220,7 +220,7 @@ def _open(entry: Path, fingerprint: str, verify: bool) -> Dataset | None:
         return dataset
     except (PermissionError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, SyntaxError, RecursionError, tokenize.TokenError) as error:
+    except _BROKEN as error:
         if not entry.is_dir():
             return None
         reason = "not a description of a data set" if isinstance(error, ValidationError) else str(error)
@@ -230,6 +230,13 @@ def _open(entry: Path, fingerprint: str, verify: bool) -> Dataset | None:
             where=str(path),
             mend=f"{delete} {entry}; it will be made anew",
         ) from None
+
+
+# NumPy parses the head of an array as Python's literals; torch has no numbers of some of its types.
+_BROKEN = (
+    *(OSError, ValueError, KeyError, TypeError, OverflowError),
+    *(SyntaxError, RecursionError, tokenize.TokenError),
+)
 
 
 def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:

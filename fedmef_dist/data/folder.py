@@ -155,7 +155,12 @@ def _clients(paths: Sequence[Path], client_of: ClientOf) -> list[str] | None:
 def _client_table(path: Path) -> dict[str, str]:
     """Client by file, from comma-separated values with a line of names ``file,client``."""
     text = read_bytes(path).decode("utf-8-sig", errors="replace")
-    rows = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
+    try:
+        rows = list(csv.DictReader(io.StringIO(text), skipinitialspace=True))
+    except csv.Error as error:  # a quote that nothing closes makes one value of all that follows
+        raise damaged(
+            path, "comma-separated values", str(error), "correct it; look for a single quotation mark"
+        ) from error
     table = {row.get("file") or "": row.get("client") or "" for row in rows}
     if not table or "" in table or "" in table.values():
         raise damaged(path, "columns file and client, filled in each line", "none or less", "correct it")

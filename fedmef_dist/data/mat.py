@@ -83,17 +83,25 @@ def _array(data: memoryview, order: str) -> tuple[str, npt.NDArray[np.generic]] 
     parts = _elements(data, order)
     try:
         flags, sizes, name = next(parts), next(parts), next(parts)
-        (head, *_) = _values(flags, order)
+        (head, *_) = _whole(flags, order)
         dtype = _CLASSES.get(int(head) & 0xFF)
         if dtype is None or int(head) & _COMPLEX:
             return None
-        shape = tuple(int(size) for size in _values(sizes, order))
+        shape = tuple(int(size) for size in _whole(sizes, order))
         values = _values(next(parts), order)
     except StopIteration:
         raise ValueError("an array without its parts") from None
     if not shape or min(shape) < 0 or math.prod(shape) != len(values):
         raise ValueError(f"{len(values)} numbers for an array {shape}")
     return bytes(name.data).decode("latin-1"), values.astype(dtype, copy=False).reshape(shape, order="F")
+
+
+def _whole(element: _Element, order: str) -> npt.NDArray[np.generic]:
+    """Flags and sizes: fractions may be infinite, or no numbers at all."""
+    values = _values(element, order)
+    if values.dtype.kind == "f":
+        raise ValueError("fractions where whole numbers belong")
+    return values
 
 
 def _values(element: _Element, order: str) -> npt.NDArray[np.generic]:

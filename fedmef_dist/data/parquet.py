@@ -167,6 +167,9 @@ def _add(
         raise damaged(where, "an image in the file itself", "only its name or nothing", "store the images with bytes")
     if type(label) is not int or not 0 <= label < 1 << 31:
         raise damaged(where, "a label from 0", repr(label)[:40], "correct it")
+    client = row[settings.client] if settings.client else ""
+    if client is None:
+        raise damaged(where, "a client, as other rows have one", "none", "fill it in, or leave the row out")
     depth = 1 if settings.channels == 1 else 3
     image, kind = decode(io.BytesIO(content), where, depth)
     side = settings.image_size
@@ -175,13 +178,13 @@ def _add(
     rows.images.append(pixels.reshape(*pixels.shape[:2], depth))
     rows.labels.append(label)
     if settings.client:
-        rows.clients.append(str(row[settings.client]))
+        rows.clients.append(str(client))
 
 
 def _class_names(metadata: Mapping[bytes, bytes], label: str) -> list[str]:
     """From the description that the hub's library leaves in the file; none where there is none."""
     try:
         names = json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return []
     return [str(name) for name in names] if isinstance(names, list) else []

@@ -65,9 +65,10 @@ class _Array:
         if not (fits and isinstance(kind, _Type) and kind.name in ("u1", "|u1") and isinstance(content, bytes)):
             raise damaged(path, "an array of bytes", "another one")
         values = np.frombuffer(content, dtype=np.uint8)
-        if values.size != int(np.prod(np.array(shape, dtype=np.float64))):
-            raise damaged(path, f"bytes for a shape of {shape}", f"{values.size}")
-        return values.reshape(shape, order="F" if by_columns is True else "C")
+        try:
+            return values.reshape(shape, order="F" if by_columns is True else "C")
+        except (ValueError, OverflowError) as error:  # other bytes than it says, or more axes than NumPy has
+            raise damaged(path, "as many bytes as the shape of its array has", f"{values.size}") from error
 
 
 class _Unpickler(pickle.Unpickler):

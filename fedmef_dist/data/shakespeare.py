@@ -5,12 +5,12 @@ The plays are Project Gutenberg's plain texts: a line with the speaker's name an
 
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.data.archives import BROKEN
 from fedmef_dist.data.files import damaged, open_regular, read_bytes
 from fedmef_dist.data.record import Reading
 from fedmef_dist.data.text import TextDataset, text_dataset
@@ -99,17 +99,18 @@ def _plays(root: Path, walk: Walk) -> Iterator[tuple[str, str]]:
 
 
 def _unpack(archive: Path) -> dict[str, bytes]:
-    """The plays inside of the archive, in memory; no path that it states is followed."""
+    """The plays inside of the archive, in memory; no path and no link that it states is followed."""
     files = {}
     try:
         with open_regular(archive) as file, tarfile.open(fileobj=file) as members:
             for member in members:
                 path = PurePosixPath(member.name)
-                if str(path.parent) == _TEXTS and not _LEFT_OUT.fullmatch(path.name) and member.size <= _MOST_BYTES:
+                is_play = str(path.parent) == _TEXTS and not _LEFT_OUT.fullmatch(path.name)
+                if is_play and member.isreg() and member.size <= _MOST_BYTES:
                     content = members.extractfile(member)
                     if content is not None:
                         files[f"{archive}/{path.name}"] = content.read()
-    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
+    except (*BROKEN, OSError) as error:
         raise damaged(archive, "a whole tar.gz file", str(error)) from error
     if not files:
         raise damaged(archive, f"plays in {_TEXTS}", "none")

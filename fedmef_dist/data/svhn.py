@@ -60,8 +60,8 @@ def _split(path: Path) -> Split:
     count = images.shape[3] if images.ndim == 4 else 0
     if not isinstance(labels, np.ndarray) or labels.size != count or labels.dtype.kind not in "iuf" or not count:
         raise damaged(path, f"{count or 'some'} labels y", _describe(labels))
-    if labels.min() < 1 or labels.max() > 10:
-        raise damaged(path, "labels of 1 to 10", f"labels of {labels.min()} to {labels.max()}")
+    if not (labels.min() >= 1 and labels.max() <= 10 and (labels == np.floor(labels)).all()):  # NaN is nothing of it
+        raise damaged(path, "whole labels of 1 to 10", f"labels of {labels.min()} to {labels.max()}")
     rows = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
     return Split(torch.from_numpy(rows).permute(0, 3, 1, 2), torch.from_numpy(labels.ravel().astype(np.int64) % 10))
 

@@ -198,6 +198,19 @@ NO_DESCRIPTION = "not a description of a data set"
             "train-images.npy",
             "mmap length is greater than file size",
         ),
+        (
+            lambda entry: flip_header(entry, b"(3, 4, 5, 3), }" + b" " * 20, b"(9" + b"9" * 20 + b", 4, 5, 3), }"),
+            "train-images.npy",
+            "Python int too large to convert to C long",
+        ),
+        (
+            lambda entry: (
+                np.save(entry / "train-labels.npy", np.array(["a", "b", "c"])),
+                edit(entry, '"int64"', '"<U1"'),
+            ),
+            "train-labels.npy",
+            "can't convert np.ndarray of type numpy.str_.",
+        ),
         (lambda entry: (entry / "test-labels.npy").unlink(), "test-labels.npy", NOT_FOUND),
         # What disagrees between the arrays is found once the last one is open.
         (lambda entry: np.save(entry / "test-labels.npy", np.array([0, 3, 1])), "test-labels.npy", NO_LABEL),

@@ -77,6 +77,25 @@ def test_what_is_no_plain_value_is_refused(tmp_path, monkeypatch, content, messa
     assert not (tmp_path / "exploded").exists()
 
 
+class Shaped:
+    """Unpickled as an array of one byte, or none, that says to have this shape."""
+
+    def __init__(self, *shape):
+        self.shape = shape
+
+    def __reduce__(self):
+        content = bytes(1 if min(self.shape) else 0)
+        state = (1, self.shape, np.dtype("u1"), False, content)
+        return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state
+
+
+@pytest.mark.parametrize("shape", [(2,), (10**400,), (0, 2**70), (1,) * 70])
+def test_an_array_that_its_bytes_do_not_fill_is_refused(tmp_path, shape):
+    (tmp_path / "x").write_bytes(pickle.dumps({"data": Shaped(*shape)}, protocol=4))
+    with pytest.raises(UserError, match="as many bytes as the shape"):
+        read_plain_pickle(tmp_path / "x")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -143,6 +143,15 @@ def test_a_file_says_whose_an_image_is(root):
             load(root, client_from="file")
 
 
+def test_a_quote_that_nothing_closes_is_named(root):
+    """It makes one value of the rest of the file, which Python's reader limits."""
+    table = root / "images/clients.csv"
+    table.write_text('file,client\n"train/cat/0.png,x\n' + "train/cat/1.png,y\n" * 10_000)
+    with pytest.raises(UserError, match=r"comma-separated values[\s\S]*quotation mark") as caught:
+        load(root, client_from="file")
+    assert caught.value.where == str(table)
+
+
 def test_without_any_client_the_way_is_named(root):
     with pytest.raises(UserError, match="a client for each image by client_from=folder"):
         load(root, client_from="folder")

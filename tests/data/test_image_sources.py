@@ -190,6 +190,8 @@ GOOD = np.zeros((32, 32, 3, 2), np.uint8)
         ("svhn", SVHN, lambda path: mat(path, X=GOOD.astype(float), y=[[1], [2]]), "images X"),
         ("svhn", SVHN, lambda path: mat(path, X=GOOD, y=[[1]]), "2 labels y"),
         ("svhn", SVHN, lambda path: mat(path, X=GOOD, y=[[0], [1]]), "labels of 1 to 10"),
+        ("svhn", SVHN, lambda path: mat(path, X=GOOD, y=[[np.nan], [1]]), "whole labels of 1 to 10"),
+        ("svhn", SVHN, lambda path: mat(path, X=GOOD, y=[[1.5], [1]]), "whole labels of 1 to 10"),
         ("cinic10", CINIC, lambda path: path.write_bytes(b""), "a whole image"),
         ("cinic10", CINIC, cut, "a whole image"),
         ("cinic10", CINIC, lambda path: path.write_text("<html>"), "a whole image, found none of PNG, JPEG"),

@@ -133,12 +133,18 @@ def test_parquet_as_the_hub_stores_it(tmp_path):
         ({}, {"client": "writer"}, "a column of clients"),
         ({"size": (8, 10)}, {}, "square images of one size"),
         ({"embedded": False}, {"image": "img"}, "an image in the file itself"),
+        ({"owned": 11}, {"client": "who"}, "a client, as other rows have one"),
     ],
 )
 def test_what_is_wrong_with_parquet_is_said(tmp_path, made, keys, message):
     data_files.parquet(tmp_path, **made)
     with pytest.raises(UserError, match=message):
         load(tmp_path, "parquet", parquet=keys)
+
+
+def test_a_description_without_an_end_names_no_classes(tmp_path):
+    data_files.parquet(tmp_path, description="[" * 100_000)
+    assert load(tmp_path, "parquet").reading.class_names == ()
 
 
 def test_damaged_and_missing_parquet_files_are_named(tmp_path):

@@ -52,6 +52,20 @@ def test_numbers_are_stored_in_a_smaller_type_and_in_either_byte_order():
             assert found["y"].dtype == np.float64
 
 
+@pytest.mark.parametrize("place", ["flags", "sizes"])
+def test_flags_and_sizes_are_whole_numbers(place):
+    def element(kind, data):
+        return np.array([kind, len(data)], "<u4").tobytes() + data
+
+    infinite = element(9, np.array([np.inf, 1.0]).tobytes())
+    flags = infinite if place == "flags" else element(6, np.array([6, 0], "<u4").tobytes())
+    sizes = infinite if place == "sizes" else element(5, np.array([1, 1], "<i4").tobytes())
+    inside = flags + sizes + element(1, b"y" + bytes(7)) + element(9, np.array([1.0]).tobytes())
+    head = b"MATLAB 5.0 MAT-file".ljust(124) + np.array(0x0100, "<u2").tobytes() + b"IM"
+    with pytest.raises(ValueError, match="whole numbers"):
+        read_mat(head + element(14, inside))
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "compressed"])
 def whole(request, tmp_path_factory):
     return written(tmp_path_factory.mktemp("mat"), ARRAYS, do_compression=request.param)

