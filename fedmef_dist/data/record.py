@@ -15,12 +15,13 @@ class Reading(Settings):
     Attributes:
         files: how many files there were of each kind, as ``PNG, mode L, 28x28``; empty where samples have no files.
         skipped: how often something was passed over, by reason.
-        class_names: of the labels, in their order; empty where they are only numbers.
+        class_names: of the labels, in their order; empty where they are only numbers. They come from folders and
+            files, whose bytes may be no text that JSON can hold, and are kept as people are to read them.
     """
 
     files: dict[str, int] = Field(default_factory=dict)
     skipped: dict[str, int] = Field(default_factory=dict)
-    class_names: tuple[Annotated[str, AfterValidator(printable)], ...] = ()  # folders' names may be any bytes
+    class_names: tuple[Annotated[str, AfterValidator(printable)], ...] = ()
 
     def plus(self, skipped: Mapping[str, int]) -> "Reading":
         """The same, with more that was passed over."""

@@ -56,7 +56,7 @@ def area_average(images: Tensor, side: int) -> Tensor:
     count, channels, height, _ = images.shape
     weights = _overlaps(height, side)
     result = torch.empty((count, side, side, channels), dtype=torch.uint8)
-    step = max(1, _CHUNK // images[0].numel())
+    step = max(1, _CHUNK // max(images[0].numel(), channels * side**2))  # an image may grow or shrink
     for old, new in zip(images.split(step), result.split(step), strict=True):
         sums = torch.einsum("yh,nchw,xw->nyxc", weights, old.double(), weights)
         new.copy_((sums / height**2).round_())

@@ -41,6 +41,16 @@ def test_hidden_folders_are_no_training_images_and_are_told(root):
     assert notices(load(root)) == ["data: passed over: 1 hidden files, 1 hidden folders"]
 
 
+def test_a_class_whose_name_is_no_utf_8_is_read_and_cached(root):
+    """Archives of old keep names in the encoding of the machine that they were packed on."""
+    for part in ("train", "test"):
+        (root / "images" / part / "cat").rename(root / "images" / part / os.fsdecode(b"caf\xe9"))
+    first, again = load(root), load(root)
+    assert first.reading.class_names == again.reading.class_names == (r"caf\udce9", "dog")
+    assert first.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (root / ".fedmef_dist").is_dir()
+
+
 def test_16_bit_images_of_two_brightnesses_stay_apart(tmp_path):
     for part in ("train", "test"):
         for name, base in (("dark", 1000), ("bright", 60000)):

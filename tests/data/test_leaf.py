@@ -142,6 +142,12 @@ def test_what_is_wrong_with_parquet_is_said(tmp_path, made, keys, message):
         load(tmp_path, "parquet", parquet=keys)
 
 
+def test_names_of_classes_that_are_no_text_are_written_out(tmp_path):
+    names = {"info": {"features": {"label": {"names": ["\ud800", "bee"]}}}}
+    data_files.parquet(tmp_path, description=json.dumps(names))
+    assert load(tmp_path, "parquet").reading.class_names == (r"\ud800", "bee")
+
+
 def test_a_description_without_an_end_names_no_classes(tmp_path):
     data_files.parquet(tmp_path, description="[" * 100_000)
     assert load(tmp_path, "parquet").reading.class_names == ()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.data import resize
 from fedmef_dist.data.resize import area_average, resized, resized_shape
 from fedmef_dist.data.shapes import Shape, shape_of
 from fedmef_dist.data.sources import DataSettings, load_dataset
@@ -47,6 +48,23 @@ def test_every_size_equals_the_mean_in_fractions(old, new, seed):
             cut[y][h] * cut[x][w] * int(image[sample, channel, h, w]) for h in range(old) for w in range(old)
         )
         assert found[place].item() == round(Fraction(weighted, old * old))
+
+
+@pytest.mark.parametrize(("old", "new"), [(4, 16), (16, 4)])
+def test_as_much_is_worked_on_at_once_whether_images_grow_or_shrink(monkeypatch, old, new):
+    monkeypatch.setattr(resize, "_CHUNK", 1000)
+    worked_on, einsum = [], torch.einsum
+
+    def watched(*operands):
+        result = einsum(*operands)
+        worked_on.append(max(operands[2].numel(), result.numel()))
+        return result
+
+    monkeypatch.setattr(torch, "einsum", watched)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (10, 3, old, old), dtype=np.uint8))
+    assert area_average(images, new).shape == (10, 3, new, new)
+    assert len(worked_on) > 1
+    assert max(worked_on) <= 1000
 
 
 def test_normalisation_and_border_are_those_of_the_new_images():
