@@ -65,7 +65,8 @@ def unpack(archive: Path, folder: Path, limit: int = MOST_BYTES) -> None:
     """Take the regular files out of a tar.gz or zip file into ``folder``, whose own name they may begin with.
 
     Links, members without a name and whatever would lie outside of the folder are left in the archive. The files get to
-    the folder when all of them are out.
+    the folder when all of them are out, and where it was not there all at once: other processes look into it without a
+    lock, and would take half of the files for all.
 
     Raises:
         UserError: the archive is damaged, holds more than ``limit`` bytes, or the folder cannot be written.
@@ -79,7 +80,7 @@ def unpack(archive: Path, folder: Path, limit: int = MOST_BYTES) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as target:
                 left -= _copy(content, target, left, archive)
-        shutil.copytree(partial, folder, copy_function=os.replace, dirs_exist_ok=True)
+        _move(partial, folder)
     except BROKEN as error:
         raise damaged(archive, "a whole tar.gz or zip file", str(error)) from error
     except OSError as error:
@@ -88,6 +89,13 @@ def unpack(archive: Path, folder: Path, limit: int = MOST_BYTES) -> None:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:  # there is something in it already
+        shutil.copytree(partial, folder, copy_function=os.replace, dirs_exist_ok=True)
 
 
 # RuntimeError: an encrypted member; NotImplementedError: a compression that zipfile has not; ValueError: a bad name.

@@ -86,6 +86,20 @@ def test_a_member_without_a_name_leaves_nothing_behind(tmp_path, name):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar.gz", "good", "set"]
 
 
+def test_a_new_folder_is_there_with_all_files_at_once(tmp_path, monkeypatch):
+    """Whoever looks without a lock finds none of them or all."""
+    tar(tmp_path / "a.tar.gz", ("set/train/0.png", b"x"), ("set/test/0.png", b"y"))
+    with monkeypatch.context() as patch:
+        patch.setattr("fedmef_dist.data.archives.shutil.copytree", lambda *_, **__: pytest.fail("file by file"))
+        unpack(tmp_path / "a.tar.gz", tmp_path / "set")
+    (tmp_path / "set/test/0.png").unlink()
+    (tmp_path / "set/own").write_bytes(b"z")
+    unpack(tmp_path / "a.tar.gz", tmp_path / "set")
+    found = {path.relative_to(tmp_path / "set").as_posix() for path in (tmp_path / "set").rglob("*")}
+    assert found == {"own", "test", "test/0.png", "train", "train/0.png"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar.gz", "set"]
+
+
 def test_an_archive_has_a_limit(tmp_path):
     tar(tmp_path / "a.tar.gz", ("one", bytes(600)), ("two", bytes(600)))
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
