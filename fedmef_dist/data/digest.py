@@ -40,6 +40,6 @@ def sample_hashes(samples: Tensor) -> np.ndarray:
     Among a million samples two that differ have the same hash with a probability below 1e-7.
     """
     hashes = np.empty(len(samples), dtype=np.uint64)
-    for place, row in enumerate(samples.cpu().contiguous().view(len(samples), -1).view(torch.uint8).numpy()):
+    for place, row in enumerate(samples.cpu().contiguous().flatten(1).view(torch.uint8).numpy()):
         hashes[place] = int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "little")
     return hashes

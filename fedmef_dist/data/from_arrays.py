@@ -58,8 +58,6 @@ def image_dataset(
         shapes = " and ".join(str(tuple(split.images.shape[1:])) for split in (train_split, test_split))
         raise _wrong(name, "train, test", f"images of different shapes (C, H, W): {shapes}")
     known = 1 + max(int(split.labels.max()) for split in (train_split, test_split))
-    if known > _MOST_CLASSES:
-        raise _wrong(name, "train, test", f"labels are numbers of classes, counted from 0; found {known - 1}")
     if classes is not None and known > classes:
         raise _wrong(name, "classes", f"{classes} classes, but a label is {known - 1}")
     own, test_own = _owners(name, (owners, test_owners), (len(train_split), len(test_split)))
@@ -97,6 +95,8 @@ def _split(name: str, part: str, images: Any, labels: Any, layout: Layout) -> Sp
         raise _wrong(name, part, f"labels are whole numbers, one for each of {len(pixels)} images; found {found}")
     if int(numbers.min()) < 0:
         raise _wrong(name, part, f"labels count from 0; found {numbers.min()}")
+    if int(numbers.max()) >= _MOST_CLASSES:  # without a sign -1 is the largest number, and would be -1 again below
+        raise _wrong(name, part, f"labels are numbers of classes, counted from 0; found {numbers.max()}")
     return Split(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(numbers.astype(np.int64)))
 
 

@@ -114,10 +114,20 @@ def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
 
     Raises:
         UserError: a file is missing, damaged, or cannot be downloaded, the samples cannot be resized, the training
-            images of a class, or all, are one constant, there are no test samples; a guest cannot be had, or fails.
+            images of a class, or all, are one constant, there are no test samples, or more of all than fits into
+            memory; a guest cannot be had, or fails.
     """
     try:
         dataset = _load_dataset(settings, home_expanded(settings.root), seed)
+    except (MemoryError, RuntimeError) as error:
+        # Torch has no class of its own for memory that the system refuses; the message names the amount.
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise UserError(
+            "the data set does not fit into this machine's memory",
+            where=f"data.dataset={settings.dataset}",
+            mend="take smaller images, or fewer samples",
+        ) from error
     except OSError as error:
         # What the sources do not name themselves: a folder above the data that this user may not look into, a loop of
         # links, a name that is too long, a disk that fails.
@@ -135,6 +145,7 @@ def _load_dataset(settings: DataSettings, root: Path, seed: int) -> Dataset | Te
     if settings.is_guest:
         guest = load_guest(settings.dataset, settings.options, root)
         guest = guest if side is None else resized(guest, side)
+        refuse_untested(guest)
         return checked(guest) if isinstance(guest, Dataset) else guest
     if settings.dataset in _UNCACHED or (settings.dataset == "arrays" and holds_tokens(root, settings.arrays)):
         dataset = _load(settings, root, seed)

@@ -12,11 +12,11 @@ from fedmef_dist.data.dataset import Dataset, Split
 class SyntheticSettings(Settings):
     """How much to draw, and in which shape."""
 
-    samples: int = Field(default=10_000, ge=1, description="training samples of all clients together")
-    test_samples: int = Field(default=1_000, ge=1, description="test samples")
-    classes: int = Field(default=10, ge=2, description="classes, equally frequent")
-    channels: int = Field(default=3, ge=1, description="channels of an image")
-    image_size: int = Field(default=32, ge=4, description="height and width in pixels")
+    samples: int = Field(default=10_000, ge=1, le=10**12, description="training samples of all clients together")
+    test_samples: int = Field(default=1_000, ge=1, le=10**12, description="test samples")
+    classes: int = Field(default=10, ge=2, le=1 << 20, description="classes, equally frequent")
+    channels: int = Field(default=3, ge=1, le=1 << 16, description="channels of an image")
+    image_size: int = Field(default=32, ge=4, le=1 << 16, description="height and width in pixels")
 
 
 def load_synthetic(settings: SyntheticSettings, seed: int) -> Dataset:

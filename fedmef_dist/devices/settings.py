@@ -8,7 +8,7 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.settings import Settings
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|k|M|G|Ki|Mi|Gi)B?", re.ASCII)
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*(|k|M|G|Ki|Mi|Gi)B?", re.ASCII)
 
 
 class DeviceSettings(Settings):

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.guests import Kind, lent
+from fedmef_dist.data.dataset import Dataset, Split
+from fedmef_dist.data.digest import sample_hashes
 from fedmef_dist.data.from_arrays import image_dataset
 from fedmef_dist.data.shapes import Shape, shape_of
 from fedmef_dist.data.sources import DataSettings, load_dataset
@@ -71,6 +73,7 @@ def test_other_types_are_refused(kind):
         ([0, 1, 0], {}, "labels are whole numbers, one for each of 4 images"),
         ([0.0, 1.0, 0.0, 1.0], {}, "labels are whole numbers"),
         ([0, 1, 0, -1], {}, "labels count from 0; found -1"),
+        (np.array([0, 1, 0, 2**64 - 1], np.uint64), {}, "counted from 0; found 18446744073709551615"),
         ([0, 1, 0, 5], {"classes": 5}, "5 classes, but a label is 5"),
         (None, {"owners": [1, 2, 3]}, r"a number or a word for each of 4 samples; found int64 \(3,\)"),
         (None, {"owners": [0.5] * 4}, "a number or a word"),
@@ -170,6 +173,14 @@ def test_a_guest_may_be_text():
     dataset, shape = load(lambda root: text_dataset("t", ["abcabc", "cab"], ["abc"], 2, owned=True))
     assert shape == Shape((2,), 4)
     assert dataset.owners.tolist() == [0, 0, 1]
+
+
+def test_a_data_set_made_by_hand_without_test_samples_is_refused():
+    whole = Split(torch.arange(64, dtype=torch.uint8).view(4, 1, 4, 4), torch.tensor([0, 1, 0, 1]))
+    empty = whole.take(torch.arange(0))
+    with pytest.raises(UserError, match="no test samples"):
+        load(lambda root: Dataset("own", whole, empty, 2, (0.5,), (0.2,), pad=0, flip=False))
+    assert len(sample_hashes(empty.images)) == 0
 
 
 def test_what_is_no_data_set_is_refused():

@@ -11,7 +11,7 @@ from data_files import idx
 from pydantic import ValidationError
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.data import fashion_mnist
+from fedmef_dist.data import fashion_mnist, sources
 from fedmef_dist.data.digits import DIGITS, load_digits
 from fedmef_dist.data.sources import DataSettings, load_dataset
 from fedmef_dist.data.synthetic import SyntheticSettings
@@ -27,11 +27,35 @@ def load(tmp_path, dataset, **keys):
 
 
 @pytest.mark.parametrize(
-    "key", [{"dataset": "digit"}, {"download": "yes"}, {"folder": "x"}, {"root": ""}, {"root": "a\0b"}]
+    "key",
+    [
+        {"dataset": "digit"},
+        {"download": "yes"},
+        {"folder": "x"},
+        {"root": ""},
+        {"root": "a\0b"},
+        {"synthetic": {"samples": 10**20}},
+    ],
 )
 def test_wrong_settings_are_refused(key):
     with pytest.raises(ValidationError):
         DataSettings(**key)
+
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 27 TiB"), RuntimeError("can't allocate memory")])
+def test_data_that_do_not_fit_into_memory_are_named(tmp_path, monkeypatch, error):
+    def load_synthetic(*_):
+        raise error
+
+    monkeypatch.setattr(sources, "load_synthetic", load_synthetic)
+    with pytest.raises(UserError, match=r"does not fit into this machine's memory\n.*data\.dataset=synthetic"):
+        load(tmp_path, "synthetic")
+
+
+def test_a_fault_that_is_not_memorys_stays_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "load_synthetic", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError):
+        load(tmp_path, "synthetic")
 
 
 def test_a_root_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ def test_sizes(text, size):
     assert DeviceSettings(budget=text).budget == text
 
 
-@pytest.mark.parametrize("text", ["", "MB", "-5MB", "0MB", "12mb", "1e6", "1,5GB", "nan"])
+@pytest.mark.parametrize("text", ["", "MB", "-5MB", "0MB", "12mb", "1e6", "1,5GB", "nan", "9" * 400 + "MB"])
 def test_what_is_no_size(text):
     with pytest.raises(UserError, match="is no size"):
         parse_size(text, "here")
