@@ -137,10 +137,10 @@ class FlopsLedger:
         )
 
     def _normalisation(self, counts: list[int]) -> int:
-        """FLOPs of a step; a layer that is computed again normalises its weights again."""
+        """FLOPs of a step; a layer that is computed again normalises its weights again, one that never runs never."""
         layers = zip(self._prunable, self._normalised, counts, strict=True)
         return sum(
             (_NORMALISE * round(1 + flops.recomputation / flops.forward) + _NORMALISE_BACKWARD) * count
             for flops, normalised, count in layers
-            if normalised
+            if normalised and flops.forward
         )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.layers.recompute import recompute
 
 
@@ -59,28 +60,52 @@ class MultiheadAttention(SelfAttention):
     Its projections are linear layers, so that masks, pruning of activations and the count of FLOPs find them.
 
     Args:
-        stock: batch first, without dropout; its weights are carried over.
+        stock: batch first, with biases, without dropout; its weights are carried over.
 
     Raises:
-        ValueError: the stock layer is of another form.
+        UserError: the stock layer is of another form.
     """
 
+    # Torch's encoder layer asks for it, and with True it may hand the packed weights to a function of its own.
+    batch_first = False
+
     def __init__(self, stock: nn.MultiheadAttention) -> None:
-        if not stock.batch_first or stock.dropout or stock.bias_k is not None or not stock._qkv_same_embed_dim:
-            raise ValueError("only batch-first self-attention without dropout can be taken over")
+        adds = stock.bias_k is not None or stock.add_zero_attn
+        plain = stock.batch_first and stock.in_proj_bias is not None and stock._qkv_same_embed_dim
+        if stock.dropout or adds or not plain:
+            raise UserError(
+                "only batch-first nn.MultiheadAttention with biases and without dropout can be taken over",
+                where="model.name",
+                mend="make it with batch_first=True, dropout=0 and torch's defaults for the rest",
+            )
         super().__init__(stock.embed_dim, stock.num_heads, nn.Identity(), causal=False)
         self.register_state_dict_post_hook(_to_stock_names)
         self.register_load_state_dict_pre_hook(_from_stock_names)
         self.load_state_dict(stock.state_dict())
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False) -> tuple[Tensor, None]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
         """Attention of the tokens (B, T, width) to themselves; no weights are returned.
 
         Raises:
-            ValueError: the three inputs are not one, or weights are asked for.
+            UserError: the three inputs are not one, weights are asked for, or a token is not to see all others.
         """
-        if query is not key or key is not value or need_weights:
-            raise ValueError("this layer attends to its own input and returns no weights")
+        masked = key_padding_mask is not None or attn_mask is not None or is_causal
+        if query is not key or key is not value or need_weights or masked:
+            raise UserError(
+                "nn.MultiheadAttention is taken over where it attends to all of its own input and returns no weights",
+                where="model.name",
+                mend="call it with one tensor three times and need_weights=False, without a mask",
+            )
         return super().forward(query), None
 
 

@@ -13,10 +13,13 @@ from fedmef_dist.layers.activation_pruning import DENSE, Pruning, keep, restore
 class _Normalise(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shape: list[int], eps: float, pruning: Pruning
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: list[int], eps: float, pruning: Pruning
     ) -> Tensor:
+        # As autocast has the stock layer do: in float32, but on a CPU in the type of its input.
+        if x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type):
+            x = x.float()
         output, mean, factor = torch.native_layer_norm(x, shape, weight, bias, eps)
-        saved, ctx.kept = keep((x - mean) * factor, pruning)
+        saved, ctx.kept = keep(((x - mean) * factor).to(x.dtype), pruning)
         ctx.save_for_backward(weight, bias, factor, *saved)
         ctx.shape = shape
         return output
@@ -28,7 +31,8 @@ class _Normalise(Function):
         normal = restore(tuple(saved), ctx.kept)
         # Of a normalised input mean and factor are 0 and 1.
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
-            grad, normal, ctx.shape, torch.zeros_like(factor), torch.ones_like(factor), weight, bias, (True, True, True)
+            *(grad, normal, ctx.shape, torch.zeros_like(factor), torch.ones_like(factor), weight, bias),
+            (True, weight is not None, bias is not None),
         )
         return grad_x * factor, grad_weight, grad_bias, None, None, None
 
@@ -40,7 +44,7 @@ class LeanLayerNorm(nn.LayerNorm):
     and bias are those of a pruned linear layer.
 
     Args:
-        args: those of ``nn.LayerNorm``, with weight and bias.
+        args: those of ``nn.LayerNorm``.
         pruning: what is kept.
         kwargs: those of ``nn.LayerNorm``.
     """

@@ -264,9 +264,15 @@ class LeanMaxPool2d(nn.Module):
     ) -> None:
         super().__init__()
         size = _pair(kernel_size)
-        if size[0] * size[1] > 256:
+        if not self.fits(size):
             raise ValueError(f"a window of {size[0]} x {size[1]} pixels does not fit one byte")
         self.window = Window(size, _pair(stride or size), _pair(padding), _pair(dilation), ceil_mode)
+
+    @staticmethod
+    def fits(kernel_size: int | tuple[int, ...]) -> bool:
+        """Whether one byte can say where in such a window a pixel stands."""
+        height, width = _pair(kernel_size)
+        return height * width <= 256
 
     def forward(self, x: Tensor) -> Tensor:
         """Pools (B, C, H, W)."""

@@ -40,9 +40,7 @@ _LEAN: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.SiLU: lambda stock: LeanSiLU(stock.inplace),
     nn.Hardswish: lambda stock: LeanHardswish(stock.inplace),
     nn.GELU: lambda stock: LeanGELU(stock.approximate),
-    nn.MaxPool2d: lambda stock: LeanMaxPool2d(
-        stock.kernel_size, stock.stride, stock.padding, stock.dilation, stock.ceil_mode
-    ),
+    nn.MaxPool2d: lambda stock: _lean_max_pool(stock),
     nn.AdaptiveAvgPool2d: lambda stock: LeanAdaptiveAvgPool2d(stock.output_size),
     nn.AvgPool2d: lambda stock: LeanAvgPool2d(
         stock.kernel_size,
@@ -279,8 +277,16 @@ def _convert_other(module: nn.Module, pruning: Pruning, sap: SapSettings, norm: 
     return _LEAN[kind](module) if kind in _LEAN else module
 
 
+def _lean_max_pool(stock: nn.MaxPool2d) -> nn.Module:
+    """The lean layer, where it can do the same: one byte is a place in a window, and no index of the input."""
+    if stock.return_indices or not LeanMaxPool2d.fits(stock.kernel_size):
+        return stock
+    return LeanMaxPool2d(stock.kernel_size, stock.stride, stock.padding, stock.dilation, stock.ceil_mode)
+
+
 def _lean_layer_norm(stock: nn.LayerNorm, pruning: Pruning) -> nn.Module:
-    new = LeanLayerNorm(stock.normalized_shape, stock.eps, pruning=pruning)
+    has_bias = getattr(stock, "bias", None) is not None
+    new = LeanLayerNorm(stock.normalized_shape, stock.eps, stock.elementwise_affine, has_bias, pruning=pruning)
     new.load_state_dict(stock.state_dict())
     return new
 

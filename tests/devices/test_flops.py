@@ -44,6 +44,25 @@ def test_gradients_of_inactive_weights_by_hand():
     assert two_layers().forward([9]) == 288 + 256
 
 
+class Unused(nn.Module):
+    """Its second convolution is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.output = NSConv2d(1, 2, 3), NSConv2d(2, 2, 3), nn.Linear(2, 4)
+
+    def forward(self, x):
+        return self.output(self.first(x).mean((2, 3)))
+
+
+def test_a_layer_that_is_never_called_takes_nothing():
+    ledger, counts = ledger_of(Unused(), torch.zeros(1, 1, 4, 4))
+    assert counts == [18, 36]
+    cost = ledger.round(counts, samples=10, steps=2)
+    assert cost.normalisation == 2 * 17 * 18
+    assert cost.training == 10 * (2 * 2 * 9 * 4 * 2 + 3 * 2 * 2 * 4)
+
+
 def test_penalty_by_hand():
     assert two_layers().round([9], samples=10, steps=3, extrusion_steps=2).extrusion == 2 * 4 * 9
 

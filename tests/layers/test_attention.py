@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedmef_dist.base.errors import UserError
 from fedmef_dist.devices.memory import measure_step
 from fedmef_dist.layers.attention import MultiheadAttention, SelfAttention, calling_its_layers
 
@@ -86,18 +87,32 @@ def test_the_stand_in_has_the_stock_names_both_ways():
     layer.load_state_dict(MultiheadAttention(layer).state_dict())
 
 
-@pytest.mark.parametrize("options", [{"batch_first": False}, {"dropout": 0.1}, {"add_bias_kv": True}, {"kdim": 4}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"batch_first": False}, {"dropout": 0.1}, {"add_bias_kv": True}, {"add_zero_attn": True}, {"kdim": 4}),
+        {"bias": False},
+    ],
+)
 def test_other_forms_are_refused(options):
-    with pytest.raises(ValueError, match="only batch-first"):
+    with pytest.raises(UserError, match="only batch-first"):
         MultiheadAttention(nn.MultiheadAttention(WIDTH, HEADS, **{"batch_first": True, **options}))
 
 
 def test_attention_to_others_is_refused():
     layer, x = MultiheadAttention(stock()), tokens()
-    with pytest.raises(ValueError, match="its own input"):
-        layer(x, x.clone(), x)
-    with pytest.raises(ValueError, match="its own input"):
-        layer(x, x, x, need_weights=True)
+    masks = (
+        {"attn_mask": torch.zeros(TOKENS, TOKENS)},
+        {"key_padding_mask": torch.zeros(3, TOKENS)},
+        {"is_causal": True},
+    )
+    for others, options in (
+        ((x.clone(), x), {}),
+        ((x, x), {"need_weights": True}),
+        *(((x, x), mask) for mask in masks),
+    ):
+        with pytest.raises(UserError, match="its own input"):
+            layer(x, *others, **options)
 
 
 class Functional(nn.Module):

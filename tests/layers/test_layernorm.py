@@ -20,7 +20,7 @@ def run(layer, x):
     x = x.clone().requires_grad_()
     output = layer(x)
     output.backward(torch.randn(output.shape, generator=torch.Generator().manual_seed(1)))
-    return output.detach(), x.grad, layer.weight.grad, layer.bias.grad
+    return output.detach(), x.grad, *(parameter.grad for parameter in layer.parameters())
 
 
 def tokens():
@@ -45,6 +45,28 @@ def test_keeping_everything_gives_the_stock_gradients():
     stock, ours = pair(1e-9)
     for mine, theirs in zip(run(ours, tokens()), run(stock, tokens()), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"bias": False}, {"elementwise_affine": False}])
+def test_without_bias_or_weight_too(options):
+    stock, ours = nn.LayerNorm(8, **options), LeanLayerNorm(8, pruning=Pruning(1e-9), **options)
+    found, expected = run(ours, tokens()), run(stock, tokens())
+    assert len(found) == len(expected) == 2 + len([*stock.parameters()])
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_types_and_gradients_are_the_stock_ones(dtype):
+    stock, ours = pair(1e-9)
+    x, results = tokens().to(dtype), []
+    for layer in (ours, stock):
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(run(layer, x))
+    assert [tensor.dtype for tensor in results[0]] == [dtype, dtype, torch.float32, torch.float32]
+    tolerance = 1e-1 if dtype == torch.bfloat16 else 1e-5  # torch adds up the weight's gradient in 8 bits
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("per_sample", [False, True])

@@ -8,6 +8,7 @@ from fedmef_dist.layers import lean
 from fedmef_dist.layers.activation_pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings
 from fedmef_dist.layers.batchnorm import BatchNorm2d
 from fedmef_dist.layers.filters import GAMMA_RELU
+from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.layers.random import Dropout, set_generator
 from fedmef_dist.models.convert import convert, prunable_weights
@@ -167,3 +168,31 @@ def test_a_lean_network_keeps_nothing_without_gradients():
     with torch.no_grad(), torch.autograd.graph.saved_tensors_hooks(kept.append, lambda tensor: tensor):
         model(torch.randn(2, 3, 8, 8))
     assert not kept
+
+
+def test_max_pooling_that_a_byte_cannot_stand_for_stays_torchs():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(17), nn.MaxPool2d((16, 16)), nn.Flatten(), nn.Linear(2, 2))
+    kinds_of = [type(module) for module in convert(model, ON, "batch").modules()]
+    assert (kinds_of.count(nn.MaxPool2d), kinds_of.count(lean.LeanMaxPool2d)) == (1, 1)
+    indices = nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(2, return_indices=True), nn.Linear(2, 2))
+    _, places = convert(indices, ON, "batch")[:2](torch.zeros(1, 1, 4, 4))
+    assert places.dtype == torch.int64
+
+
+@pytest.mark.parametrize("options", [{"bias": False}, {"elementwise_affine": False}])
+def test_layer_normalisation_without_bias_or_weight_is_lean_too(options):
+    model = convert(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4, **options), nn.Linear(4, 2)), ON, "batch")
+    assert type(model[1]) is LeanLayerNorm
+    model(torch.randn(2, 3)).sum().backward()
+
+
+@pytest.mark.parametrize("sap", [OFF, ON])
+def test_torchs_encoder_calls_the_linear_layers_of_its_attention(sap):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    stock = nn.Sequential(nn.Linear(3, 8), nn.TransformerEncoder(layer, 2), nn.Linear(8, 2)).eval()
+    x, model = torch.randn(2, 5, 3), convert(copy.deepcopy(stock), sap, "batch")
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), stock(x))
+    model.train()(x).sum().backward()
+    assert model[1].layers[0].self_attn.in_proj.weight.grad is not None
