@@ -144,6 +144,7 @@ def _squeeze_excitation(call: _Call) -> _Kept:
 _RULES: dict[type[nn.Module], _Rule] = {
     nn.Conv2d: _weighted,
     nn.Linear: _weighted,
+    nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,

@@ -27,14 +27,11 @@ def is_repeating() -> bool:
     return _REPEATS.get()
 
 
-class BatchNorm2d(nn.BatchNorm2d):
-    """The stock layer, but where a training batch has one value a channel it uses the running statistics.
-
-    A client whose last batch is a single image that has shrunk to one pixel would otherwise stop the run.
-    """
+class _Lasting(_BatchNorm):
+    """Stands before a stock layer in the order of resolution."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalises (B, C, H, W)."""
+        """Normalises (B, C, ...)."""
         if self.training and input.numel() == input.shape[1]:
             return self._normalise(input, self.running_mean, self.running_var, training=False)
         if self.training and is_repeating():
@@ -61,6 +58,17 @@ class BatchNorm2d(nn.BatchNorm2d):
         """
         vectors = (self.weight, self.bias, self.running_mean, self.running_var)
         return all(vector is None or vector.data_ptr() % 16 == 0 for vector in vectors)
+
+
+class BatchNorm2d(_Lasting, nn.BatchNorm2d):
+    """The stock layer, but where a training batch has one value a channel it uses the running statistics.
+
+    A client whose last batch is a single image that has shrunk to one pixel would otherwise stop the run.
+    """
+
+
+class BatchNorm1d(_Lasting, nn.BatchNorm1d):
+    """The same for (B, C) and (B, C, L), of which a last batch of a single sample has one value a channel."""
 
 
 def normalise_by_batch(model: nn.Module) -> list[_BatchNorm]:

@@ -11,7 +11,7 @@ from torch import nn
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.layers.activation_pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings, pruning_of
 from fedmef_dist.layers.attention import MultiheadAttention, SelfAttention, calling_its_layers, recomputed_modules
-from fedmef_dist.layers.batchnorm import BatchNorm2d
+from fedmef_dist.layers.batchnorm import BatchNorm1d, BatchNorm2d
 from fedmef_dist.layers.filters import Normaliser, gamma_of
 from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.lean import (
@@ -262,6 +262,8 @@ def _convert_other(module: nn.Module, pruning: Pruning, sap: SapSettings, norm: 
     kind = type(module)
     if kind is nn.BatchNorm2d:
         return _normalisation(module, norm)  # type: ignore[arg-type]
+    if kind is nn.BatchNorm1d:
+        return _lasting(module, BatchNorm1d)  # type: ignore[arg-type]
     if kind is BranchNorm and norm in ("nsconv", "none"):
         return nn.Identity()
     if kind in (nn.LayerNorm, BranchNorm) and not pruning.is_exact:
@@ -294,8 +296,12 @@ def _lean_layer_norm(stock: nn.LayerNorm, pruning: Pruning) -> nn.Module:
 def _normalisation(stock: nn.BatchNorm2d, norm: str) -> nn.Module:
     channels = stock.num_features
     if norm == "batch":
-        new = BatchNorm2d(channels, stock.eps, stock.momentum, stock.affine, stock.track_running_stats)
-        new.load_state_dict(stock.state_dict())
-        return new
+        return _lasting(stock, BatchNorm2d)
     groups = {"group": gcd(channels, GROUPS), "layer": 1}
     return nn.GroupNorm(groups[norm], channels) if norm in groups else nn.Identity()
+
+
+def _lasting(stock: nn.BatchNorm1d | nn.BatchNorm2d, kind: type[BatchNorm1d] | type[BatchNorm2d]) -> nn.Module:
+    new = kind(stock.num_features, stock.eps, stock.momentum, stock.affine, stock.track_running_stats)
+    new.load_state_dict(stock.state_dict())
+    return new

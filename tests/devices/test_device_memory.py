@@ -58,6 +58,12 @@ def test_a_layer_by_hand(layer, expected):
     assert modelled(layer)[0].get("0") == expected
 
 
+def test_batch_normalisation_of_features_by_hand():
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5)).to("meta")
+    found = {module.name: module.bytes for module in model_activations(model, torch.empty(4, 6, device="meta")).modules}
+    assert (found["0"], found["1"]) == (4 * 4 * 6, 4 * 4 * 5 + 2 * 4 * 5)
+
+
 def test_a_tensor_that_several_layers_keep_counts_for_the_first():
     # The ReLU works in place on what the norm puts out: its output is the second convolution's input.
     layers = (nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedmef_dist.layers.batchnorm import BatchNorm2d, normalise_by_batch
+from fedmef_dist.layers.batchnorm import BatchNorm1d, BatchNorm2d, normalise_by_batch, repeating
 
 
 def test_one_value_a_channel_uses_the_running_statistics():
@@ -11,6 +11,24 @@ def test_one_value_a_channel_uses_the_running_statistics():
     layer.running_var.copy_(torch.tensor([4.0, 1.0]))
     assert layer(torch.tensor([5.0, 5.0]).view(1, 2, 1, 1)).flatten().tolist() == [2, 3]
     assert layer.running_mean.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (1, 2, 1)])
+def test_so_it_is_of_a_single_sample_without_pixels(shape):
+    layer = BatchNorm1d(2, eps=1e-30)
+    layer.running_mean.copy_(torch.tensor([1.0, 2.0]))
+    assert layer(torch.tensor([5.0, 5.0]).view(shape)).flatten().tolist() == [4, 3]
+    assert layer.running_mean.tolist() == [1, 2]
+
+
+def test_a_pass_that_is_computed_again_leaves_the_running_statistics():
+    stock, ours, x = nn.BatchNorm1d(3), BatchNorm1d(3), torch.randn(4, 3)
+    first = ours(x)
+    with repeating():
+        assert torch.equal(ours(x), first)
+    assert torch.equal(first, stock(x))
+    for name, buffer in stock.named_buffers():
+        assert torch.equal(ours.get_buffer(name), buffer)
 
 
 def test_otherwise_it_is_the_stock_layer():

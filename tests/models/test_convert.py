@@ -196,3 +196,12 @@ def test_torchs_encoder_calls_the_linear_layers_of_its_attention(sap):
         torch.testing.assert_close(model(x), stock(x))
     model.train()(x).sum().backward()
     assert model[1].layers[0].self_attn.in_proj.weight.grad is not None
+
+
+@pytest.mark.parametrize("norm", ["batch", "nsconv", "none"])
+def test_batch_normalisation_of_features_survives_a_batch_of_one(norm):
+    stock = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, eps=0.5, momentum=None), nn.Linear(4, 2))
+    stock[1].running_mean.fill_(2)
+    model = convert(stock, OFF, norm)
+    assert (model[1].eps, model[1].momentum, model[1].running_mean.tolist()) == (0.5, None, [2] * 4)
+    model.train()(torch.randn(1, 3)).sum().backward()
