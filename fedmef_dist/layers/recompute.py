@@ -41,11 +41,9 @@ class _Recomputed(Function):
         with torch.autocast(**ctx.autocast):
             output = step(x)
         if x._version != version:
-            raise UserError(
-                f"a block ({type(modules[0]).__name__}) overwrites its input and cannot be computed again",
-                where="model.recompute",
-                mend="set it to none",
-            )
+            raise _not_again(modules[0], "overwrites its input")
+        if not isinstance(output, Tensor):
+            raise _not_again(modules[0], "gives more than one tensor")
         return output
 
     @staticmethod
@@ -79,6 +77,14 @@ class _Source(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
         ctx.gradients.append(grad)
         return None, None, None
+
+
+def _not_again(block: nn.Module, why: str) -> UserError:
+    return UserError(
+        f"a block ({type(block).__name__}) {why} and cannot be computed again",
+        where="model.recompute",
+        mend="set it to none",
+    )
 
 
 def _anchor() -> Tensor:
@@ -122,7 +128,7 @@ def recompute(step: _Step, modules: Sequence[nn.Module], x: Tensor, pruning: Pru
         pruning: how the input is kept, without loss.
 
     Raises:
-        UserError: the step overwrites its input.
+        UserError: the step overwrites its input, or gives more than one tensor.
     """
     return _Recomputed.apply(x, _anchor(), step, modules, pruning)
 
@@ -138,12 +144,14 @@ class RecomputedBlock(nn.Module):
     recomputes: bool
     block_pruning: Pruning
 
-    def forward(self, x: Tensor) -> Tensor:
-        """As the class behind it."""
-        step: _Step = super().forward
+    def forward(self, x: Tensor, *others: Any, **options: Any) -> Tensor:
+        """As the class behind it. Raises UserError where a block that recomputes takes more than one tensor."""
+        forward: Callable[..., Tensor] = super().forward
         if not (self.recomputes and self.training and torch.is_grad_enabled()):
-            return step(x)
-        return recompute(step, [self], x, self.block_pruning)
+            return forward(x, *others, **options)
+        if any(isinstance(other, Tensor) for other in (*others, *options.values())):
+            raise _not_again(self, "takes more than one tensor")
+        return recompute(lambda x: forward(x, *others, **options), [self], x, self.block_pruning)
 
 
 class RecomputedStages(RecomputedBlock, nn.Sequential):

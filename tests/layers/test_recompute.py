@@ -103,6 +103,31 @@ def test_what_is_kept_is_the_blocks_input_and_packed_if_that_takes_less():
     assert whole["0"] == IMAGE + state  # it has no zeros
 
 
+class Optional(nn.Linear):
+    """A block of more than one argument, as torch's encoder layer is one."""
+
+    def forward(self, x, mask=None, *, twice=False, pair=False):
+        y = super().forward(x) if mask is None else super().forward(x) * mask
+        y = 2 * y if twice else y
+        return (y, y) if pair else y
+
+
+def test_a_block_may_take_more_than_a_tensor_but_not_more_tensors():
+    stock = Optional(3, 3)
+    ours, x = recomputed_block(stock, packs=False), torch.randn(2, 3)
+    stock(x, None, twice=True).square().sum().backward()
+    expected = stock.weight.grad.clone()
+    stock.weight.grad = None
+    ours(x, None, twice=True).square().sum().backward()
+    assert torch.equal(stock.weight.grad, expected)
+    for others, options in (((x,), {}), ((), {"mask": x})):
+        with pytest.raises(UserError, match=r"Optional\) takes more than one tensor"):
+            ours(x, *others, **options)
+    with pytest.raises(UserError, match=r"Optional\) gives more than one tensor"):
+        ours(x, pair=True)
+    assert torch.equal(ours.eval()(x, x), stock(x, x))
+
+
 def test_evaluation_and_passes_without_gradients_are_those_of_the_block():
     plain, ours = twins()
     for model in (plain, ours):
