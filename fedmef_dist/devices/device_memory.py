@@ -96,7 +96,9 @@ def _lean_layer_norm(call: _Call) -> _Kept:
     if call.module.pruning.is_exact:
         return _layer_norm(call)
     rows = call.x.numel() // torch.Size(call.module.normalized_shape).numel()
-    return [_packed_bytes(call.x, call.module.pruning), _STATISTIC_BYTES * rows]
+    x, pruning = call.x, call.module.pruning
+    kept = _packed_bytes(x, pruning) if pruning.ratio else _value_bytes(x, pruning) * x.numel()
+    return [kept, _STATISTIC_BYTES * rows]
 
 
 def _by_input(call: _Call) -> _Kept:

@@ -7,6 +7,7 @@ from fedmef_dist.clients.optimizer import OptimizerSettings
 from fedmef_dist.devices.device_memory import Activations, device_memory, model_activations
 from fedmef_dist.devices.memory import ModuleBytes, measure_step
 from fedmef_dist.layers.activation_pruning import PrunedConv2d, Pruning, SapSettings
+from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.lean import LeanLeakyReLU, LeanMaxPool2d, LeanReLU, LeanReLU6, LeanSiLU
 from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.layers.random import Dropout, StochasticDepth
@@ -56,6 +57,21 @@ def modelled(*layers, dtype=torch.float32):
 )
 def test_a_layer_by_hand(layer, expected):
     assert modelled(layer)[0].get("0") == expected
+
+
+@pytest.mark.parametrize(
+    ("pruning", "expected"),
+    [
+        (Pruning(0.5), 4 * 6 * 8 // 8 + 4 * 4 * 6 * 8 // 2),
+        (Pruning(0.0, storage=torch.bfloat16, packs=True), 2 * 4 * 6 * 8),  # what is normalised has no zeros to pack
+    ],
+)
+def test_lean_layer_normalisation_by_hand_and_as_measured(pruning, expected):
+    model = nn.Sequential(nn.Linear(8, 8), LeanLayerNorm(8, pruning=pruning), nn.Flatten())
+    x = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
+    measured = {module.name: module.bytes for module in measure_step(model, lambda: model(x).square().sum()).modules}
+    found = model_activations(model.to("meta"), x.to("meta")).modules
+    assert {module.name: module.bytes for module in found}["1"] == measured["1"] == expected + 4 * 4 * 6
 
 
 def test_batch_normalisation_of_features_by_hand():
