@@ -8,12 +8,11 @@ import numpy as np
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.dataset import Dataset, Split
-from fedmef_dist.data.digest import sample_hashes
+from fedmef_dist.data.digest import in_chunks, sample_hashes
 from fedmef_dist.data.record import Findings
 from fedmef_dist.data.text import TextDataset
 
 _NAMED = 3  # files in a message
-_CHUNK = 8192
 
 
 def checked(dataset: Dataset, files: Sequence[Path] = ()) -> Dataset:
@@ -45,7 +44,7 @@ def refuse_untested(dataset: Dataset | TextDataset) -> None:
 
 def constant_images(split: Split) -> np.ndarray:
     """Whether an image has one value in every pixel and channel, bool (N,)."""
-    rows = split.images.cpu().permute(0, 2, 3, 1).flatten(1).split(_CHUNK)
+    rows = in_chunks(split.images.cpu().permute(0, 2, 3, 1).flatten(1))
     return np.concatenate([(part == part[:, :1]).all(dim=1).numpy() for part in rows])
 
 

@@ -5,13 +5,14 @@ them.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 24  # bytes copied at once where the order in memory is another
+_CHUNK = 1 << 24  # bytes worked on at once
 
 
 def tensor_digest(kind: str, *tensors: Tensor) -> str:
@@ -27,10 +28,14 @@ def tensor_digest(kind: str, *tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
+def in_chunks(samples: Tensor) -> Sequence[Tensor]:
+    """Some of the samples after the others, so that what is made of them at once is small, however large one is."""
+    return samples.split(max(1, _CHUNK // max(1, samples[:1].nbytes)))
+
+
 def _chunks(tensor: Tensor) -> Iterable[memoryview]:
-    rows = max(1, _CHUNK // max(1, tensor[:1].nbytes))
-    for part in tensor.split(rows):
-        values = part.cpu().contiguous().numpy()
+    for part in in_chunks(tensor):
+        values: Any = part.cpu().contiguous().numpy()
         yield memoryview(values.astype(values.dtype.newbyteorder("<"), copy=False)).cast("B")
 
 

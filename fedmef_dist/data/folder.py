@@ -161,7 +161,11 @@ def _client_table(path: Path) -> dict[str, str]:
         raise damaged(
             path, "comma-separated values", str(error), "correct it; look for a single quotation mark"
         ) from error
-    table = {row.get("file") or "": row.get("client") or "" for row in rows}
+    table: dict[str, str] = {}
+    for row in rows:
+        name, client = row.get("file") or "", row.get("client") or ""
+        if table.setdefault(name, client) != client:
+            raise damaged(path, f"one client for {name[:60]}", "two", "correct it")
     if not table or "" in table or "" in table.values():
         raise damaged(path, "columns file and client, filled in each line", "none or less", "correct it")
     return {name.replace(os.sep, "/"): client for name, client in table.items()}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.dataset import Split
+from fedmef_dist.data.digest import in_chunks
 from fedmef_dist.data.files import damaged
 from fedmef_dist.data.pixels import REPLACE, SUFFIXES, Picture, is_grey, read_image
 from fedmef_dist.data.walk import Walk
@@ -140,7 +141,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     values = np.arange(256) / 255
     for channel in range(images.shape[1]):
         counts = np.zeros(256, dtype=np.int64)
-        for chunk in images[:, channel].split(4096):
+        for chunk in in_chunks(images[:, channel]):
             counts += np.bincount(chunk.flatten().numpy(), minlength=256)
         mean = (counts * values).sum() / counts.sum()
         deviation = np.sqrt((counts * (values - mean) ** 2).sum() / counts.sum())

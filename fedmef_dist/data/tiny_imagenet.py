@@ -28,6 +28,8 @@ def tiny_imagenet(root: Path, download: bool) -> Source:
     """
     folder, walk = ARCHIVE.ensure(root, ("wnids.txt", "train", "val"), download), Walk()
     classes = sorted(read_bytes(folder / "wnids.txt").decode("utf-8-sig", errors="replace").split())
+    if len(set(classes)) < len(classes):
+        raise damaged(folder / "wnids.txt", "every class once", "one that stands twice")
     train = list_images(folder / "train", classes, walk, "images")
     is_sorted = set(classes) & set(Walk().folders(folder / "val"))
     if is_sorted:
@@ -62,7 +64,8 @@ def _list_labelled(annotations: Path, images: Path, classes: list[str], walk: Wa
             continue
         if kind not in label:
             raise damaged(annotations, "an image and its class on each line, separated by a tab", repr(line[:60]))
-        given[name] = label[kind]
+        if given.setdefault(name, label[kind]) != label[kind]:
+            raise damaged(annotations, f"one class for {name[:60]}", "two")
     paths = image_files(images, walk)
     for path in paths:
         if path.name not in given:

@@ -147,6 +147,9 @@ def test_a_file_says_whose_an_image_is(root):
     table.write_text("file,client\n" + "".join(f"{name},x\n" for name in train[1:]))
     with pytest.raises(UserError, match="a client, as other images have one"):
         load(root, client_from="file")
+    table.write_text("file,client\n" + "".join(f"{name},x\n" for name in train) + f"{train[0]},y\n")
+    with pytest.raises(UserError, match=r"one client for train/cat/0\.png, found two"):
+        load(root, client_from="file")
     for text in ("", "file,client\n", "name\n1.png\n", "file,client\ntrain/cat/0.png,\n"):
         table.write_text(text)
         with pytest.raises(UserError, match=r"columns file and client|an empty file"):

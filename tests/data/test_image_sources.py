@@ -16,8 +16,10 @@ from PIL import Image
 from scipy.io import savemat
 
 from fedmef_dist.base.errors import UserError
-from fedmef_dist.data import cifar, cinic10, svhn, tiny_imagenet
+from fedmef_dist.data import cifar, cinic10, digest, svhn, tiny_imagenet
 from fedmef_dist.data.archives import Archive, unpack
+from fedmef_dist.data.checks import constant_images
+from fedmef_dist.data.dataset import Split
 from fedmef_dist.data.folder import FolderSettings
 from fedmef_dist.data.images import channel_statistics
 from fedmef_dist.data.sources import DataSettings, load_dataset
@@ -130,6 +132,25 @@ def test_channel_statistics_equal_the_plain_formula():
     assert std == pytest.approx((images / 255).double().std(dim=(0, 2, 3), correction=0).tolist(), abs=1e-6)
 
 
+@pytest.mark.parametrize("size", [(4, 4), (64, 64)])
+def test_statistics_and_constants_take_as_much_memory_for_large_images_as_for_small_ones(monkeypatch, size):
+    monkeypatch.setattr(digest, "_CHUNK", 5000)
+    counted, bincount = [], np.bincount
+
+    def watched(values, **keys):
+        counted.append(values.size)
+        return bincount(values, **keys)
+
+    monkeypatch.setattr(np, "bincount", watched)
+    images = torch.from_numpy(data_files.pixels(400, *size)).unsqueeze(1)
+    images[7] = 9
+    mean, _ = channel_statistics(images)
+    assert mean == pytest.approx([images.double().mean().item() / 255])
+    assert sum(counted) == images.numel()
+    assert max(counted) <= 5000
+    assert np.flatnonzero(constant_images(Split(images, torch.zeros(400)))).tolist() == [7]
+
+
 # --- what is refused
 
 
@@ -165,11 +186,19 @@ def edit_json(path, change):
     path.write_text(json.dumps(content))
 
 
+def stand_twice(path):
+    """The first image once more, with the last one's class."""
+    lines = path.read_text().splitlines()
+    name, other = lines[0].split("\t")[0], lines[-1].split("\t", 1)[1]
+    path.write_text("\n".join([*lines, f"{name}\t{other}"]))
+
+
 C10 = "cifar-10-batches-bin/data_batch_3.bin"
 C100 = "cifar-100-binary/train.bin"
 SVHN = "svhn/test_32x32.mat"
 CINIC = "CINIC-10/train/bird/cifar10-train-2.png"
 TINY = "tiny-imagenet-200/val/val_annotations.txt"
+WNIDS = "tiny-imagenet-200/wnids.txt"
 LEAF = "femnist/train/all_data_0_niid_0.json"
 GOOD = np.zeros((32, 32, 3, 2), np.uint8)
 
@@ -201,6 +230,8 @@ GOOD = np.zeros((32, 32, 3, 2), np.uint8)
         ("cinic10", "CINIC-10/test/ship", lambda path: [one.unlink() for one in path.iterdir()], "images, found none"),
         ("tiny_imagenet", TINY, lambda path: path.write_text(""), "an empty file"),
         ("tiny_imagenet", TINY, lambda path: path.write_text("val_0.JPEG n1\n"), "an image and its class on each line"),
+        ("tiny_imagenet", WNIDS, lambda path: path.write_text(path.read_text() * 2), "class once"),
+        ("tiny_imagenet", TINY, lambda path: stand_twice(path), "one class for val_0.JPEG"),
         ("tiny_imagenet", TINY, lambda path: cut(path, 0.4), "a line for val_1.JPEG|its class on each line"),
         ("tiny_imagenet", "tiny-imagenet-200/val/images/val_1.JPEG", lambda path: path.unlink(), "the 3 images"),
         ("tiny_imagenet", "tiny-imagenet-200/train/n01443537/images/n01443537_3.JPEG", cut, "a whole image"),
