@@ -30,16 +30,16 @@ def checked(dataset: Dataset, files: Sequence[Path] = ()) -> Dataset:
     return replace(dataset, findings=find(dataset, constant))
 
 
-def refuse_untested(dataset: Dataset | TextDataset) -> None:
-    """Raises UserError where there is nothing to test a model on."""
-    if len(dataset.test):
-        return
+def refuse_empty(dataset: Dataset | TextDataset) -> None:
+    """Raises UserError where there is nothing to train a model on, or nothing to test it on."""
     is_text = isinstance(dataset, TextDataset)
-    raise UserError(
-        "the data set has no test samples",
-        where=f"data.dataset={dataset.name}",
-        mend="take a smaller context: a sample needs one character more" if is_text else "choose another",
-    )
+    for split, part in ((dataset.train, "training"), (dataset.test, "test")):
+        if not len(split):
+            raise UserError(
+                f"the data set has no {part} samples",
+                where=f"data.dataset={dataset.name}",
+                mend="take a smaller context: a sample needs one character more" if is_text else "choose another",
+            )
 
 
 def constant_images(split: Split) -> np.ndarray:

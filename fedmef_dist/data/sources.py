@@ -15,7 +15,7 @@ from fedmef_dist.base.settings import Settings
 from fedmef_dist.cluster.environment import detect
 from fedmef_dist.data.arrays import ArraySettings, array_source, holds_tokens, load_tokens
 from fedmef_dist.data.cache import Source, load_cached
-from fedmef_dist.data.checks import checked, refuse_untested
+from fedmef_dist.data.checks import checked, refuse_empty
 from fedmef_dist.data.cifar import cifar10, cifar100
 from fedmef_dist.data.cinic10 import cinic10
 from fedmef_dist.data.dataset import Dataset
@@ -114,7 +114,7 @@ def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
 
     Raises:
         UserError: a file is missing, damaged, or cannot be downloaded, the samples cannot be resized, the training
-            images of a class, or all, are one constant, there are no test samples, or more of all than fits into
+            images of a class, or all, are one constant, a split has no samples, or they have more than fits into
             memory; a guest cannot be had, or fails.
     """
     try:
@@ -136,7 +136,7 @@ def load_dataset(settings: DataSettings, seed: int) -> Dataset | TextDataset:
             where=str(error.filename or settings.root),
             mend="mend data.root or its permissions",
         ) from error
-    refuse_untested(dataset)
+    refuse_empty(dataset)
     return dataset
 
 
@@ -145,7 +145,7 @@ def _load_dataset(settings: DataSettings, root: Path, seed: int) -> Dataset | Te
     if settings.is_guest:
         guest = load_guest(settings.dataset, settings.options, root)
         guest = guest if side is None else resized(guest, side)
-        refuse_untested(guest)
+        refuse_empty(guest)
         return checked(guest) if isinstance(guest, Dataset) else guest
     if settings.dataset in _UNCACHED or (settings.dataset == "arrays" and holds_tokens(root, settings.arrays)):
         dataset = _load(settings, root, seed)

@@ -175,11 +175,13 @@ def test_a_guest_may_be_text():
     assert dataset.owners.tolist() == [0, 0, 1]
 
 
-def test_a_data_set_made_by_hand_without_test_samples_is_refused():
+@pytest.mark.parametrize(("part", "name"), [("train", "training"), ("test", "test")])
+def test_a_data_set_made_by_hand_without_samples_is_refused(part, name):
     whole = Split(torch.arange(64, dtype=torch.uint8).view(4, 1, 4, 4), torch.tensor([0, 1, 0, 1]))
     empty = whole.take(torch.arange(0))
-    with pytest.raises(UserError, match="no test samples"):
-        load(lambda root: Dataset("own", whole, empty, 2, (0.5,), (0.2,), pad=0, flip=False))
+    splits = {"train": whole, "test": whole, part: empty}
+    with pytest.raises(UserError, match=f"no {name} samples"):
+        load(lambda root: Dataset("own", **splits, classes=2, mean=(0.5,), std=(0.2,), pad=0, flip=False))
     assert len(sample_hashes(empty.images)) == 0
 
 

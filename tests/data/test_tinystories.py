@@ -57,3 +57,10 @@ def test_an_unreadable_file(tmp_path):
     (tmp_path / FILE).mkdir()
     with pytest.raises(UserError, match="a regular file"):
         load(tmp_path)
+
+
+def test_a_context_that_only_the_test_text_fills_is_refused(tmp_path):
+    write(tmp_path, ["short\n" if number % 10 else "x" * 100 + "\n" for number in range(1, 21)])
+    with pytest.raises(UserError, match="no training samples") as caught:
+        load(tmp_path, context=50)
+    assert "smaller context" in caught.value.mend
