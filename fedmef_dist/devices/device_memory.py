@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmef_dist.clients.optimizer import OptimizerSettings
-from fedmef_dist.devices.memory import ModuleBytes
+from fedmef_dist.devices.memory import ModuleBytes, first_input
 from fedmef_dist.layers import lean, random
 from fedmef_dist.layers.activation_pruning import DENSE, Pruning
 from fedmef_dist.layers.attention import SelfAttention, recomputed_modules
@@ -217,11 +217,13 @@ def model_activations(model: nn.Module, images: Tensor) -> Activations:
     count = _Counter({inner: name for name, inside in parts.items() for inner in inside})
     recomputed = recomputed_modules(model)
     handles = [
-        module.register_forward_hook(count.of(name, rule))
+        module.register_forward_hook(count.of(name, rule), with_kwargs=True)
         for name, module in model.named_modules()
         if (rule := _rule_of(module)) is not None and module not in recomputed
     ]
-    handles += [model.get_submodule(name).register_forward_pre_hook(count.part(name)) for name in parts]
+    handles += [
+        model.get_submodule(name).register_forward_pre_hook(count.part(name), with_kwargs=True) for name in parts
+    ]
     with torch.no_grad():
         logits = model.train()(images)
     for handle in handles:
@@ -252,12 +254,12 @@ class _Counter:
         self._parts = parts
         self._seen: dict[tuple[Any, ...], Any] = {}  # the tensors too, so that no address is given out twice
 
-    def of(self, name: str, rule: _Rule) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
+    def of(self, name: str, rule: _Rule) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         """A forward hook for the module called ``name``."""
 
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
             # The stand-in for torch's attention gives a pair, as torch's does.
-            call = _Call(module, inputs[0], output[0] if isinstance(output, tuple) else output)
+            call = _Call(module, first_input(inputs, options), output[0] if isinstance(output, tuple) else output)
             part = self._parts.get(module, "")
             kept = sum(self._size(kept, part) for kept in rule(call))
             if part:
@@ -269,12 +271,12 @@ class _Counter:
 
         return hook
 
-    def part(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def part(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         """A hook before the module that the part called ``name`` begins with, whose input is kept."""
 
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
             draws = any(part == name and getattr(inner, "draws", False) for inner, part in self._parts.items())
-            self._add(name, module, self._size(inputs[0], "") + _GENERATOR_BYTES * draws)
+            self._add(name, module, self._size(first_input(inputs, options), "") + _GENERATOR_BYTES * draws)
 
         return hook
 

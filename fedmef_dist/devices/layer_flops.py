@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedmef_dist.devices.memory import first_input
 from fedmef_dist.layers.attention import SelfAttention, recomputed_modules
 from fedmef_dist.layers.recompute import recomputed_parts
 
@@ -120,15 +121,15 @@ def _record(model: nn.Module, example: Tensor) -> tuple[list[_Call], dict[str, i
         split = _Split(stack.enter_context(FlopCounterMode(display=False)))
 
         def note(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                differentiable = inputs[0].untyped_storage()._cdata not in constants
-                calls.append(_Call(name, inputs[0].shape, differentiable))
+            def hook(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+                x = first_input(inputs, options)
+                calls.append(_Call(name, x.shape, x.untyped_storage()._cdata not in constants))
 
             return hook
 
         for name, module in model.named_modules():
             if isinstance(module, _WEIGHTED) or hasattr(module, "pruning"):
-                stack.callback(module.register_forward_pre_hook(note(name)).remove)
+                stack.callback(module.register_forward_pre_hook(note(name), with_kwargs=True).remove)
             stack.callback(module.register_forward_pre_hook(split.enter(name)).remove)
             stack.callback(module.register_forward_hook(split.leave).remove)
         model.eval()(example)

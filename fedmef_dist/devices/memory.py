@@ -7,7 +7,7 @@ layer keeps such memory, or keeps a tensor past ``save_for_backward``, the two d
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +51,11 @@ class StepMemory:
     peak_bytes: int
     modules: list[ModuleBytes]
     recomputed: list[ModuleBytes] = field(default_factory=list)
+
+
+def first_input(inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """What a module was called with, for a hook: its first argument, also where the caller names it."""
+    return inputs[0] if inputs else next(iter(options.values()))
 
 
 def measure_step(

@@ -16,7 +16,7 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.config import Config
 from fedmef_dist.data.shapes import Shape
 from fedmef_dist.devices.layer_flops import layer_flops
-from fedmef_dist.devices.memory import StepMemory
+from fedmef_dist.devices.memory import StepMemory, first_input
 from fedmef_dist.devices.planner import Candidate, PackedLayer, Part, Planner, Trace, TracedForm
 from fedmef_dist.devices.settings import parse_size
 from fedmef_dist.devices.training_step import TrainingStep
@@ -186,10 +186,10 @@ def _look_at_inputs(step: TrainingStep, names: list[str]) -> dict[str, PackedLay
 
 @contextmanager
 def _before_each(model: nn.Module, names: list[str], look: Any) -> Iterator[None]:
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(lambda module, inputs, name=name: look(name, inputs[0]))
-        for name in names
-    ]
+    def hook(name: str) -> Any:
+        return lambda module, inputs, options: look(name, first_input(inputs, options))
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True) for name in names]
     try:
         yield
     finally:

@@ -5,9 +5,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedmef_dist.devices.device_memory import model_activations
 from fedmef_dist.devices.layer_flops import LayerFlops, layer_flops
 from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.models import ModelSettings, build_model, stock_model
+from fedmef_dist.models.convert import convert
 from fedmef_dist.models.gpt import GPTSettings
 
 TOKENS = 6
@@ -106,3 +108,28 @@ def test_the_model_is_left_as_it_was():
     assert model.training
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class Named(nn.Module):
+    """Calls its layers with named arguments, where the caller wants it."""
+
+    def __init__(self, by_name):
+        super().__init__()
+        self.by_name, self.layer, self.output = by_name, nn.Linear(8, 8), nn.Linear(8, 2)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.layer(input=x) if self.by_name else self.layer(x)
+        tokens = {"query": x, "key": x, "value": x, "need_weights": False}
+        return self.output((self.attention(**tokens) if self.by_name else self.attention(x, x, x))[0].mean(1))
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_layers_that_are_called_with_named_arguments_are_counted_too(enabled):
+    flops, kept = [], []
+    for by_name in (False, True):
+        model = convert(Named(by_name), SapSettings(enabled=enabled), "batch")
+        flops.append(layer_flops(model, torch.zeros(1, 5, 8)))
+        kept.append(model_activations(model.to("meta"), torch.empty(2, 5, 8, device="meta")))
+    assert flops[0] == flops[1]
+    assert kept[0] == kept[1]
