@@ -123,6 +123,10 @@ def _dropout(call: _Call) -> _Kept:
     return [_bits(call.x)] if call.module.p else []
 
 
+def _channel_dropout(call: _Call) -> _Kept:
+    return [call.x.element_size() * call.x.shape[:2].numel()] if call.module.p else []
+
+
 def _stochastic_depth(call: _Call) -> _Kept:
     return [call.x.element_size() * (len(call.x) if call.module.mode == "row" else 1)] if call.module.p else []
 
@@ -172,6 +176,7 @@ _RULES: dict[type[nn.Module], _Rule] = {
     lean.LeanMaxPool2d: lambda call: [call.output.numel()],
     SelfAttention: _attention,
     random.Dropout: _dropout,
+    random.ChannelDropout: _channel_dropout,
     random.StochasticDepth: _stochastic_depth,
 }
 # Known by name: the class is torchvision's, which is not imported for the networks of our own.

@@ -123,6 +123,25 @@ class Dropout(RandomLayer):
         return _Masked.apply(x, self.kept(x.shape, x.device), _compensation(self.p))
 
 
+class ChannelDropout(RandomLayer):
+    """Dropout of whole channels, as ``nn.Dropout1d`` to ``nn.Dropout3d``; keeps one factor a channel.
+
+    Args:
+        p: probability that a channel becomes 0.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scales the channels of (B, C, ...) that are kept by 1 / (1 - p); the identity in evaluation mode."""
+        if not self.draws:
+            return x
+        scale = self.kept(x.shape[:2], x.device) * _compensation(self.p)
+        return x * scale.to(x.dtype).view(*x.shape[:2], *[1] * (x.dim() - 2))
+
+
 class StochasticDepth(RandomLayer):
     """Drops a residual branch (Huang et al. 2016, arXiv 1603.09382).
 

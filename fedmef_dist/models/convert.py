@@ -27,7 +27,7 @@ from fedmef_dist.layers.lean import (
 )
 from fedmef_dist.layers.nsconv import NormalisedLayer, NSConv2d, NSLinear
 from fedmef_dist.layers.powered import root
-from fedmef_dist.layers.random import Dropout, StochasticDepth
+from fedmef_dist.layers.random import ChannelDropout, Dropout, StochasticDepth
 from fedmef_dist.models.gpt import BranchNorm
 
 _Weighted = nn.Conv2d | nn.Linear
@@ -270,6 +270,8 @@ def _convert_other(module: nn.Module, pruning: Pruning, sap: SapSettings, norm: 
         return _lean_layer_norm(module, pruning)  # type: ignore[arg-type]
     if kind is nn.Dropout:
         return Dropout(module.p)  # type: ignore[arg-type]
+    if kind in (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
+        return ChannelDropout(module.p)  # type: ignore[arg-type]
     # Known by name: the class is torchvision's, which is not imported for the networks of our own.
     if kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision."):
         return StochasticDepth(module.p, module.mode)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from fedmef_dist.layers.activation_pruning import PrunedConv2d, Pruning, SapSett
 from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.lean import LeanLeakyReLU, LeanMaxPool2d, LeanReLU, LeanReLU6, LeanSiLU
 from fedmef_dist.layers.nsconv import NSConv2d
-from fedmef_dist.layers.random import Dropout, StochasticDepth
+from fedmef_dist.layers.random import ChannelDropout, Dropout, StochasticDepth
 from fedmef_dist.models import ModelSettings, build_model
 from fedmef_dist.models.gpt import GPTSettings
 from fedmef_dist.sparsity import Mask, ParameterSpace
@@ -51,6 +51,7 @@ def modelled(*layers, dtype=torch.float32):
         (LeanMaxPool2d(2), COUNT // 4),
         (Dropout(0.5), COUNT // 8),
         (Dropout(0.0), None),
+        (ChannelDropout(0.5), 4 * BATCH * 8),
         (StochasticDepth(0.5, "row"), 4 * BATCH),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",

@@ -205,3 +205,14 @@ def test_batch_normalisation_of_features_survives_a_batch_of_one(norm):
     model = convert(stock, OFF, norm)
     assert (model[1].eps, model[1].momentum, model[1].running_mean.tolist()) == (0.5, None, [2] * 4)
     model.train()(torch.randn(1, 3)).sum().backward()
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout1d, nn.Dropout2d, nn.Dropout3d])
+def test_dropout_of_channels_draws_from_the_clients_generator(kind):
+    model = convert(nn.Sequential(nn.Conv2d(1, 64, 1), kind(0.5), nn.Flatten(), nn.Linear(64, 2)), OFF, "batch").train()
+    outputs = []
+    for seed in (1, 2, 1):
+        set_generator(model, torch.Generator().manual_seed(seed))
+        outputs.append(model(torch.ones(3, 1, 1, 1)))
+    assert torch.equal(outputs[0], outputs[2])
+    assert not torch.equal(outputs[0], outputs[1])
