@@ -103,7 +103,7 @@ class PlainLoop:
         self.labels = dataset.train.labels
         channels, size, _ = dataset.shape
         settings = self.config.model
-        self.model = cnn(dataset.classes, channels, size, settings.width, settings.hidden)
+        self.model = cnn(dataset.classes, channels, (size, size), settings.width, settings.hidden)
         self.model.to(memory_format=memory_format)
         self.model.load_state_dict(simulation.model.state_dict())
         self.state = {name: value.clone() for name, value in self.model.state_dict().items()}

@@ -134,12 +134,12 @@ def stock_model(settings: ModelSettings, *, classes: int, shape: tuple[int, ...]
             return build_guest(settings.name, settings.options, settings.width, classes, shape)
         if settings.name == "gpt":
             return build_gpt(settings.gpt, classes, context=shape[0])
-        channels, image_size, _ = shape
+        channels, *size = shape
         if settings.name not in OWN_MODELS:
-            model = _from_torchvision(settings, classes, channels, image_size)
+            model = _from_torchvision(settings, classes, channels, size[0])
             refuse_misfit(model, settings.name, shape, classes)
             return model
-        model = _own(settings, classes, channels, image_size)
+        model = _own(settings, classes, channels, (size[0], size[1]))
         initialise(model)
         return model
 
@@ -169,13 +169,13 @@ def _check_kind(settings: ModelSettings, shape: tuple[int, ...]) -> None:
         )
 
 
-def _own(settings: ModelSettings, classes: int, channels: int, image_size: int) -> nn.Module:
-    if image_size < 4:
+def _own(settings: ModelSettings, classes: int, channels: int, size: tuple[int, int]) -> nn.Module:
+    if min(size) < 4:
         raise UserError(
-            f"images of {image_size} pixels are too small", where=f"model.name={settings.name}", mend="4 or more"
+            f"images of {min(size)} pixels are too small", where=f"model.name={settings.name}", mend="4 or more"
         )
     if settings.name == "cnn":
-        return cnn(classes, channels, image_size, settings.width, settings.hidden)
+        return cnn(classes, channels, size, settings.width, settings.hidden)
     return SmallResNet({"resnet8": 1, "resnet20": 3}[settings.name], classes, channels, settings.width)
 
 

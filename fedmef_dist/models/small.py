@@ -12,18 +12,18 @@ def scaled(filters: int, width: float) -> int:
     return max(1, round(filters * width))
 
 
-def cnn(classes: int, channels: int, image_size: int, width: float, hidden: int) -> nn.Sequential:
+def cnn(classes: int, channels: int, size: tuple[int, int], width: float, hidden: int) -> nn.Sequential:
     """Two 5x5 convolutions with max-pooling, a hidden layer and the output (McMahan et al. 2017, arXiv 1602.05629).
 
     Args:
         classes: outputs.
         channels: channels of the images.
-        image_size: side of the images in pixels, at least 4.
+        size: height and width of the images in pixels, at least 4 each.
         width: factor on the 32 and 64 filters.
         hidden: neurons of the hidden layer; 0 leaves it out.
     """
     first, second = scaled(32, width), scaled(64, width)
-    features = second * (image_size // 4) ** 2
+    features = second * (size[0] // 4) * (size[1] // 4)
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(channels, first, 5, padding=2),
         relu1=nn.ReLU(inplace=True),

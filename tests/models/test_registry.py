@@ -113,6 +113,17 @@ def test_width_is_refused_where_there_is_none():
         build("resnet18", width=0.5)
 
 
+@pytest.mark.parametrize("name", ["cnn", "resnet8"])
+@pytest.mark.parametrize("size", [(12, 20), (20, 12)])
+def test_own_models_take_oblong_images(name, size):
+    settings = {"norm": "nsconv", "classes": 3, "shape": (1, *size), "seed": 0}
+    model = build_model(ModelSettings(name=name, width=0.25), SapSettings(enabled=False), **settings)
+    assert model(torch.zeros(2, 1, *size)).shape == (2, 3)
+    settings["shape"] = (1, 20, 3)
+    with pytest.raises(UserError, match="images of 3 pixels are too small"):
+        build_model(ModelSettings(name=name), SapSettings(enabled=False), **settings)
+
+
 def test_tiny_images_are_refused():
     with pytest.raises(UserError, match="3 pixels"):
         build("cnn", size=3)

@@ -11,18 +11,18 @@ def parameters(model):
 
 def test_cnn_has_the_published_size():
     # 5*5*32 + 32, 5*5*32*64 + 64, 7*7*64*512 + 512, 512*10 + 10
-    assert parameters(small.cnn(10, 1, 28, 1.0, 512)) == 832 + 51264 + 1606144 + 5130
+    assert parameters(small.cnn(10, 1, (28, 28), 1.0, 512)) == 832 + 51264 + 1606144 + 5130
 
 
 def test_thin_cnn_without_hidden_layer():
     # 5*5*8 + 8, 5*5*8*16 + 16, 7*7*16*10 + 10
-    assert parameters(small.cnn(10, 1, 28, 0.25, 0)) == 208 + 3216 + 7850
+    assert parameters(small.cnn(10, 1, (28, 28), 0.25, 0)) == 208 + 3216 + 7850
 
 
-@pytest.mark.parametrize("image_size", [4, 8, 9, 28, 32])
-def test_cnn_takes_any_image_size(image_size):
-    model = small.cnn(7, 3, image_size, 0.25, 16)
-    assert model(torch.zeros(2, 3, image_size, image_size)).shape == (2, 7)
+@pytest.mark.parametrize("size", [(4, 4), (8, 8), (9, 9), (28, 28), (32, 32), (28, 20), (5, 16)])
+def test_cnn_takes_any_image_size(size):
+    model = small.cnn(7, 3, size, 0.25, 16)
+    assert model(torch.zeros(2, 3, *size)).shape == (2, 7)
 
 
 @pytest.mark.parametrize(("blocks", "weighted"), [(1, 8), (3, 20)])
