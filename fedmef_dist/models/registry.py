@@ -194,11 +194,11 @@ def _from_torchvision(settings: ModelSettings, classes: int, channels: int, imag
     extra = _extra_arguments(settings, image_size)
     try:
         model = models.get_model(settings.name, weights=None, num_classes=classes, **extra)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # MaxViT's windows; a ViT's patches
         raise UserError(
             f"{settings.name} cannot be had for images of {image_size} pixels: {error}",
             where="model.name",
-            mend="choose another model",
+            mend="choose another model, or with data.resize another size",
         ) from error
     _fit_stem(model, settings, channels)
     return block_by_block(model) if isinstance(model, models.ResNet) else model

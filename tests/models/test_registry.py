@@ -12,7 +12,7 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.layers.random import StochasticDepth
-from fedmef_dist.models import ModelSettings, build_model, prunable_weights
+from fedmef_dist.models import ModelSettings, build_model, prunable_weights, stock_model
 from fedmef_dist.models.torchvision_import import import_torchvision
 
 
@@ -122,6 +122,11 @@ def test_own_models_take_oblong_images(name, size):
     settings["shape"] = (1, 20, 3)
     with pytest.raises(UserError, match="images of 3 pixels are too small"):
         build_model(ModelSettings(name=name), SapSettings(enabled=False), **settings)
+
+
+def test_images_that_a_vits_patches_do_not_divide_are_refused():
+    with pytest.raises(UserError, match=r"vit_b_16 cannot be had for images of 28 pixels[\s\S]*data\.resize"):
+        stock_model(ModelSettings(name="vit_b_16"), classes=3, shape=(1, 28, 28), seed=0)
 
 
 def test_tiny_images_are_refused():
