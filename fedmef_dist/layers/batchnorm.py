@@ -1,4 +1,4 @@
-"""Batch normalisation that survives a batch of one, and a pass that is computed again."""
+"""Normalisation that survives a batch of one, and a pass that is computed again."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +69,18 @@ class BatchNorm2d(_Lasting, nn.BatchNorm2d):
 
 class BatchNorm1d(_Lasting, nn.BatchNorm1d):
     """The same for (B, C) and (B, C, L), of which a last batch of a single sample has one value a channel."""
+
+
+class GroupNorm(nn.GroupNorm):
+    """The stock layer, but groups of one value are normalised, to 0, in a batch of one as in any other.
+
+    Torch refuses the former: a network that ends in eight channels of one pixel would train until a client's last batch
+    is a single image.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises (B, C, ...)."""
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def normalise_by_batch(model: nn.Module) -> list[_BatchNorm]:

@@ -11,7 +11,7 @@ from torch import nn
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.layers.activation_pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings, pruning_of
 from fedmef_dist.layers.attention import MultiheadAttention, SelfAttention, calling_its_layers, recomputed_modules
-from fedmef_dist.layers.batchnorm import BatchNorm1d, BatchNorm2d
+from fedmef_dist.layers.batchnorm import BatchNorm1d, BatchNorm2d, GroupNorm
 from fedmef_dist.layers.filters import Normaliser, gamma_of
 from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.lean import (
@@ -264,6 +264,10 @@ def _convert_other(module: nn.Module, pruning: Pruning, sap: SapSettings, norm: 
         return _normalisation(module, norm)  # type: ignore[arg-type]
     if kind is nn.BatchNorm1d:
         return _lasting(module, BatchNorm1d)  # type: ignore[arg-type]
+    if kind is nn.GroupNorm:
+        new = GroupNorm(module.num_groups, module.num_channels, module.eps, module.affine)  # type: ignore[arg-type]
+        new.load_state_dict(module.state_dict())
+        return new
     if kind is BranchNorm and norm in ("nsconv", "none"):
         return nn.Identity()
     if kind in (nn.LayerNorm, BranchNorm) and not pruning.is_exact:
@@ -300,7 +304,7 @@ def _normalisation(stock: nn.BatchNorm2d, norm: str) -> nn.Module:
     if norm == "batch":
         return _lasting(stock, BatchNorm2d)
     groups = {"group": gcd(channels, GROUPS), "layer": 1}
-    return nn.GroupNorm(groups[norm], channels) if norm in groups else nn.Identity()
+    return GroupNorm(groups[norm], channels) if norm in groups else nn.Identity()
 
 
 def _lasting(stock: nn.BatchNorm1d | nn.BatchNorm2d, kind: type[BatchNorm1d] | type[BatchNorm2d]) -> nn.Module:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedmef_dist.layers.batchnorm import BatchNorm1d, BatchNorm2d, normalise_by_batch, repeating
+from fedmef_dist.layers.batchnorm import BatchNorm1d, BatchNorm2d, GroupNorm, normalise_by_batch, repeating
 
 
 def test_one_value_a_channel_uses_the_running_statistics():
@@ -29,6 +29,17 @@ def test_a_pass_that_is_computed_again_leaves_the_running_statistics():
     assert torch.equal(first, stock(x))
     for name, buffer in stock.named_buffers():
         assert torch.equal(ours.get_buffer(name), buffer)
+
+
+def test_a_group_of_one_value_is_normalised_in_a_batch_of_one_as_in_any_other():
+    stock, ours = nn.GroupNorm(8, 8), GroupNorm(8, 8)
+    nn.init.normal_(stock.bias)
+    ours.load_state_dict(stock.state_dict())
+    x = torch.randn(2, 8, 1, 1)
+    assert torch.equal(ours(x), stock(x))
+    assert torch.equal(ours(x[:1]), stock(x)[:1])
+    x = torch.randn(2, 8, 3, 3)
+    assert torch.equal(ours(x), stock(x))
 
 
 def test_otherwise_it_is_the_stock_layer():

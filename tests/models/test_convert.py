@@ -216,3 +216,10 @@ def test_dropout_of_channels_draws_from_the_clients_generator(kind):
         outputs.append(model(torch.ones(3, 1, 1, 1)))
     assert torch.equal(outputs[0], outputs[2])
     assert not torch.equal(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize("stock", [nn.BatchNorm2d(8), nn.GroupNorm(8, 8, eps=0.5)])
+def test_group_normalisation_survives_a_batch_of_one_pixel(stock):
+    model = convert(nn.Sequential(nn.Conv2d(1, 8, 1), stock, nn.Flatten(), nn.Linear(8, 2)), OFF, "group")
+    assert model[1].eps == stock.eps
+    model.train()(torch.randn(1, 1, 1, 1)).sum().backward()
