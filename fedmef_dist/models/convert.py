@@ -1,12 +1,12 @@
 """Turns a stock network into one with the chosen normalisation and, with activation pruning, lean layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import gcd
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.layers.activation_pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings, pruning_of
@@ -149,6 +149,38 @@ def _refuse_parted(model: nn.Module, shared: list[list[str]]) -> None:
                 mend="register one layer under all names, or give each its own; "
                 "sap.enabled=false model.norm=batch leaves the layers as they are",
             )
+
+
+def refuse_left_behind(model: nn.Module, before: Sequence[nn.Module], example: Tensor) -> None:
+    """Raises UserError where a forward pass still calls modules whose places others have taken.
+
+    A model that holds its layers in a plain list too calls them from there: they are in no flat vector, and would never
+    be trained.
+
+    Args:
+        model: converted.
+        before: its modules before.
+        example: a batch of one sample.
+    """
+    alive = {id(module._parameters) for module in model.modules()}  # a stand-in may share its stock module's
+    called: list[nn.Module] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, _: called.append(module))
+        for module in before
+        if id(module._parameters) not in alive
+    ]
+    training = model.training
+    with torch.no_grad():
+        model.eval()(example)
+    model.train(training)
+    for handle in handles:
+        handle.remove()
+    if called:
+        raise UserError(
+            f"the model calls a {type(called[0]).__name__} that conversion has replaced where it is registered",
+            where="model.name",
+            mend="hold layers as attributes, or in an nn.ModuleList, alone: not in a plain list too",
+        )
 
 
 def _expose_attention(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from fedmef_dist.base.randomness import torch_seed
 from fedmef_dist.base.settings import Settings
 from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.models.blocks import recompute_blocks
-from fedmef_dist.models.convert import convert, replace_module, weighted_layers
+from fedmef_dist.models.convert import convert, refuse_left_behind, replace_module, weighted_layers
 from fedmef_dist.models.fit import refuse_misfit
 from fedmef_dist.models.gpt import GPTSettings, build_gpt
 from fedmef_dist.models.guest import build_guest
@@ -113,9 +113,13 @@ def build_model(
         UserError: the name is not known, or the model cannot be had with this width or for such samples.
     """
     model = stock_model(settings, classes=classes, shape=shape, seed=seed)
+    stock = list(model.modules())
     # Layers that take another's place draw weights, which those of the stock model overwrite.
     with torch.random.fork_rng(devices=[]):
         model = convert(model, sap, norm, centre=settings.nsconv.centre, alpha=alpha)
+        if settings.is_guest:
+            kind = torch.int64 if len(shape) == 1 else torch.float32
+            refuse_left_behind(model, stock, torch.zeros(1, *shape, dtype=kind))
     return recompute_blocks(model, packs=bool(sap.enabled)) if settings.recompute == "blocks" else model
 
 

@@ -199,3 +199,37 @@ def test_a_weight_of_two_layers_stays_one_or_is_refused():
     assert net[3].weight is net[5].weight
     with pytest.raises(UserError, match=r"net\.3\.weight and net\.5\.weight are one parameter"):
         build(tied, enabled=True)
+
+
+class Listed(nn.Module):
+    """Registers its layers, and calls them out of a plain list."""
+
+    def __init__(self, *, classes, shape):
+        super().__init__()
+        self.layers = [nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, classes)]
+        for number, layer in enumerate(self.layers):
+            self.add_module(f"layer{number}", layer)
+
+    def forward(self, images):
+        for layer in self.layers:
+            images = layer(images)
+        return images
+
+
+def test_a_layer_that_is_called_out_of_a_list_is_refused_where_it_was_replaced():
+    """The layer in the list would compute with weights that nobody trains."""
+    model = build(Listed)
+    assert all(layer in set(model.modules()) for layer in model.layers)  # nothing was replaced
+    with pytest.raises(UserError, match=r"calls a ReLU that conversion[\s\S]*plain list") as caught:
+        build(Listed, enabled=True)
+    assert caught.value.where == "model.name"
+
+
+def test_converted_attention_is_none_that_was_left_behind():
+    def build_encoder(*, classes, shape):
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        return nn.Sequential(nn.Flatten(1, 2), nn.TransformerEncoder(layer, 1), nn.Flatten(), nn.Linear(64, classes))
+
+    model = build(build_encoder, enabled=True)
+    assert model.training
+    assert not any(module._forward_pre_hooks for module in model.modules())
