@@ -93,10 +93,10 @@ def arrays(root, count=40):
     return parts
 
 
-def parquet(root, rows=12, size=8, column="img", embedded=True, owned=None, description=None):
+def parquet(root, rows=12, size=8, column="img", embedded=True, who=None, description=None):
     """As the hub's library writes a data set of images: files in a struct, and names of classes in the head.
 
-    The rows from ``owned`` on have no client; ``description`` stands in the head in place of the classes' names.
+    ``who`` are the clients of the rows; ``description`` stands in the head in place of the classes' names.
     """
     pyarrow = pytest.importorskip("pyarrow", reason="Parquet files need pyarrow: pip install pyarrow")
     from pyarrow.parquet import write_table
@@ -111,8 +111,8 @@ def parquet(root, rows=12, size=8, column="img", embedded=True, owned=None, desc
             image(folder / "x.png", size, 100 * seed + i)
             images.append({"bytes": (folder / "x.png").read_bytes() if embedded else None, "path": f"{i}.png"})
         (folder / "x.png").unlink()
-        who = [None if owned is not None and i >= owned else i // 4 for i in range(rows)]
-        columns = {column: images, "label": [i % 2 for i in range(rows)], "who": who}
+        owners = who or [i // 4 for i in range(rows)]
+        columns = {column: images, "label": [i % 2 for i in range(rows)], "who": owners}
         table = pyarrow.table(columns).replace_schema_metadata(metadata)
         write_table(table, folder / f"{part}-00000-of-00001.parquet")
 

@@ -130,9 +130,18 @@ def _rows(path: Path, arrays: Mapping[str, np.ndarray], part: str, main: str) ->
         raise damaged(path, "as many labels and clients as samples, and some", found_text, "correct them")
     if "labels" in found:
         _check_labels(path, found["labels"])
-    if "clients" in found and found["clients"].ndim != 1:
-        raise damaged(path, "clients as numbers or names, (N,)", _describe(found["clients"]), "correct them")
+    if "clients" in found:
+        found["clients"] = _clients(path, found["clients"])
     return found
+
+
+def _clients(path: Path, clients: np.ndarray) -> np.ndarray:
+    """Names, or whole numbers: as a fraction 1.0 would be another client than 1, and NaN one of its own."""
+    if clients.dtype.kind == "f" and (np.abs(clients) < 2**53).all() and (clients == np.floor(clients)).all():
+        clients = clients.astype(np.int64)
+    if clients.ndim != 1 or clients.dtype.kind == "f":
+        raise damaged(path, "clients as whole numbers or names, (N,)", _describe(clients), "correct them")
+    return clients
 
 
 def _held_out(train: SplitArrays, test: SplitArrays) -> tuple[SplitArrays, SplitArrays]:

@@ -168,8 +168,10 @@ def _add(
     if type(label) is not int or not 0 <= label < 1 << 31:
         raise damaged(where, "a label from 0", repr(label)[:40], "correct it")
     client = row[settings.client] if settings.client else ""
-    if client is None:
-        raise damaged(where, "a client, as other rows have one", "none", "fill it in, or leave the row out")
+    if isinstance(client, float) and client.is_integer():
+        client = int(client)  # where one was missing once
+    if client is None or isinstance(client, float):
+        raise damaged(where, "a client, a whole number or a name", repr(client), "fill it in, or leave the row out")
     depth = 1 if settings.channels == 1 else 3
     image, kind = decode(io.BytesIO(content), where, depth)
     side = settings.image_size

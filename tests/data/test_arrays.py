@@ -31,6 +31,14 @@ IMAGES = data_files.pixels(20, 8, 8)
 LABELS = np.arange(20) % 2
 
 
+def test_a_client_is_the_same_as_a_whole_number_and_as_a_fraction(tmp_path):
+    """What pandas reads becomes a fraction where one client of the column was missing once."""
+    train = {"images": IMAGES, "labels": LABELS, "clients": np.arange(20) // 5}
+    npz(tmp_path, **train, test_images=IMAGES, test_labels=LABELS, test_clients=np.arange(20.0) // 5)
+    data = load(tmp_path)
+    assert torch.equal(data.owners, data.test_owners)
+
+
 def test_images_labels_and_clients_of_both_parts(tmp_path):
     parts = data_files.arrays(tmp_path)
     data = load(tmp_path)
@@ -129,7 +137,9 @@ OBJECT = np.array([{"a": 1}] * 20, dtype=object)
         ({"images": IMAGES, "labels": LABELS / 2}, "labels as whole numbers"),
         ({"images": IMAGES, "labels": LABELS - 1}, "labels as whole numbers"),
         ({"images": IMAGES, "labels": LABELS[:, None]}, "labels as whole numbers"),
-        ({"images": IMAGES, "labels": LABELS, "clients": np.eye(20)}, "clients as numbers or names"),
+        ({"images": IMAGES, "labels": LABELS, "clients": np.eye(20)}, "clients as whole numbers or names"),
+        ({"images": IMAGES, "labels": LABELS, "clients": LABELS + 0.5}, "clients as whole numbers or names"),
+        ({"images": IMAGES, "labels": LABELS, "clients": np.where(LABELS, np.nan, 1)}, "clients as whole numbers"),
         (
             {"images": IMAGES, "labels": LABELS * 0},
             "labels of two or more classes, from 0 without gaps, found 1 labels, 0 to 0",

@@ -122,6 +122,9 @@ def test_parquet_as_the_hub_stores_it(tmp_path):
     assert data.owners.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert data.reading.class_names == ("ant", "bee")
     assert data.reading.files == {"PNG, mode RGB, 8x8": 24}
+    (tmp_path / "fractions").mkdir()
+    data_files.parquet(tmp_path / "fractions", who=[i // 4 + 0.0 for i in range(12)])
+    assert load(tmp_path / "fractions", "parquet", parquet={"client": "who"}).digest == data.digest
     assert load(tmp_path, "parquet", parquet={"image_size": 4, "channels": 1}).shape == (1, 4, 4)
 
 
@@ -133,7 +136,8 @@ def test_parquet_as_the_hub_stores_it(tmp_path):
         ({}, {"client": "writer"}, "a column of clients"),
         ({"size": (8, 10)}, {}, "square images of one size"),
         ({"embedded": False}, {"image": "img"}, "an image in the file itself"),
-        ({"owned": 11}, {"client": "who"}, "a client, as other rows have one"),
+        ({"who": [*range(11), None]}, {"client": "who"}, "a client, a whole number or a name, found None"),
+        ({"who": [*range(11), float("nan")]}, {"client": "who"}, "a client, a whole number or a name, found nan"),
     ],
 )
 def test_what_is_wrong_with_parquet_is_said(tmp_path, made, keys, message):
