@@ -12,10 +12,14 @@ from fedmef_dist.data.files import damaged
 
 def number_clients(train: Sequence[str], test: Sequence[str] | None) -> tuple[Tensor, Tensor | None]:
     """Owners of the training and of the test samples, int64 (N,), from their names; numbers follow the sorted names."""
-    names, numbers = np.unique(np.array([*train, *(test or ())]), return_inverse=True)
-    del names
-    owners = torch.from_numpy(numbers.astype(np.int64))
-    return owners[: len(train)].clone(), None if test is None else owners[len(train) :].clone()
+    # No array of names: each would take the room of the longest, and end before a last character 0.
+    numbers = {name: number for number, name in enumerate(sorted({*train, *(test or ())}))}
+    owners, test_owners = (
+        None if names is None else torch.tensor([numbers[name] for name in names], dtype=torch.int64)
+        for names in (train, test)
+    )
+    assert owners is not None
+    return owners, test_owners
 
 
 def count_classes(path: Path, labels: np.ndarray, wanted: int | None, mend: str) -> int:

@@ -9,11 +9,20 @@ import torch
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.checks import notices
+from fedmef_dist.data.numbering import number_clients
 from fedmef_dist.data.sources import DataSettings, load_dataset
 
 
 def load(root, dataset="femnist", **keys):
     return load_dataset(DataSettings.model_validate({"dataset": dataset, "root": str(root), **keys}), seed=0)
+
+
+def test_clients_are_numbered_by_name_and_names_by_all_their_characters():
+    owners, test_owners = number_clients(["b", "a\0", "a", "b"], ["c", "a"])
+    assert (owners.tolist(), test_owners.tolist()) == ([2, 1, 0, 2], [3, 0])
+    owners, test_owners = number_clients(["x" * 10**6, *map(str, range(10**5))], None)  # as an array 400 GB
+    assert owners[0] == 10**5
+    assert test_owners is None
 
 
 def test_writers_without_samples_and_files_without_users_are_counted(tmp_path):
