@@ -15,7 +15,7 @@ from fedmef_dist.data.cache import Source
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.files import damaged
 from fedmef_dist.data.images import channel_statistics
-from fedmef_dist.data.numbering import count_classes, number_clients
+from fedmef_dist.data.numbering import count_classes, members_of_labels, number_clients
 from fedmef_dist.data.record import Reading
 from fedmef_dist.data.text import TextDataset, TextSplit
 
@@ -151,8 +151,8 @@ def _held_out(train: SplitArrays, test: SplitArrays) -> tuple[SplitArrays, Split
     count = len(next(iter(train.values())))
     labels = train.get("labels", np.zeros(count, dtype=np.int64))
     chosen = np.zeros(count, dtype=bool)
-    for label in np.unique(labels):
-        chosen[np.flatnonzero(labels == label)[4::5]] = True
+    for members in members_of_labels(labels):
+        chosen[members[4::5]] = True
     if not chosen.any():
         raise UserError(
             "there are too few samples to hold some out for the test",

@@ -9,6 +9,7 @@ import numpy as np
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.digest import in_chunks, sample_hashes
+from fedmef_dist.data.numbering import members_of_labels
 from fedmef_dist.data.record import Findings
 from fedmef_dist.data.text import TextDataset
 
@@ -55,15 +56,14 @@ def refuse_constants(dataset: Dataset, constant: np.ndarray, files: Sequence[Pat
     """
     labels, images = dataset.train.labels.cpu().numpy(), dataset.train.images
     values = images[:, 0, 0, 0].cpu().numpy()
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    for members in members_of_labels(labels):
         if not constant[members].all() or len(np.unique(values[members])) > 1:
             continue
         own = [files[place] for place in members.tolist()] if len(files) == len(labels) else files
         named = ", ".join(map(str, own[:_NAMED])) + (", ..." if len(own) > _NAMED else "")
         raise UserError(
-            f"class {dataset.reading.class_name(int(label))}: all {len(members)} training images have the value "
-            f"{values[members[0]]} in every pixel",
+            f"class {dataset.reading.class_name(int(labels[members[0]]))}: all {len(members)} training images have the "
+            f"value {values[members[0]]} in every pixel",
             where=named or f"data.dataset={dataset.name}",
             mend="look at the files: were they written with another range of values, or is the class empty paper?",
         )

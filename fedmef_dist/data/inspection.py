@@ -14,6 +14,7 @@ from fedmef_dist.data.batches import client_batches
 from fedmef_dist.data.checks import constant_images, with_two_labels
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.digest import sample_hashes
+from fedmef_dist.data.numbering import members_of_labels
 from fedmef_dist.data.population import LazyPopulation, Population
 from fedmef_dist.data.text import UNKNOWN, TextDataset
 
@@ -131,8 +132,8 @@ def contact_sheets(dataset: Dataset, augment: bool, seed: int) -> list[Sheet]:
     number = next(count for most, count in _SHEET if dataset.classes <= most)
     labels = dataset.train.labels.cpu().numpy()
     sheets = []
-    for label in np.unique(labels).tolist():
-        own = np.flatnonzero(labels == label)
+    for own in members_of_labels(labels):
+        label = int(labels[own[0]])
         chosen = numpy_generator(seed, "sheet", label).choice(own, min(number, len(own)), replace=False)
         plain, augmented = (_as_seen(dataset, chosen, shown, seed, label) for shown in (False, augment))
         sheets.append(Sheet(label, plain, augmented))

@@ -22,6 +22,15 @@ def number_clients(train: Sequence[str], test: Sequence[str] | None) -> tuple[Te
     return owners, test_owners
 
 
+def members_of_labels(labels: np.ndarray) -> list[np.ndarray]:
+    """The places of the samples of each label that there is, in the order of the labels, each int64 (n,) rising.
+
+    By one sort: many thousand labels would each have all samples looked through.
+    """
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
+
+
 def count_classes(path: Path, labels: np.ndarray, wanted: int | None, mend: str) -> int:
     """As many as are wanted, or else as many as there are among the labels of both splits, int64 (N,).
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmef_dist.data.checks import checked, constant_images, find, with_two_labels
+from fedmef_dist.data.checks import checked, constant_images, find, refuse_constants, with_two_labels
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.digest import sample_hashes, tensor_digest
 from fedmef_dist.data.inspection import (
@@ -16,6 +16,7 @@ from fedmef_dist.data.inspection import (
     look_at_clients,
     look_at_text,
 )
+from fedmef_dist.data.numbering import members_of_labels
 from fedmef_dist.data.partitions import PartitionSettings
 from fedmef_dist.data.population import build_population
 from fedmef_dist.data.record import Findings, Reading
@@ -122,3 +123,20 @@ def test_a_text_is_counted_and_decoded():
     assert look.windows.tolist() == [3]
     assert sorted(look.samples) == ["abab", "abca", "babc"]
     assert decoded(text, [0, 1, 2]) == "\ufffdab"
+
+
+def test_members_of_labels_by_hand():
+    found = members_of_labels(np.array([7, 2, 7, 0, 2]))
+    assert [places.tolist() for places in found] == [[3], [1, 4], [0, 2]]
+    assert members_of_labels(np.array([], np.int64)) == []
+
+
+def test_as_many_classes_as_a_set_of_faces_has_are_looked_at_in_no_time(monkeypatch):
+    """A comparison of all labels with each one would be asked for 10,000 times."""
+    count, images = 10_000, torch.from_numpy(data_files.pixels(20_000, 2, 2)).unsqueeze(1)
+    split = Split(images, torch.arange(20_000) % count)
+    dataset = Dataset("faces", split, split, count, (0.5,), (0.2,), 0, False)
+    looks, flatnonzero = [], np.flatnonzero
+    monkeypatch.setattr(np, "flatnonzero", lambda values: looks.append(len(values)) or flatnonzero(values))
+    refuse_constants(dataset, constant_images(split))
+    assert len(looks) == 1
