@@ -6,7 +6,7 @@ operation instead.
 """
 
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Any, NamedTuple, TypeVar
 
@@ -60,7 +60,21 @@ class Convolution(NamedTuple):
     def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool]) -> Any:
         """Those of input, weight and bias at once, as far as they are needed."""
         arguments = (self.stride, self.padding, self.dilation, False, [0, 0], self.groups)
-        return torch.ops.aten.convolution_backward(grad, x, weight, [weight.shape[0]], *arguments, needed)
+        found = torch.ops.aten.convolution_backward(grad, x, weight, [weight.shape[0]], *arguments, needed)
+        if needed[1] and grad.device.type == "cpu" and grad.dtype == torch.bfloat16:
+            # There oneDNN leaves what lay in memory before.
+            for axis, tap in self._unseen(grad.shape, x.shape, weight.shape):
+                found[1].select(axis, tap).zero_()
+        return found
+
+    def _unseen(self, outputs: torch.Size, inputs: torch.Size, weight: torch.Size) -> Iterator[tuple[int, int]]:
+        """Rows and columns of the kernel, as (axis, place), that meet nothing but padding, so have no gradient."""
+        for axis, (stride, padding, dilation) in enumerate(zip(self.stride, self.padding, self.dilation, strict=True), 2):
+            for tap in range(weight[axis]):
+                start = tap * dilation - padding
+                output = max(ceil(-start / stride), 0)  # the first whose place is inside, if there is one
+                if output >= outputs[axis] or start + output * stride >= inputs[axis]:
+                    yield axis, tap
 
     def parts(self, x: Tensor, weight: Tensor) -> int:
         """In how many parts the weight's gradient is best made: a power of two, 1 where it is not large.
