@@ -22,6 +22,7 @@ _T = TypeVar("_T")
 _ParameterGradients = tuple[Tensor | None, Tensor | None]
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 LARGE = 1 << 20  # elements
+_convolution_backward = torch.ops.aten.convolution_backward
 
 
 class Convolution(NamedTuple):
@@ -60,7 +61,7 @@ class Convolution(NamedTuple):
     def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool]) -> Any:
         """Those of input, weight and bias at once, as far as they are needed."""
         arguments = (self.stride, self.padding, self.dilation, False, [0, 0], self.groups)
-        found = torch.ops.aten.convolution_backward(grad, x, weight, [weight.shape[0]], *arguments, needed)
+        found = _convolution_backward(grad, x, weight, [weight.shape[0]], *arguments, needed)
         if needed[1] and grad.device.type == "cpu" and grad.dtype == torch.bfloat16:
             # There oneDNN leaves what lay in memory before.
             for axis, tap in self._unseen(grad.shape, x.shape, weight.shape):
@@ -69,7 +70,8 @@ class Convolution(NamedTuple):
 
     def _unseen(self, outputs: torch.Size, inputs: torch.Size, weight: torch.Size) -> Iterator[tuple[int, int]]:
         """Rows and columns of the kernel, as (axis, place), that meet nothing but padding, so have no gradient."""
-        for axis, (stride, padding, dilation) in enumerate(zip(self.stride, self.padding, self.dilation, strict=True), 2):
+        how = zip(self.stride, self.padding, self.dilation, strict=True)
+        for axis, (stride, padding, dilation) in enumerate(how, start=2):
             for tap in range(weight[axis]):
                 start = tap * dilation - padding
                 output = max(ceil(-start / stride), 0)  # the first whose place is inside, if there is one
