@@ -82,13 +82,15 @@ _TAPE: ContextVar[Tape | None] = ContextVar("tape", default=None)
 
 
 class RandomLayer(nn.Module):
-    """A layer that draws where its generator is, of which it is given one for each client: :func:`set_generator`."""
+    """A layer that draws where its generator is, of which it is given one for each client: :func:`set_generator`.
 
-    p: float
+    Args:
+        p: probability that what it draws for becomes 0.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, p: float) -> None:
         super().__init__()
-        self.generator = torch.Generator()
+        self.p, self.generator = p, torch.Generator()
 
     @property
     def draws(self) -> bool:
@@ -112,10 +114,6 @@ class Dropout(RandomLayer):
         p: probability that an element becomes 0.
     """
 
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
     def forward(self, x: Tensor) -> Tensor:
         """Scales what is kept by 1 / (1 - p); the identity in evaluation mode."""
         if not self.draws:
@@ -129,10 +127,6 @@ class ChannelDropout(RandomLayer):
     Args:
         p: probability that a channel becomes 0.
     """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
         """Scales the channels of (B, C, ...) that are kept by 1 / (1 - p); the identity in evaluation mode."""
@@ -151,8 +145,8 @@ class StochasticDepth(RandomLayer):
     """
 
     def __init__(self, p: float, mode: str) -> None:
-        super().__init__()
-        self.p, self.mode = p, mode
+        super().__init__(p)
+        self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
         """Scales branches that stay by 1 / (1 - p); the identity in evaluation mode."""
