@@ -94,6 +94,15 @@ class Outlook:
             )
         return numbers
 
+    def refuse_one_rank(self, measured: Sequence[int]) -> None:
+        """Raises UserError where one rank alone is measured and other machines or a network are asked for."""
+        if max(measured) == 1 and (self.cluster is not None or self.simulates):
+            raise UserError(
+                "one rank hands nothing to a collective, so the bytes of a round's sum would not be known",
+                where="--ranks",
+                mend="measure two as well: --ranks 1,2",
+            )
+
 
 def scale(
     path: Path,
@@ -120,23 +129,14 @@ def scale(
     predicted = outlook.numbers(numbers)
     if outlook.simulates:
         find_simulator()
-    if max(numbers) == 1 and (outlook.cluster is not None or outlook.simulates):
-        raise UserError(
-            "one rank hands nothing to a collective, so the bytes of a round's sum would not be known",
-            where="--ranks",
-            mend="measure two as well: --ranks 1,2",
-        )
+    outlook.refuse_one_rank(numbers)
     study = plan_study(config, numbers, parse_numbers(clients, "--clients"))
     place = find_place(config.runtime.backend, hosts)
     place.check(max(numbers))
     for point in study.points:
         load_config(path, [*overrides, *point.overrides(rounds)])  # wrong before the first run is better than after it
     directory = out or Path("runs") / f"{config.name}-scaling"
-    if outlook.simulates:
-        refuse_strangers(directory / _SIMULATION)
-    with _writing_to(directory):
-        for name in (POINTS, _NETWORK):
-            (directory / name).mkdir(parents=True, exist_ok=True)
+    _make_folders(directory, outlook)
     with listening(ends_process=True) as interruption:
         probes = measure_network(place, path, overrides, numbers, directory / _NETWORK)
         results = _measure_all(place, path, overrides, study, rounds, repeats, directory, interruption)
@@ -163,6 +163,15 @@ def scale(
     print(text)
     for file in files:
         print(file)
+
+
+def _make_folders(directory: Path, outlook: Outlook) -> None:
+    """Finds out before anything is measured that the folders cannot be made, or that one is another's."""
+    if outlook.simulates:
+        refuse_strangers(directory / _SIMULATION)
+    with _writing_to(directory):
+        for name in (POINTS, _NETWORK):
+            (directory / name).mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
