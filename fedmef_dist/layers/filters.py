@@ -11,13 +11,11 @@ Float32 weights go through compiled loops on the CPU, which add up in the order 
 a fraction of the time. On a GPU one kernel each way stands for all operations.
 """
 
-from collections.abc import Callable, Iterable
 from math import pi, prod, sqrt
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from fedmef_dist.layers import bits
 from fedmef_dist.layers.kernels import has_loops, has_triton
@@ -25,12 +23,6 @@ from fedmef_dist.layers.operations import LARGE
 
 GAMMA_RELU = sqrt(2 / (1 - 1 / pi))
 EPSILON = 1e-4
-_ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
-    nn.ReLU6: F.relu6,
-    nn.SiLU: F.silu,
-    nn.Hardswish: F.hardswish,
-    nn.GELU: F.gelu,
-}
 
 
 class Normaliser(NamedTuple):
@@ -38,24 +30,6 @@ class Normaliser(NamedTuple):
 
     gamma: float = GAMMA_RELU
     centre: bool = True
-
-
-def gamma_of(kinds: Iterable[type[nn.Module]]) -> float:
-    """Gamma for a network with these kinds of layers: 1 / the deviation of its activation over a standard normal input.
-
-    The first known activation decides; ReLU where there is none.
-    """
-    for kind in kinds:
-        if kind is nn.ReLU:
-            return GAMMA_RELU
-        if kind in _ACTIVATIONS:
-            z = torch.linspace(-10, 10, 20001, dtype=torch.float64)
-            weight = torch.exp(-0.5 * z * z)
-            weight /= weight.sum()
-            activation = _ACTIVATIONS[kind](z)
-            mean = (weight * activation).sum()
-            return float((weight * (activation - mean) ** 2).sum().rsqrt())
-    return GAMMA_RELU
 
 
 STANDARD = Normaliser()

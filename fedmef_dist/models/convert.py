@@ -1,8 +1,9 @@
 """Turns a stock network into one with the chosen normalisation and, with activation pruning, lean layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import gcd
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from fedmef_dist.base.errors import UserError
 from fedmef_dist.layers.activation_pruning import PrunedConv2d, PrunedLinear, Pruning, SapSettings, pruning_of
 from fedmef_dist.layers.attention import MultiheadAttention, SelfAttention, calling_its_layers, recomputed_modules
 from fedmef_dist.layers.batchnorm import BatchNorm1d, BatchNorm2d, GroupNorm
-from fedmef_dist.layers.filters import Normaliser, gamma_of
+from fedmef_dist.layers.filters import GAMMA_RELU, Normaliser
 from fedmef_dist.layers.layernorm import LeanLayerNorm
 from fedmef_dist.layers.lean import (
     LeanAdaptiveAvgPool2d,
@@ -82,7 +83,15 @@ def replace_modules(model: nn.Module, change: Callable[[str, nn.Module], nn.Modu
             replace_module(model, name, made[module])
 
 
-def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = True, alpha: float = 1.0) -> nn.Module:
+def convert(
+    model: nn.Module,
+    sap: SapSettings,
+    norm: str,
+    *,
+    gammas: Mapping[str, float] = MappingProxyType({}),
+    centre: bool = True,
+    alpha: float = 1.0,
+) -> nn.Module:
     """Replaces layers in place; weights are carried over.
 
     With norm nsconv normalised convolutions stand for convolution and batch normalisation. Linear layers are normalised
@@ -98,6 +107,7 @@ def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = Tru
         sap: activation pruning, ``enabled`` settled.
         norm: nsconv (normalised weights instead of batch normalisation), batch, group (8 groups, or the largest common
             divisor with the channels), layer (one group) or none.
+        gammas: of layers that get normalised weights, by name (:func:`gammas.gammas_of`); that of ReLU where absent.
         centre: nsconv subtracts every filter's mean.
         alpha: prunable weights act as this power of their parameters, at first as the stock ones do.
 
@@ -112,7 +122,7 @@ def convert(model: nn.Module, sap: SapSettings, norm: str, *, centre: bool = Tru
     layers = list(weighted_layers(model))
     output = layers[-1]
     first = None if any(isinstance(module, nn.Embedding) for module in model.modules()) else layers[0]
-    normalisers = _normalisers(model, norm, centre)
+    normalisers = _normalisers(model, norm, centre, gammas)
     if sap.enabled:
         _recompute_attention(model)
         _spare_linear_outputs(model)
@@ -209,26 +219,18 @@ def _recompute_attention(model: nn.Module) -> None:
             module.lean = True
 
 
-def _normalisers(model: nn.Module, norm: str, centre: bool) -> dict[str, Normaliser]:
-    """The layers that get normalised weights.
-
-    A convolution's gamma is that of the network's activation. A linear layer's is that of the activation right before
-    it, and 1 where there is none.
-    """
+def _normalisers(model: nn.Module, norm: str, centre: bool, gammas: Mapping[str, float]) -> dict[str, Normaliser]:
+    """The layers that get normalised weights: convolutions, and linear ones where layer normalisation makes room."""
     layers = weighted_layers(model)
     del layers[next(reversed(layers))]
     if norm != "nsconv":
         return {}
-    convolution = Normaliser(gamma_of(type(module) for module in model.modules()), centre)
-    normalisers = {name: convolution for name, module in layers.items() if isinstance(module, nn.Conv2d)}
-    if any(isinstance(module, BranchNorm) for module in model.modules()):
-        before: type[nn.Module] = nn.Identity
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear) and name in layers:
-                gamma = gamma_of([before]) if before in _LEAN else 1.0
-                normalisers[name] = Normaliser(gamma, centre)
-            before = type(module)
-    return normalisers
+    makes_room = any(isinstance(module, BranchNorm) for module in model.modules())
+    return {
+        name: Normaliser(gammas.get(name, GAMMA_RELU), centre)
+        for name, layer in layers.items()
+        if isinstance(layer, nn.Conv2d) or makes_room
+    }
 
 
 def _pruning(sap: SapSettings, is_first: bool, is_output: bool) -> Pruning:

@@ -17,6 +17,7 @@ from fedmef_dist.layers.activation_pruning import SapSettings
 from fedmef_dist.models.blocks import recompute_blocks
 from fedmef_dist.models.convert import convert, refuse_left_behind, replace_module, weighted_layers
 from fedmef_dist.models.fit import refuse_misfit
+from fedmef_dist.models.gammas import gammas_of
 from fedmef_dist.models.gpt import GPTSettings, build_gpt
 from fedmef_dist.models.guest import build_guest
 from fedmef_dist.models.residual import block_by_block
@@ -114,12 +115,13 @@ def build_model(
     """
     model = stock_model(settings, classes=classes, shape=shape, seed=seed)
     stock = list(model.modules())
+    sample = torch.zeros(1, *shape, dtype=torch.int64 if len(shape) == 1 else torch.float32)
     # Layers that take another's place draw weights, which those of the stock model overwrite.
     with torch.random.fork_rng(devices=[]):
-        model = convert(model, sap, norm, centre=settings.nsconv.centre, alpha=alpha)
+        gammas = gammas_of(model, sample) if norm == "nsconv" else {}
+        model = convert(model, sap, norm, gammas=gammas, centre=settings.nsconv.centre, alpha=alpha)
         if settings.is_guest:
-            kind = torch.int64 if len(shape) == 1 else torch.float32
-            refuse_left_behind(model, stock, torch.zeros(1, *shape, dtype=kind))
+            refuse_left_behind(model, stock, sample)
     return recompute_blocks(model, packs=bool(sap.enabled)) if settings.recompute == "blocks" else model
 
 
