@@ -19,7 +19,7 @@ from fedmef_dist.report.difference_tables import difference_tables, differences_
 from fedmef_dist.report.differences import Differences, changes_along, differences_along, differences_from
 from fedmef_dist.report.groups import RunGroup, group_runs
 from fedmef_dist.report.metrics_table import metrics_as_csv
-from fedmef_dist.report.plots import plots_as_markdown, save_plots
+from fedmef_dist.report.plots import PLOTS, plots_as_markdown, save_plots
 from fedmef_dist.report.rendering import Table, markdown, terminal
 from fedmef_dist.report.runs import read_run
 from fedmef_dist.report.tables import comma_separated, tables
@@ -44,9 +44,10 @@ def compare(
     a test accuracy from 0 to 1, by default a little below the best one of the runs. ``baseline`` is the name of a
     group, or a part of it: the other groups' differences from it, paired by seed, then have tables, a plot and
     differences.csv. ``by`` is a key of the configuration along which contestants are compared, each with the baseline
-    at the same value and with itself at the first one; ``device`` says how fast a device is, see `parse_device`. Raises
-    UserError where a run directory is missing, unfinished or damaged, is given twice, where ``target`` is no share,
-    ``baseline`` does not name one group, ``by`` no key or ``device`` no speeds, or where ``out`` cannot be written.
+    at the same value and with itself at the first one; ``device`` says how fast a device is, see `parse_device`. What
+    an earlier report wrote into ``out`` and this one does not have, as differences, is removed. Raises UserError
+    where a run directory is missing, unfinished or damaged, is given twice, where ``target`` is no share, ``baseline``
+    does not name one group, ``by`` no key or ``device`` no speeds, or where ``out`` cannot be written.
     """
     from fedmef_dist.report.page import report_page  # knows all defaults, for which torch must be loaded
 
@@ -67,6 +68,7 @@ def compare(
     directory = out or (run_dirs[0] / "report" if len(run_dirs) == 1 else Path("report"))
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        before = _files_of_a_report(directory)
         write_text(directory / PAGE, report_page(groups, aim, over, differences))
         write_text(directory / "compare.csv", comma_separated(groups, aim))
         write_text(directory / "metrics.csv", metrics_as_csv(groups))
@@ -79,11 +81,23 @@ def compare(
             files.append(directory / "differences.csv")
             plots += save_differences(differences[0], directory)
         write_text(directory / "compare.md", "\n".join([*map(markdown, shown), plots_as_markdown(plots)]))
+        for file in before - {*files, *plots}:
+            file.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             "the report cannot be written", where=f"{directory}: {error.strerror}", mend="give --out DIR"
         ) from error
     _show(shown, [*files, *plots])
+
+
+def _files_of_a_report(directory: Path) -> set[Path]:
+    """The plots that an earlier report's compare.md shows, and its differences: beside a new one they would mislead."""
+    try:
+        written = (directory / "compare.md").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return set()
+    shown = {directory / name for name in PLOTS if f"]({name})" in written}
+    return shown | {file.with_suffix(".csv") for file in shown if file.stem == "differences"}
 
 
 def _differences(groups: Sequence[RunGroup], along: Along | None, baseline: str | None) -> list[Differences]:

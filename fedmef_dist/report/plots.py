@@ -8,7 +8,7 @@ from fedmef_dist.report.curves import save_around_adjustments, save_curves
 from fedmef_dist.report.groups import RunGroup
 from fedmef_dist.report.masks import save_layer_densities, save_stability
 
-_TITLES = {
+PLOTS = {
     "accuracy_rounds.png": "Test accuracy over rounds",
     "accuracy_wire.png": "Test accuracy over bytes on the wire",
     "accuracy_flops.png": "Test accuracy over training FLOPs",
@@ -31,5 +31,5 @@ def save_plots(groups: Sequence[RunGroup], directory: Path) -> list[Path]:
 
 def plots_as_markdown(files: Sequence[Path]) -> str:
     """The plots among the files as images in Markdown, each under its title; they lie beside the text."""
-    shown = [file.name for file in files if file.name in _TITLES]
-    return "\n".join(f"## {_TITLES[name]}\n\n![{_TITLES[name]}]({name})\n" for name in shown)
+    shown = [file.name for file in files if file.name in PLOTS]
+    return "\n".join(f"## {PLOTS[name]}\n\n![{PLOTS[name]}]({name})\n" for name in shown)

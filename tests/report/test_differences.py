@@ -166,3 +166,13 @@ def test_compare_writes_and_prints_the_differences(make_runs, tmp_path, capsys):
     assert "![Differences, paired by seed, with 95 % intervals](differences.png)" in written
     assert (tmp_path / "out" / "differences.csv").read_text().count("\n") == 3
     assert (tmp_path / "out" / "differences.png").exists()
+
+
+def test_what_an_earlier_report_wrote_and_this_one_does_not_goes(make_runs, tmp_path):
+    runs, out = make_runs(), tmp_path / "out"
+    compare(runs, out, baseline="still")
+    (out / "along.png").write_text("of the user, not of that report")
+    compare(runs, out)
+    found = {file.name for file in out.iterdir()}
+    assert not {"differences.csv", "differences.png"} & found
+    assert {"along.png", "memory.png", "compare.csv", "compare.md", "report.html"} <= found

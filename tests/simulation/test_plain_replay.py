@@ -224,7 +224,7 @@ def test_a_plain_loop_finds_the_same(form, ranks):
                 for layer in run.space.layers if masks else []:
                     assert torch.equal(layer.view(run.space.mask.active), masks[layer.name])
                 mine = dict(run.model.named_parameters())
-                differences.append(max(float((mine[key] - value).abs().max()) for key, value in p.items()))
+                differences.append(max(float((mine[key].detach() - value).abs().max()) for key, value in p.items()))
         return differences
 
     team = ThreadRanks(ranks)
