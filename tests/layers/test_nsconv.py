@@ -122,6 +122,17 @@ def test_filter_means():
     torch.testing.assert_close(filter_means(weight, None), torch.tensor([4 / 3, 5.0]))
 
 
+def test_of_two_active_weights_only_the_gain_is_learned():
+    layer = NSLinear(4, 2)
+    layer.mask = torch.tensor([[1.0, 0, 1, 0], [1, 1, 1, 0]])
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.5, 0, -0.25, 0], [0.5, 0.25, -0.5, 0]]))
+    layer(torch.randn(5, 4, generator=torch.Generator().manual_seed(0))).square().sum().backward()
+    assert layer.weight.grad[0, [0, 2]].abs().max() < 1e-4
+    assert layer.weight.grad[1, :3].abs().min() > 0.1
+    assert layer.gain.grad.abs().min() > 1e-3
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("centre", [False, True])
 @pytest.mark.parametrize(
