@@ -36,19 +36,24 @@ class _Lasting(_BatchNorm):
             return self._normalise(input, self.running_mean, self.running_var, training=False)
         if self.training and is_repeating():
             return self._normalise(input, None, None, training=True)
-        if self.momentum is None or not input.is_cuda or self._fits_cudnn():
+        if not self._avoids_cudnn(input):
             return super().forward(input)
-        training = self.training or self.running_mean is None
+        training, momentum = self.training or self.running_mean is None, self.momentum
         if training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        return self._normalise(input, self.running_mean, self.running_var, training, self.momentum)
+            if momentum is None:  # the mean over all batches; only asked for before the first round, so it may wait
+                momentum = 1 / float(self.num_batches_tracked)
+        return self._normalise(input, self.running_mean, self.running_var, training, momentum or 0.0)
 
     def _normalise(
         self, x: Tensor, mean: Tensor | None, variance: Tensor | None, training: bool, momentum: float = 0.0
     ) -> Tensor:
-        if x.is_cuda and not self._fits_cudnn():
+        if self._avoids_cudnn(x):
             return torch.native_batch_norm(x, self.weight, self.bias, mean, variance, training, momentum, self.eps)[0]
         return F.batch_norm(x, mean, variance, self.weight, self.bias, training, momentum, self.eps)
+
+    def _avoids_cudnn(self, x: Tensor) -> bool:
+        return x.is_cuda and not self._fits_cudnn()
 
     def _fits_cudnn(self) -> bool:
         """Whether cuDNN may have the layer's vectors.

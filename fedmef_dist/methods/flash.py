@@ -179,10 +179,11 @@ class Flash(Method[FlashSettings]):
                 steps,
                 self.context.base_rate,
                 LocalClient(client),
+                waits=preparation.client.may_lack_room,
             )
             densities = report.uploads[_DENSITIES].values
             assert densities is not None
-            # What a client has learned does not travel, so whether it is sane shows in its loss alone.
+            # What a client has learned does not travel, so nobody else looks whether it is sane.
             return densities if report.values.isfinite().all() else densities * torch.nan
 
         return preparation.average(wanted, train)

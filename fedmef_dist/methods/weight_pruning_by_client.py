@@ -82,7 +82,13 @@ class ClientPruning:
             return mask
         values = self._masked(preparation.values, mask)
         for _ in range(self.adjustments):
-            report = preparation.client.train(RoundPlan(0, values, self.work), batches, self.steps, self.rate)
+            report = preparation.client.train(
+                RoundPlan(0, values, self.work),
+                batches,
+                self.steps,
+                self.rate,
+                waits=preparation.client.may_lack_room,
+            )
             found = [report.values, *(upload.values for upload in report.uploads.values())]
             if not all(is_summable(numbers) for numbers in found if numbers is not None):
                 values = values * torch.nan

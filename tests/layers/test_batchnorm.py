@@ -59,9 +59,10 @@ def test_normalise_by_batch_leaves_all_else_in_evaluation_mode():
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_layer_anywhere_in_the_flat_vector_runs_on_a_gpu(training):
-    stock, ours = nn.BatchNorm2d(32).cuda(), BatchNorm2d(32).cuda()
+def test_a_layer_anywhere_in_the_flat_vector_runs_on_a_gpu(training, momentum):
+    stock, ours = nn.BatchNorm2d(32, momentum=momentum).cuda(), BatchNorm2d(32, momentum=momentum).cuda()
     flat = torch.zeros(4 * 32 + 2, device="cuda")
     for at, name in enumerate(("weight", "bias", "running_mean", "running_var")):
         tensor = getattr(ours, name)
@@ -76,6 +77,20 @@ def test_a_layer_anywhere_in_the_flat_vector_runs_on_a_gpu(training):
         results.append((y, layer.weight.grad, layer.running_mean, layer.running_var))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.3])
+def test_past_cudnn_the_running_statistics_are_those_of_the_stock_layer(monkeypatch, momentum):
+    stock, ours, past = nn.BatchNorm2d(3, momentum=momentum), BatchNorm2d(3, momentum=momentum), []
+    native = torch.native_batch_norm
+    monkeypatch.setattr(BatchNorm2d, "_avoids_cudnn", lambda layer, x: True)
+    monkeypatch.setattr(torch, "native_batch_norm", lambda *given: past.append(given) or native(*given))
+    for x in torch.randn(3, 4, 3, 2, 2):
+        torch.testing.assert_close(ours(x), stock(x))
+    torch.testing.assert_close(ours.eval()(x), stock.eval()(x))
+    assert len(past) == 4
+    for name, buffer in stock.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(name), buffer)
 
 
 def test_cudnn_gets_no_vector_that_begins_between_16_bytes():

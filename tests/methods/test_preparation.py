@@ -1,11 +1,15 @@
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 from made_methods import messages_for, preparation_for
 from thread_group import on_ranks
+from tiny import alone, started, tiny
 from torch import nn
 
 from fedmef_dist.base.errors import UserError
+from fedmef_dist.clients import client as client_module
 from fedmef_dist.clients.client import Client
 from fedmef_dist.clients.cohort import Cohort
 from fedmef_dist.clients.optimizer import OptimizerSettings
@@ -204,3 +208,19 @@ def test_a_full_mask_goes_down_unsaid_but_a_client_says_that_its_own_is_full():
     preparation.count_returned_model(space.mask)
     # A tag for each layer tells that it is dense.
     assert preparation.costs.up == 4 * 12 + 2
+
+
+@pytest.mark.parametrize("name", ["flash", "prunefl"])
+def test_training_before_round_1_waits_where_packed_activations_may_lack_room(monkeypatch, name):
+    too_small = []
+
+    @contextmanager
+    def without_waiting(rooms):
+        too_small.append(True)
+        yield
+
+    monkeypatch.setattr(Client, "may_lack_room", True)
+    monkeypatch.setattr(client_module, "without_waiting", without_waiting)
+    monkeypatch.setattr(client_module, "overflowed", lambda rooms: bool(too_small))
+    started(tiny(method={"name": name, "density": 0.5}), alone())
+    assert not too_small
