@@ -7,6 +7,7 @@ would move with it.
 """
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -30,6 +31,7 @@ from fedmef_dist.wire.ranges import prunable
 from fedmef_dist.wire.traffic import Broadcast
 
 _DIRECTION = "direction"
+_DIRECTIONS_A_NUMBER = 16  # of two bits each in a float32
 
 
 class FedSgcSettings(ClientMaskSettings, SwappingSettings):
@@ -102,6 +104,8 @@ class CongruentSwap(LocalSwap):
     ) -> None:
         super().__init__(space, counts, share, order)
         self.broadcast, self.strength = broadcast, strength
+        # The active weights that were sent, and two bits a weight for the direction.
+        self.held = space.mask.count + ceil(space.n_prunable / _DIRECTIONS_A_NUMBER)
 
     def begin(self, client: LocalClient) -> None:
         """Takes the direction d that the client has received, float32 (n_prunable,) in {-1, 0, 1}."""

@@ -4,7 +4,8 @@ Guastella, Sani, Iacob, Mora, Bellavista, Lane: "SparsyFed: Sparse Adaptive Fede
 2504.05153, algorithm 1. From a dense start, weights act as sign(theta) |theta|^alpha (``layers/powered.py``) and what a
 layer keeps of its input for the backward pass is pruned as much as its weights are (``sap.share: weights``). After its
 training a client keeps the weights of largest magnitude, over all layers together. The server averages plainly: who
-does not keep a weight counts with 0. With alpha above 1 a weight of 0 has no gradient: masks settle by themselves.
+does not keep a weight counts with 0. With alpha above 1 a weight of 0 has no gradient: masks settle by themselves. With
+alpha 1 they do too, since what is inactive is not trained here.
 """
 
 from dataclasses import replace

@@ -63,6 +63,13 @@ def test_the_direction():
     assert method.plan(2, server.values).broadcasts == ()
 
 
+def test_until_it_swaps_a_client_holds_what_it_was_sent_and_the_direction():
+    _, method, server = example()
+    # Six active weights; two bits for each of twelve fit into one number of 32.
+    assert method.plan(1, server.values).work.held == 6 + 1
+    assert method.plan(2, server.values).work.held == 0
+
+
 @pytest.mark.parametrize(
     ("strength", "expected"),
     [

@@ -85,6 +85,15 @@ def test_masks_settle_and_the_ledgers_follow(tmp_path):
     assert sum(space_owner(run.model, name).pruning.follows_weights for name in shares) == len(shares) - 1
 
 
+def test_without_a_power_nothing_grows_either(tmp_path):
+    run, recorder = started(tiny(method=METHOD | {"alpha": 1}), alone(), tmp_path), Recorder()
+    run.run(recorder)
+    assert [row["sparsity/changed"] for row in recorder.rounds] == [0] * len(recorder.rounds)
+    densities = [row["sparsity/density"] for row in recorder.rounds]
+    assert densities == sorted(densities, reverse=True)
+    assert densities[0] > densities[-1] == pytest.approx(0.5, abs=1e-3)
+
+
 def space_owner(model, name):
     return model.get_submodule(name.removesuffix(".weight"))
 
