@@ -1,6 +1,7 @@
 """Who takes part in a round: whom the server asks, who stays, who answers in time."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil
 from typing import Literal
 
@@ -140,7 +141,8 @@ def draw_cohort(population: Population, settings: FederationSettings, seed: int,
 
 def _ask(clients: int, settings: FederationSettings, seed: int, round: int) -> np.ndarray:
     """Drawn uniformly, without replacement, from those who can be reached; fewer where there are not enough."""
-    wanted = min(ceil(settings.clients_per_round * settings.oversample), clients)
+    # The product in decimals, as it was written: as a float that of 50 and 1.1 is a little more than 55.
+    wanted = min(ceil(settings.clients_per_round * Fraction(str(settings.oversample))), clients)
     generator = numpy_generator(seed, "cohort", round)
     if settings.availability == 1:
         return generator.choice(clients, wanted, replace=False)

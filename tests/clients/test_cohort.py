@@ -1,3 +1,4 @@
+from fractions import Fraction
 from math import ceil
 
 import numpy as np
@@ -117,6 +118,13 @@ def test_speeds_belong_to_the_client():
     assert found[0].late == pytest.approx(84, abs=41)
 
 
+@pytest.mark.parametrize(("wanted", "factor", "asked"), [(10, 1.1, 11), (50, 1.1, 55), (25, 2.2, 55), (10, 1.11, 12)])
+def test_as_many_are_asked_as_the_product_says_in_decimals(wanted, factor, asked):
+    # In binary 50 * 1.1 is 55.00000000000001, of which the next whole number would be 56.
+    found = cohort(population(100), clients_per_round=wanted, oversample=factor)
+    assert (len(found.asked), found.surplus) == (asked, asked - wanted)
+
+
 def test_more_are_asked_than_taken_and_the_quickest_win():
     people = population(9, lambda client: client + 1)
     found = cohort(people, clients_per_round=6, oversample=1.5)
@@ -139,7 +147,7 @@ def test_everyone_who_was_asked_is_accounted_for(
         oversample=oversample, speed_sigma=sigma, deadline=deadline, availability=availability,
     )  # fmt: skip
     assert len(found.asked) == len(found.clients) + found.dropped + found.surplus
-    assert len(found.asked) <= min(ceil(per_round * oversample), clients)
+    assert len(found.asked) <= min(ceil(per_round * Fraction(str(oversample))), clients)
     assert len(found.clients) <= per_round
     assert set(found.clients.tolist()) <= set(found.asked.tolist())
     assert found.late <= found.dropped
