@@ -143,11 +143,14 @@ class TrainingTimes:
         return np.asarray(slowness / np.median(slowness))
 
     def predict(self, samples: np.ndarray) -> np.ndarray:
-        """Expected seconds for clients with so many samples, float64 (cohort,); the samples themselves at first."""
+        """Expected seconds for clients with so many samples, float64 (cohort,); the samples themselves at first.
+
+        Clients of one size give no line: seconds are then in proportion to samples.
+        """
         n, sum_x, sum_y, sum_xx, sum_xy = self.sums
         spread = n * sum_xx - sum_x * sum_x
         if spread <= 0:
-            return samples.astype(np.float64)
+            return samples * (sum_y / sum_x if sum_y > 0 else 1.0)
         slope = max((n * sum_xy - sum_x * sum_y) / spread, 0.0)
         base = max((sum_y - slope * sum_x) / n, 0.0)
         return base + slope * samples

@@ -70,7 +70,18 @@ def test_costs_are_samples_until_a_line_is_learned():
 def test_equal_clients_teach_nothing_wrong():
     model = TrainingTimes()
     model.observe(np.array([60, 60, 60]), np.array([0.1, 0.2, 0.3]))
-    assert model.predict(np.array([60, 60])).tolist() == [60, 60]
+    assert model.predict(np.array([60, 30])) == pytest.approx([0.2, 0.1])  # no line, but seconds
+
+
+def test_a_round_with_fewer_clients_than_ranks_slows_nobody_down():
+    # Equal clients on equal ranks, every fourth round with two of them: idle ranks must not count as slow behind it.
+    model, draw = TrainingTimes(), np.random.default_rng(0)
+    for number in range(13):
+        samples = np.full(12 if number % 4 else 2, 100)
+        placement = model.place(samples, 4)
+        if len(samples) == 12:
+            assert placement.counts().tolist() == [3, 3, 3, 3]
+        model.observe(samples, draw.uniform(0.495, 0.505, len(samples)), placement)
 
 
 @settings(max_examples=20)
