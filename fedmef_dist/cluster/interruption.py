@@ -1,9 +1,9 @@
 """Signals only set a flag; the ranks agree on it in the round's sum and leave together, in time.
 
 A batch system warns with SIGUSR1, SIGUSR2 or SIGTERM and kills some time later. Whoever is asked first tells the others
-through the store (`comm.watch`); each rank estimates whether its part of the round still fits the grace time and, where
-it does not, contributes nothing but the word "abandoned". After the reduction all ranks know the same: the round counts
-or it does not, and the run stops behind it.
+through the store (`cluster.watch`); each rank estimates whether its part of the round still fits the grace time and,
+where it does not, contributes nothing but the word "abandoned". After the reduction all ranks know the same: the round
+counts or it does not, and the run stops behind it.
 """
 
 import contextlib
