@@ -62,7 +62,7 @@ class Keepsake:
         return [part for part in (self.velocity, self.statistics, *self.own.values()) if part is not None]
 
     def enter(self, space: ParameterSpace) -> None:
-        """Loads the client's statistics over the global ones; clears the momentum of weights pruned meanwhile."""
+        """Loads the client's statistics over the global ones; clears the momentum of weights that it does not train."""
         if self.statistics is not None:
             space.values[space.n_parameters :].copy_(self.statistics)
         if self.velocity is not None:
@@ -119,6 +119,16 @@ class KeptStates:
         parts = {_VELOCITY: state.velocity, _STATISTICS: state.statistics, **state.own}
         found = (parts[tensor.name] for tensor in self.kept)
         self._fresh[client] = torch.cat([part for part in found if part is not None])
+
+    def forget_pruned(self, space: ParameterSpace) -> None:
+        """The mask of the space is new: no client has momentum outside of it any more, so what grows back has none.
+
+        A client that trains later would not see that a weight was gone in between.
+        """
+        for row in self._rows.values():
+            velocity = self._split(row).get(_VELOCITY)
+            if velocity is not None:
+                space.drop_inactive(velocity)
 
     def _split(self, row: Tensor) -> dict[str, Tensor]:
         names, sizes = [tensor.name for tensor in self.kept], [tensor.size for tensor in self.kept]

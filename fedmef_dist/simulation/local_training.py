@@ -119,7 +119,7 @@ class LocalTraining:
         self._another, self._beside = another, list[tuple[Client, SideStream]]()
         self._placement: Placement | None = None
         self._dominated = 0  # rounds in a row
-        self._proved_version = -1
+        self._known_version = -1
 
     @property
     def space(self) -> ParameterSpace:
@@ -141,6 +141,8 @@ class LocalTraining:
         _LOG.info("round %d: trains %d clients: %s%s", plan.round, len(places), first, ", ..." * (len(places) > _NAMED))
         start = time.perf_counter()
         self.group.watch.cohort.begin(plan.round, len(cohort.clients))
+        if self.kept is not None and self.space.mask.version != self._known_version:
+            self.kept.forget_pruned(self.space)
         received = self._send(plan)
         of = self.tiers.of(cohort.clients)
         for part in tiers:
@@ -201,9 +203,9 @@ class LocalTraining:
     def _send(self, plan: RoundPlan) -> dict[str, Any]:
         """What every client decodes of the round's broadcasts; the model is proved to decode once for each mask."""
         mask = self.space.mask
-        if mask.version != self._proved_version:
+        if mask.version != self._known_version:
             self.messages.send_model(plan.values, mask, plan.mask_update)
-            self._proved_version = mask.version
+            self._known_version = mask.version
         return {sent.name: self.messages.broadcast(sent) for sent in plan.broadcasts}
 
     def _train_all(

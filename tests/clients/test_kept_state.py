@@ -76,6 +76,21 @@ def test_momentum_of_a_pruned_weight_is_gone_and_statistics_replace_the_global_o
     assert state.statistics.tolist() == [10, 20, 30, 40]
 
 
+def test_a_weight_that_is_pruned_and_grows_back_while_its_client_is_away_starts_afresh():
+    flat, kept = space(), states("both", 2)
+    away = kept.recall(1, flat.values)
+    away.velocity.fill_(3)
+    kept.keep(1, away)
+    kept.settle()
+    before = kept.recall(1, flat.values).statistics.tolist()
+    flat.set_mask(Mask(torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool), 1))
+    kept.forget_pruned(flat)
+    flat.set_mask(Mask.full(6, version=2))
+    again = kept.recall(1, flat.values)
+    assert again.velocity.tolist() == [3, 0, 3, 3, 0, 3, 3, 3]
+    assert again.statistics.tolist() == before
+
+
 # --- whole runs
 
 
@@ -103,6 +118,20 @@ def test_momentum_goes_on_where_the_last_round_ended(tmp_path):
         flat.values[: flat.n_parameters] -= 0.1 * velocity
     # The order of the samples in the one batch differs, so the sums differ in their last bits.
     torch.testing.assert_close(kept.server.values, flat.values, rtol=1e-3, atol=1e-4)
+
+
+def test_momentum_of_what_is_pruned_goes_at_clients_that_do_not_train_too(tmp_path):
+    method, federation = {"name": "fedmef", "density": 0.5, "adjust_every": 1}, {"rounds": 7, "clients_per_round": 1}
+    run = silos(tmp_path, "momentum", federation=federation, method=method)
+    seen = 0
+    for number in range(1, 7):
+        run.round, mask = number, run.space.mask.active
+        run.play_round()
+        for client in run.local.kept._rows:
+            velocity = run.local.kept.recall(client, run.server.values).velocity
+            assert not velocity[: mask.numel()][~mask].any()
+            seen += 1
+    assert seen > 6
 
 
 def test_statistics_are_the_clients_own(tmp_path):
