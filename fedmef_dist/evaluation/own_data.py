@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedmef_dist.base.randomness import numpy_generator
 from fedmef_dist.clients.kept_state import KeptStates
+from fedmef_dist.clients.tiers import TierRound
 from fedmef_dist.cluster.group import Group
 from fedmef_dist.data.batches import evaluation_batches
 from fedmef_dist.data.dataset import Dataset, Split
@@ -22,27 +23,34 @@ from fedmef_dist.sparsity import ParameterSpace
 
 @dataclass(frozen=True)
 class Clientele:
-    """What clients use: the global state, and what they have kept.
+    """What clients use: the global state or their tier's part of it, and what they have kept.
 
     Attributes:
         values: float32 (total,), the global weights and running statistics.
         states: what clients keep; None where they keep nothing.
         personal: :meth:`Method.personal`, which makes a client's state of the global one and of what it keeps.
+        part: what the tier of a client would be sent; None: all of the model.
     """
 
     values: Tensor
     states: KeptStates | None
     personal: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+    part: Callable[[int], TierRound | None] = lambda client: None
 
     def enter(self, client: int, space: ParameterSpace) -> None:
-        """Makes the client's model that of the space."""
+        """Makes the client's model, and the mask of its part, those of the space."""
+        part, values = self.part(client), self.values
+        if part is not None:
+            values = part.plan.values
+            if space.mask is not part.mask:
+                space.set_mask(part.mask)
         if self.states is None:
-            space.load(self.values)
+            space.load(values)
             return
-        state = self.states.recall(client, self.values)
-        own = self.personal(self.values, state.own)
+        state = self.states.recall(client, values)
+        own = self.personal(values, state.own)
         space.load(own)
-        if own is self.values:  # a model of its own has statistics of its own
+        if own is values:  # a model of its own has statistics of its own
             state.enter(space)
 
 
@@ -89,8 +97,9 @@ class ClientEvaluation:
     def counts(self, model: nn.Module, space: ParameterSpace, clientele: Clientele, group: Group) -> np.ndarray:
         """int64 (clients, 2): right answers and all answers of each client's model on its own data.
 
-        They are added up as integers, so the result is the same on any number of ranks.
+        They are added up as integers, so the result is the same on any number of ranks. The space keeps its mask.
         """
+        mask = space.mask
         counts = torch.zeros(len(self.clients), 2, dtype=torch.int64)
         states = clientele.states
         mine = range(group.rank, len(self.clients), group.world_size) if states is None else states.mine(self.clients)
@@ -102,6 +111,8 @@ class ClientEvaluation:
                 data, self.dataset, batch_size=self.settings.batch_size, rank=0, world_size=1, device=group.device
             )
             counts[place, 0], counts[place, 1] = add_up(model, batches)[1], data.predictions
+        if space.mask is not mask:
+            space.set_mask(mask)
         group.all_reduce(counts)
         return counts.numpy()
 

@@ -339,8 +339,13 @@ class Simulation:
 
     @property
     def clientele(self) -> Clientele:
-        """What clients use now: the global state, and what they have kept."""
-        return Clientele(self.server.values, self.local.kept, self.method.personal)
+        """What clients use now: the global state or their tier's part of it, and what they have kept."""
+        parts = self.parts_of_tiers()
+
+        def part(client: int) -> TierRound | None:
+            return parts[int(self.tiers.of(np.array([client]))[0])] if parts else None
+
+        return Clientele(self.server.values, self.local.kept, self.method.personal, part)
 
     def test(self) -> tuple[float, float]:
         """Mean loss and accuracy of the global model."""

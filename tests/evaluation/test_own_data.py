@@ -6,11 +6,12 @@ from torch import nn
 
 from fedmef_dist.cluster.environment import Environment
 from fedmef_dist.cluster.group import Group
+from fedmef_dist.data.batches import evaluation_batches
 from fedmef_dist.data.dataset import Dataset, Split
 from fedmef_dist.data.partitions import PartitionSettings
 from fedmef_dist.data.population import FixedPopulation
 from fedmef_dist.evaluation.own_data import Clientele, ClientEvaluation, open_client_evaluation
-from fedmef_dist.evaluation.test_set import EvaluationSettings
+from fedmef_dist.evaluation.test_set import EvaluationSettings, add_up
 from fedmef_dist.sparsity import ParameterSpace
 
 LABELS = [0, 0, 0, 1, 1, 0, 2, 2, 2, 1]
@@ -142,3 +143,30 @@ def test_a_client_is_tested_with_the_statistics_that_it_keeps(tmp_path):
     spoiled = run.client_evaluation.metrics(run.model, run.space, run.clientele, run.group)
     assert spoiled["eval/client_accuracy_mean"] < recorder.rounds[-1]["eval/client_accuracy_mean"]
     assert run.test()[1] == recorder.rounds[-1]["eval/accuracy"]
+
+
+def test_a_client_of_a_tier_is_tested_with_its_part_of_the_model(tmp_path):
+    federation = {"tiers": [{"share": 0.5, "density": 0.2}], "clients_per_round": 6, "rounds": 3}
+    run = started(tiny(federation=federation, evaluation={"every": 3, "per_client": 8}), alone(), tmp_path)
+    recorder = Recorder()
+    run.run(recorder)
+    people, mask, tiers = run.client_evaluation, run.space.mask, run.parts_of_tiers()
+    own = run.tiers.of(people.clients)
+    assert len({*own.tolist()}) == 2
+    rights = []
+    for part in tiers:
+        run.space.load(part.plan.values)
+        run.space.set_mask(part.mask)
+        batches = [
+            evaluation_batches(
+                people.local_data(client), run.dataset, batch_size=512, rank=0, world_size=1, device="cpu"
+            )
+            for client in people.clients.tolist()
+        ]
+        rights.append([add_up(run.model, one)[1] for one in batches])
+    run.space.set_mask(mask)
+    assert rights[0] != rights[1]
+    counts = people.counts(run.model, run.space, run.clientele, run.group)
+    assert counts[:, 0].tolist() == [rights[tier][place] for place, tier in enumerate(own.tolist())]
+    assert run.space.mask is mask
+    assert recorder.rounds[-1]["eval/client_accuracy_mean"] == (counts[:, 0] / counts[:, 1]).mean()
