@@ -182,7 +182,7 @@ def kept_tensors(federation: FederationSettings, momentum: float, space: Paramet
             raise UserError(
                 "there is no momentum to keep",
                 where=where,
-                mend="set optimizer.momentum, or choose statistics or none",
+                mend="set optimizer.momentum, which is for sgd, or choose statistics or none",
             )
         found.append(KeptTensor(_VELOCITY, space.n_parameters))
     if kept in ("statistics", "both"):

@@ -190,6 +190,11 @@ def test_there_must_be_something_to_keep(tmp_path, kept, changes, message):
         silos(tmp_path, kept, **changes)
 
 
+def test_who_trains_with_adam_is_not_sent_to_a_key_that_adam_refuses(tmp_path):
+    with pytest.raises(UserError, match=r"mend: set optimizer\.momentum, which is for sgd, or choose"):
+        silos(tmp_path, "momentum", optimizer={"name": "adam", "lr": 0.01})
+
+
 def test_too_many_clients_to_keep_something_for_each(tmp_path):
     data = {"dataset": "digits", "partition": {"scheme": "lazy_dirichlet"}}
     with pytest.raises(UserError, match="20000 clients are too many"):

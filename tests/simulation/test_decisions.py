@@ -91,7 +91,7 @@ def test_a_round_holds_a_method_to_it_and_a_nan_is_no_end(tmp_path):
 
     run = started(tiny(), alone())
     run.round = 1
-    for name in ("round", "eval/accuracy", "time/round"):
+    for name in ("round", "eval/accuracy", "time/round", "cluster/reduce_bytes", "memory/peak_bytes"):
         run.method.metrics = lambda plan, values, name=name: {name: 77}
         with pytest.raises(UserError, match=f"gives {name}, which the run measures itself"):
             run.play_round()
