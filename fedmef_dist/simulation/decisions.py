@@ -15,6 +15,18 @@ from fedmef_dist.runs.summary import is_number
 
 # Numbers that the device computes are tensors until the host has waited for it.
 Unread = dict[str, float | int | str | Tensor]
+# Not known in every round, or behind all else: a method's numbers of these names would be lost, or stand for the run's.
+_MEASURED_LATER = (
+    "round",
+    "eval/loss",
+    "eval/accuracy",
+    "cluster/reduce_bytes",
+    "memory/device_bytes",
+    "memory/activation_bytes",
+    "memory/peak_bytes",
+    "sap/dropped_mass",
+    "sap/dropped_nonzeros",
+)
 
 
 def checked_mask(method: Method[Any], hook: str, active: Any) -> Tensor:
@@ -37,8 +49,8 @@ def own_metrics(method: Method[Any], given: Any) -> Unread:
 
 
 def refuse_taken(method: Method[Any], own: Mapping[str, Any], taken: Container[str]) -> None:
-    """Raises UserError where a metric of the method has the name of one of the run's."""
-    clash = [name for name in own if name in taken]
+    """Raises UserError where a metric of the method has the name of one that the run measures, now or later."""
+    clash = [name for name in own if name in taken or name in _MEASURED_LATER]
     if clash:
         raise _wrong(method, "metrics", f"gives {clash[0]}, which the run measures itself")
 

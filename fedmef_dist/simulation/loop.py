@@ -46,18 +46,6 @@ from fedmef_dist.tracking.tracker import Metrics
 from fedmef_dist.wire.messages import Messages
 
 _LOG = logging.getLogger(__name__)
-# Not known in every round, or behind all else: a method's numbers of these names would be lost, or stand for the run's.
-_MEASURED_LATER = (
-    "round",
-    "eval/loss",
-    "eval/accuracy",
-    "cluster/reduce_bytes",
-    "memory/device_bytes",
-    "memory/activation_bytes",
-    "memory/peak_bytes",
-    "sap/dropped_mass",
-    "sap/dropped_nonzeros",
-)
 
 
 class Simulation:
@@ -279,7 +267,7 @@ class Simulation:
         with phases.measure("eval"):
             unread |= self.evaluate_if_due()
         unread |= self.describe(cohort, result, phases)
-        refuse_taken(self.method, own, {*_MEASURED_LATER, *unread})
+        refuse_taken(self.method, own, unread)
         unread |= own
         # The digest has waited for the device.
         metrics = {name: value.item() if isinstance(value, Tensor) else value for name, value in unread.items()}
