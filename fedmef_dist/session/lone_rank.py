@@ -3,7 +3,8 @@
 import logging
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,7 @@ def play_lone_rank(
     Raises UserError where the configuration or the rank does not fit.
     """
     config = load_config(path, overrides)
-    # What happens to values that nobody trained is of no interest.
-    logging.disable(logging.WARNING)
-    with open_lone_group(rank, ranks, ranks_per_node, config.runtime) as group:
+    with _without_warnings(), open_lone_group(rank, ranks, ranks_per_node, config.runtime) as group:
         simulation = Simulation(config, group)
         start = time.perf_counter()
         simulation.start()
@@ -45,3 +44,14 @@ def play_lone_rank(
             times.restore(untaught)
             times.slowness = None
     write_json(out, found | {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIBIBYTE})
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """What happens to values that nobody trained is of no interest; whoever called hears of theirs again."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,4 +1,5 @@
 import json
+import logging
 
 import pytest
 
@@ -25,6 +26,7 @@ def test_a_rank_of_many_plays_its_part_of_every_round(config, tmp_path):
     """40 clients on 16 ranks: 2 or 3 each; ranks that hold equal masks, and a mask that changes."""
     out = tmp_path / "rank.json"
     play_lone_rank(config, ["data.partition.scheme=iid"], 5, 16, 8, 2, out)
+    assert logging.getLogger("fedmef_dist").isEnabledFor(logging.WARNING)
     found = json.loads(out.read_text())
     assert (found["rank"], found["ranks"], found["cohort"]) == (5, 16, 40)
     assert found["clients"] in (2, 3)
