@@ -49,15 +49,22 @@ def open_trackers(
         UserError: metrics.jsonl is not what the checkpoint knows, or a guest cannot be had.
     """
     done = resume_round or 0
-    trackers: list[Tracker] = [JsonlTracker(run_dir / METRICS, resume_round, state)]
-    if settings.wandb.mode != "disabled":
-        trackers.append(WandbTracker(settings.wandb, run_dir, config, done, details, nodes))
-    if settings.tensorboard:
-        trackers.append(guarded("tensorboard", lambda: TensorboardTracker(run_dir, done)))
-    trackers += open_guests(settings.trackers, run_dir, config, None if resume_round is None else state)
-    if settings.console:
-        try:
-            trackers.append(console_tracker(total_rounds, resume_round, cohort, opening))
-        except OSError as error:
-            tell(f"the console stopped: {error.strerror}; the run goes on")
+    trackers: list[Tracker] = []
+    try:
+        trackers.append(JsonlTracker(run_dir / METRICS, resume_round, state))
+        # Before W&B starts a run: wrong options of a guest end this one.
+        for guest in open_guests(settings.trackers, run_dir, config, None if resume_round is None else state):
+            trackers.append(guest)
+        if settings.wandb.mode != "disabled":
+            trackers.append(WandbTracker(settings.wandb, run_dir, config, done, details, nodes))
+        if settings.tensorboard:
+            trackers.append(guarded("tensorboard", lambda: TensorboardTracker(run_dir, done)))
+        if settings.console:
+            try:
+                trackers.append(console_tracker(total_rounds, resume_round, cohort, opening))
+            except OSError as error:
+                tell(f"the console stopped: {error.strerror}; the run goes on")
+    except BaseException:
+        Trackers(trackers).close()
+        raise
     return Trackers(trackers)

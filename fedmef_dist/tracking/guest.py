@@ -121,14 +121,13 @@ def find_trackers(settings: Sequence[GuestSettings]) -> None:
 
 def open_guests(
     settings: Sequence[GuestSettings], run_dir: Path, config: Mapping[str, Any], state: Mapping[str, str] | None
-) -> list[Tracker]:
-    """The guests among a run's trackers, each made as ``Name(run_dir=..., config=..., **options)``.
+) -> Iterator[Tracker]:
+    """The guests among a run's trackers one by one, each made as ``Name(run_dir=..., config=..., **options)``.
 
     ``state`` is what a checkpoint kept of all trackers; None: a fresh run. One that raises an exception when it is made
     is left out. Raises UserError where one is missing, does not take its options or has no ``log``.
     """
     names = [tracker.name for tracker in settings]
-    opened: list[Tracker] = []
     for place, guest in enumerate(settings):
         tracker = _make(guest, run_dir, config)
         if tracker is not None:
@@ -136,8 +135,7 @@ def open_guests(
             guarded = GuestTracker(guest.name, tracker, f"{guest.name}#{number}/")
             if state is not None:
                 guarded.restore(state)
-            opened.append(guarded)
-    return opened
+            yield guarded
 
 
 def _make(guest: GuestSettings, run_dir: Path, config: Mapping[str, Any]) -> Any:

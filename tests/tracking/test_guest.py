@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -69,7 +70,7 @@ def opened(tmp_path):
 
         settings = [GuestSettings.model_validate(entry) for entry in entries]
         with lent({(Kind.TRACKER, "mine:T"): make, (Kind.TRACKER, "mine:U"): make}):
-            return open_guests(settings, tmp_path / "run", {"name": "x"}, state), made
+            return list(open_guests(settings, tmp_path / "run", {"name": "x"}, state)), made
 
     return open_all
 
@@ -170,16 +171,31 @@ def test_log_is_all_that_a_guest_needs(opened):
     assert guest.rounds == [1]
 
 
+def test_what_was_opened_is_closed_where_a_later_one_cannot_be(tmp_path):
+    made = []
+    guests = {
+        (Kind.TRACKER, "a:B"): lambda run_dir, config: made.append(Recorder(run_dir, config)) or made[-1],
+        (Kind.TRACKER, "mine:D"): lambda run_dir, config: {},
+    }
+    settings = TrackingSettings.model_validate({"console": False, "trackers": ["a:B", "mine:D"]})
+    before = set(Path("/proc/self/fd").iterdir())
+    with lent(guests), pytest.raises(UserError, match="mine:D has no method log"):
+        open_trackers(settings, tmp_path, {"name": "x"}, 3, None, {})
+    assert made[0].told[-1] == ("close",)
+    assert set(Path("/proc/self/fd").iterdir()) == before
+    assert not (tmp_path / "wandb").exists()
+
+
 def test_what_the_user_wrote_wrongly_is_refused_at_once(tmp_path):
     entry = GuestSettings.model_validate
     with lent({(Kind.TRACKER, "mine:R"): Recorder, (Kind.TRACKER, "mine:D"): lambda run_dir, config: {}}):
         with pytest.raises(UserError, match="mine:R does not take fail_in"):
-            open_guests([entry({"name": "mine:R", "fail_in": "log"})], tmp_path, {"name": "x"}, None)
+            list(open_guests([entry({"name": "mine:R", "fail_in": "log"})], tmp_path, {"name": "x"}, None))
         with pytest.raises(UserError, match="mine:D has no method log"):
-            open_guests([entry("mine:D")], tmp_path, {"name": "x"}, None)
+            list(open_guests([entry("mine:D")], tmp_path, {"name": "x"}, None))
     made = {(Kind.TRACKER, "mine:O"): Plain(None, None)}
     with lent(made), pytest.raises(UserError, match=r"mine:O is Plain .*, neither a class nor a function"):
-        open_guests([entry("mine:O")], tmp_path, {"name": "x"}, None)
+        list(open_guests([entry("mine:O")], tmp_path, {"name": "x"}, None))
     with pytest.raises(UserError, match="there is no module nowhere"):
         find_trackers([entry("nowhere:Gone")])
 

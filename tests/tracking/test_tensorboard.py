@@ -1,4 +1,7 @@
 import math
+import multiprocessing
+import os
+import signal
 
 import pytest
 
@@ -11,13 +14,14 @@ pytest.importorskip("tensorboard")
 SETTINGS = TrackingSettings(console=False, tensorboard=True, wandb=WandbSettings(mode="disabled"))
 
 
-def play(folder, first, last, finishes=True):
+def play(folder, first, last, killed=False):
     trackers = open_trackers(SETTINGS, folder, {}, 9, first - 1 or None, {})
     for number in range(first, last + 1):
         trackers.log({"round": number, "train/loss": 1 / number, "model/digest": "x", "clients/refused": 0})
-    if finishes:
-        trackers.finish({"rounds": last})
-        trackers.close()
+    if killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+    trackers.finish({"rounds": last})
+    trackers.close()
 
 
 def scalars(folder):
@@ -29,7 +33,12 @@ def scalars(folder):
 
 
 def test_every_number_of_every_round_is_there_once_also_after_a_kill(tmp_path):
-    play(tmp_path, 1, 4, finishes=False)
+    # A writer that only this process forgot would still write from its thread, into files that the next one removed.
+    first = multiprocessing.get_context("spawn").Process(target=play, args=(tmp_path, 1, 4, True))
+    first.start()
+    first.join(120)
+    assert first.exitcode == -signal.SIGKILL
+    assert list((tmp_path / "tensorboard").iterdir())
     play(tmp_path, 3, 5)
     found = scalars(tmp_path)
     assert set(found) == {"train/loss", "clients/refused"}
