@@ -351,7 +351,7 @@ def session_parts(world: Any) -> dict[str, Any]:
         "Callbacks": lambda *_: SimpleNamespace(
             **dict.fromkeys(CALLS, lambda *_: None), stopped=False, wants_save=False, kept_round=None
         ),
-        "RunMemory": lambda _: SimpleNamespace(news=dict),
+        "RunMemory": lambda *_: SimpleNamespace(news=dict),
         "opening_lines": lambda *_: [],
         "to_tree": lambda _: TREE,
         "rank_log": lambda *_: nullcontext(),

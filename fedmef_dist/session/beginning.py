@@ -1,6 +1,7 @@
 """How a run begins: from its own checkpoint, as a fork of another run, from given weights, or from its seed alone."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,10 +27,12 @@ class Beginning:
     Attributes:
         checkpoint: of the run itself, or of the one that it is forked from.
         lines: of metrics, which a fork takes over; known to rank 0 alone.
+        done: lines of metrics of the run's own earlier rounds; known to rank 0 alone.
     """
 
     checkpoint: Checkpoint | None = None
     lines: Sequence[bytes] | None = None
+    done: Sequence[bytes] = ()
 
     def keep(self, store: CheckpointStore) -> None:
         """Writes what a fork has taken over into its own directory, so that it needs the other one no more.
@@ -73,15 +76,15 @@ def _find(simulation: Simulation, store: CheckpointStore, resume: Resume) -> Beg
     if round_to_resume(store.run_dir, to_tree(config), resume, config.begins_as) is not None:
         checkpoint = store.load_newest()
         state = contents(checkpoint)
-        lines_until(store.run_dir / METRICS, state.round, state.tracker)  # refuses before anything is written
-        return Beginning(checkpoint)
+        # Refuses before anything is written.
+        return Beginning(checkpoint, done=lines_until(store.run_dir / METRICS, state.round, state.tracker))
     return Beginning() if simulation.config.fork is None else _fork(simulation, store.run_dir)
 
 
 def _fork(simulation: Simulation, run_dir: Path) -> Beginning:
     """The newest checkpoint of the other run, and its metrics until then; nothing of its trackers and callbacks."""
     config, other = simulation.config, Path(simulation.config.fork or "")
-    if other.resolve() == run_dir.resolve():
+    if os.path.realpath(other) == os.path.realpath(run_dir):  # Path.resolve fails at a loop of links
         raise UserError("a run cannot be forked from itself", where=f"fork={other}", mend="choose another --run-dir")
     try:
         tree = read_configuration(other)

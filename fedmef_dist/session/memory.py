@@ -1,7 +1,8 @@
 """The memory keys of a run's metrics and summary."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,15 +19,20 @@ from fedmef_dist.tracking.tracker import Metrics
 from fedmef_dist.wire.ledger import VALUE_BYTES
 
 _T = TypeVar("_T")
+_MODELLED, _HELD, _PEAK = "memory/device_bytes", "memory/activation_bytes", "memory/peak_bytes"
 
 
 class RunMemory:
     """One training step of a run's model, and of dense FedAvg's on the same batch: measured once, when it is made.
 
     Leaves the simulation's model with the server's state.
+
+    Args:
+        simulation: the run.
+        done: metrics of the rounds that earlier processes of the run have done.
     """
 
-    def __init__(self, simulation: Simulation) -> None:
+    def __init__(self, simulation: Simulation, done: Sequence[Mapping[str, Any]] = ()) -> None:
         self._config, self._space, self._simulation = simulation.config, simulation.space, simulation
         shape = Shape(simulation.dataset.shape, simulation.dataset.classes)
         batch = _full_batch(simulation)
@@ -50,13 +56,27 @@ class RunMemory:
         self._dense = dense.measure()
         self._dense_state = dense.space.total
         self._news = self.metrics()
+        self._go_on([line for line in done if _MODELLED in line])
+
+    def _go_on(self, told: Sequence[Mapping[str, Any]]) -> None:
+        """Takes over what earlier processes have told of memory, if any.
+
+        How much is packed depends on the weights, so that a step behind round 50 takes another amount than one before
+        round 1: without this, the summary of a run would say whether it was interrupted.
+        """
+        measured = [line for line in told if _HELD in line]
+        if measured:
+            newest = measured[-1]
+            self._own = replace(self._own, activation_bytes=newest[_HELD], peak_bytes=newest[_PEAK])
+            self._stale = self._follows and newest is not told[-1]  # what was due with the next evaluation still is
+            self._news = {}
 
     def metrics(self) -> Metrics:
         """Memory of the run's own step, modelled with the current mask and measured."""
         return {
             **self._modelled(),
-            "memory/activation_bytes": self._own.activation_bytes,
-            "memory/peak_bytes": self._own.peak_bytes,
+            _HELD: self._own.activation_bytes,
+            _PEAK: self._own.peak_bytes,
         }
 
     def _from_the_servers_state(self, measure: Callable[[], _T]) -> _T:
@@ -99,7 +119,7 @@ class RunMemory:
 
     def _modelled(self) -> Metrics:
         memory = device_memory(self._space, self._space.layer_counts(), self._config.optimizer, self._activations)
-        return {"memory/device_bytes": memory.total, **self._modelled_tiers()}
+        return {_MODELLED: memory.total, **self._modelled_tiers()}
 
     def _modelled_tiers(self) -> Metrics:
         """A step of each tier on the simulated device."""

@@ -31,11 +31,11 @@ from fedmef_dist.data.checks import notices
 from fedmef_dist.data.dataset import Dataset
 from fedmef_dist.data.text import TextDataset
 from fedmef_dist.methods.base import Method
-from fedmef_dist.runs.checkpoint import Checkpoint, CheckpointStore
+from fedmef_dist.runs.checkpoint import CheckpointStore
 from fedmef_dist.runs.directory import Resume, claim, round_to_resume, write_configuration
 from fedmef_dist.runs.owner import Owner, Progress
 from fedmef_dist.runs.snapshot import take
-from fedmef_dist.session.beginning import begin
+from fedmef_dist.session.beginning import Beginning, begin
 from fedmef_dist.session.caller import caller_as_before
 from fedmef_dist.session.loan import Loan, share_weights
 from fedmef_dist.session.memory import RunMemory
@@ -44,7 +44,7 @@ from fedmef_dist.simulation.loop import Simulation
 from fedmef_dist.tracking import Tracker, open_trackers
 from fedmef_dist.tracking.callbacks import Callbacks
 from fedmef_dist.tracking.console import Ticker
-from fedmef_dist.tracking.lines import head_in
+from fedmef_dist.tracking.lines import METRICS, head_in, parse_rounds
 from fedmef_dist.tracking.logs import rank_log, shown_events
 from fedmef_dist.tracking.settings import RUN_ID, SWEEP_ID
 from fedmef_dist.tracking.timeline import Timeline
@@ -178,7 +178,7 @@ def simulate(
             beginning.keep(store)
         group.barrier()  # the logs of all ranks lie in the directory that rank 0 claims
         with rank_log(run_dir, group):
-            summary = _play(simulation, store, run_dir, beginning.checkpoint, owner)
+            summary = _play(simulation, store, run_dir, beginning, owner)
     return Summary(run_dir, summary)
 
 
@@ -195,13 +195,16 @@ def _owning(simulation: Simulation, run_dir: Path, resume: Resume) -> Iterator[O
 
 
 def _play(
-    simulation: Simulation, store: CheckpointStore, run_dir: Path, checkpoint: Checkpoint | None, owner: Owner | None
+    simulation: Simulation, store: CheckpointStore, run_dir: Path, beginning: Beginning, owner: Owner | None
 ) -> dict[str, Any]:
-    """The rounds that are left, and the summary; ``checkpoint`` is what the simulation goes on from."""
+    """The rounds that are left, and the summary; ``beginning`` is what the simulation goes on from."""
+    checkpoint = beginning.checkpoint
     resumed, state = (checkpoint.state["round"], checkpoint.state["tracker"]) if checkpoint is not None else (None, {})
     if resumed is not None:
         _LOG.info("goes on from the checkpoint of round %d", resumed)
-    memory = RunMemory(simulation) if owner is not None else None
+    memory = None
+    if owner is not None:
+        memory = RunMemory(simulation, parse_rounds(beginning.done, run_dir / METRICS))
     opening = opening_lines(simulation, run_dir, memory) if memory is not None else []
     with _tracking(simulation, run_dir, resumed, state, owner, opening) as tracker:
         if memory is not None:

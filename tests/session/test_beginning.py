@@ -78,6 +78,9 @@ def test_a_run_is_no_fork_of_itself_nor_of_something_else(parent, tmp_path):
         fedmef_dist.run(forked(tmp_path / "empty"), tmp_path / "empty")
     with pytest.raises(UserError, match="no run to fork"):
         fedmef_dist.run(forked(tmp_path / "empty"), tmp_path / "fork")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="cannot read the run's configuration: Too many levels of symbolic links"):
+        fedmef_dist.run(forked(tmp_path / "loop"), tmp_path / "fork")
 
 
 def test_a_start_that_was_killed_before_the_checkpoint_forks_anew(parent, tmp_path, monkeypatch):

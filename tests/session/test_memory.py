@@ -5,6 +5,7 @@ from tiny import alone, tiny
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.session.session import simulate
+from fedmef_dist.simulation.loop import Simulation
 
 
 def test_the_devices_memory_is_told_again_where_the_masks_counts_have_changed(tmp_path):
@@ -87,3 +88,38 @@ def test_exact_forms_and_exact_plans_change_no_bit_of_a_run(tmp_path):
 def test_a_budget_that_no_plan_meets_is_refused(tmp_path):
     with pytest.raises(UserError, match="no plan fits"):
         simulate(tiny(device={"budget": "1kB"}), alone(), tmp_path, "auto")
+
+
+@pytest.mark.parametrize("name", ["fedmef", "sparsyfed"])  # of the latter a step is measured again as masks change
+def test_a_run_that_goes_on_tells_the_same_memory_as_an_undisturbed_one(tmp_path, monkeypatch, name):
+    config = tiny(
+        method={"name": name, "density": 0.5}, checkpoint={"every": 4}, evaluation={"every": 3}, optimizer={"lr": 1.0}
+    )
+    whole = simulate(config, alone(), tmp_path / "whole", "auto").values
+    play = Simulation.play_round
+
+    def killed(self):
+        if self.round == 5:
+            raise RuntimeError("killed")
+        return play(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Simulation, "play_round", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            simulate(config, alone(), tmp_path / "resumed", "auto")
+    resumed = simulate(config, alone(), tmp_path / "resumed", "auto").values
+    told = [
+        [{key: value for key, value in row.items() if key.startswith("memory/")} for row in rows_of(tmp_path / run)]
+        for run in ("whole", "resumed")
+    ]
+    assert told[0] == told[1]
+    assert whole["memory/activation_bytes"] == resumed["memory/activation_bytes"]
+    assert whole["memory/peak_bytes"] == resumed["memory/peak_bytes"]
+
+
+def test_a_fork_whose_settings_take_other_memory_measures_for_itself(tmp_path):
+    simulate(tiny(federation={"rounds": 2}), alone(), tmp_path / "parent", "auto")
+    fork = tiny(fork=str(tmp_path / "parent"), federation={"rounds": 3}, sap={"prune_ratio": 0.9})
+    simulate(fork, alone(), tmp_path / "fork", "auto")
+    first, _, last = (row.get("memory/activation_bytes") for row in rows_of(tmp_path / "fork"))
+    assert last < first
