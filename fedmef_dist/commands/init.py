@@ -1,5 +1,6 @@
 """The command ``init``: a folder to start from, with the package's configurations and examples of one's own code."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def init_command(folder: Path) -> None:
     """
     files = {folder / name: path for name, path in starter_files()}
     for target in files:
-        if target.exists() or target.is_symlink():
+        if os.path.lexists(target):  # where that cannot be told, writing fails too
             raise UserError("a file of that name is there already", where=str(target), mend="name another folder")
     try:
         for target, path in files.items():

@@ -127,7 +127,7 @@ def _fingerprint(source: Source) -> str:
 def _places(source: Source, root: Path) -> list[Path]:
     suffix = hashlib.sha256(repr(source.options).encode()).hexdigest()[:8] if source.options else ""
     name = "-".join(filter(None, [source.name, suffix]))
-    own = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    own = hashlib.sha256(os.path.realpath(root).encode()).hexdigest()[:16]
     beside = [root / ".fedmef_dist" / name] if root.is_dir() else []
     return [*beside, *(home / "fedmef_dist" / own / name for home in _homes())]
 

@@ -1,5 +1,6 @@
 """The report over one or several runs: tables, plots, and a summary on the terminal."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from shutil import get_terminal_size
@@ -53,7 +54,7 @@ def compare(
 
     if not run_dirs:
         raise UserError("no run directory was given", mend="name one or several: fedmef-dist compare RUN_DIR ...")
-    if len({path.resolve() for path in run_dirs}) < len(run_dirs):
+    if len({os.path.realpath(path) for path in run_dirs}) < len(run_dirs):  # Path.resolve fails at a loop of links
         raise UserError("a run directory was given twice", mend="name each once: twice would count as two seeds")
     speeds = None if device is None else parse_device(device)
     runs = [read_run(path) for path in run_dirs]

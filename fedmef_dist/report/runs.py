@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.notices import tell
-from fedmef_dist.runs.directory import CONFIG
+from fedmef_dist.runs.directory import CONFIG, refuse_missing
 from fedmef_dist.runs.summary import SUMMARY, check_numbers, check_summary, read_summary
 from fedmef_dist.runs.verify import configuration
 from fedmef_dist.tracking.lines import METRICS, parse_rounds, read_lines
@@ -120,10 +120,7 @@ def read_run(run_dir: str | Path, *, unfinished: bool = False) -> Run:
         UserError: it is none, is damaged, or has not finished.
     """
     path = Path(run_dir)
-    if not path.is_dir():
-        raise UserError(
-            f"there is no run directory {path}", mend=f"make one with: fedmef-dist run CONFIG --run-dir {path}"
-        )
+    refuse_missing(path)
     config, rounds_to_do = _read_config(path)
     summary = read_summary(path)
     lines, rest = read_lines(path)

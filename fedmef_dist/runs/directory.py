@@ -1,6 +1,7 @@
 """The directory of a run: whose it is, and what may be continued in it."""
 
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +69,22 @@ def round_to_resume(
     if not saved and resume == "must":
         raise UserError("there is no checkpoint to resume from", where=str(run_dir), mend="leave out --resume must")
     return saved[-1] if saved else None
+
+
+def refuse_missing(run_dir: Path) -> None:
+    """Raises UserError where there is no such directory, or where it lies out of reach."""
+    try:
+        found = stat.S_ISDIR(run_dir.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        found = False
+    except OSError as error:  # a folder above it that is somebody else's, a loop of links, a name that is too long
+        raise UserError(
+            f"the run directory cannot be read: {error.strerror}", where=str(run_dir), mend="name one that can"
+        ) from None
+    if not found:
+        raise UserError(
+            f"there is no run directory {run_dir}", mend=f"make one with: fedmef-dist run CONFIG --run-dir {run_dir}"
+        )
 
 
 def refuse_finished(run_dir: Path, tree: Mapping[str, Any], begins_as: Callable[[int], bool]) -> None:

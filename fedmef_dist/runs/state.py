@@ -13,7 +13,7 @@ from typing import Any, Literal
 from fedmef_dist.base.errors import UserError
 from fedmef_dist.base.regular import read_regular
 from fedmef_dist.runs.checkpoint_files import CHECKPOINTS, complete_rounds
-from fedmef_dist.runs.directory import CONFIG, is_of_a_start
+from fedmef_dist.runs.directory import CONFIG, is_of_a_start, refuse_missing
 from fedmef_dist.runs.owner_record import HEARTBEAT_SECONDS, OWNER, SILENCE_SECONDS, Record, Seen, here, lives, look
 from fedmef_dist.runs.summary import SUMMARY, check_numbers, read_summary
 from fedmef_dist.runs.verify import configuration, rounds_to_do
@@ -51,13 +51,10 @@ class RunStatus:
 def statuses(run_dirs: Sequence[Path]) -> list[RunStatus]:
     """In which state each of the runs is. Takes some seconds where the heartbeat of another host has to be heard first.
 
-    Raises UserError where one of them is no directory.
+    Raises UserError where one of them is no directory, or cannot be looked at.
     """
     for path in run_dirs:
-        if not path.is_dir():
-            raise UserError(
-                f"there is no run directory {path}", mend=f"make one with: fedmef-dist run CONFIG --run-dir {path}"
-            )
+        refuse_missing(path)
     first = [_look(path) for path in run_dirs]
     if any(_is_doubtful(seen) for seen in first):
         time.sleep(2 * HEARTBEAT_SECONDS)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,11 +55,13 @@ def _read(config: Config) -> Mapping[str, Tensor]:
     if source.partition(":")[0] == _TORCHVISION:
         return _of_torchvision(config.model.name, source.partition(":")[2])
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir fails where that cannot be told
         return _of_run(path, config)
     if path.suffix != ".safetensors":
         raise UserError(
-            "neither a run directory nor a safetensors file" if path.exists() else "there is no such run or file",
+            "neither a run directory nor a safetensors file"
+            if os.path.lexists(path)
+            else "there is no such run or file",
             where=f"model.start_from={source}",
             mend="give one, or torchvision; safetensors.torch.save_file writes a state dict",
         )

@@ -41,3 +41,8 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="the folder cannot be written"):
         init_command(tmp_path / "file" / "below")
+
+
+def test_a_folder_that_cannot_be_looked_at_is_said(tmp_path):
+    with pytest.raises(UserError, match="the folder cannot be written: File name too long"):
+        init_command(tmp_path / (300 * "a"))

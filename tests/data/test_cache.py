@@ -422,3 +422,9 @@ def test_without_a_home_there_is_only_the_place_beside_the_files(monkeypatch, tm
         monkeypatch.delenv(name, raising=False)
     source = Source("x", (), list)
     assert cache._places(source, tmp_path) == [tmp_path / ".fedmef_dist" / "x"]
+
+
+def test_a_root_that_is_a_loop_of_links_leaves_the_users_cache(tmp_path, reader, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    (tmp_path / "loop").symlink_to("loop")
+    assert len(load_cached(reader.source(), tmp_path / "loop").train) == 3

@@ -81,6 +81,13 @@ def test_wrong_requests_are_refused(make_run, tmp_path):
         compare([directory], tmp_path / "file")
 
 
+def test_runs_that_cannot_be_looked_at_are_refused(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("loop", 300 * "a"):
+        with pytest.raises(UserError, match="the run directory cannot be read: "):
+            compare([tmp_path / name], tmp_path / "out")
+
+
 def test_importing_the_report_loads_nothing_heavy():
     code = (
         "import sys, fedmef_dist.report; sys.exit(bool({'matplotlib', 'pandas', 'torch', 'jinja2'} & {*sys.modules}))"

@@ -203,6 +203,14 @@ def test_a_record_of_nonsense_is_passed_over(tmp_path):
     assert status(run_dir).name == "finished"
 
 
+def test_what_cannot_be_looked_at_is_the_users_error(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("loop", 300 * "a"):
+        with pytest.raises(UserError, match="the run directory cannot be read: ") as caught:
+            statuses([tmp_path / name])
+        assert caught.value.where == str(tmp_path / name)
+
+
 def test_what_is_no_directory_is_the_users_error(tmp_path):
     with pytest.raises(UserError, match="there is no run directory"):
         statuses([tmp_path / "missing"])

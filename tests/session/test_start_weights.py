@@ -88,6 +88,7 @@ def test_wrong_ones_are_refused(finished, tmp_path):
         "missing.safetensors": "the weights cannot be read: No such file",
         "model.pth": "neither a run directory nor a safetensors file",
         "nothing": "there is no such run or file",
+        300 * "a": "there is no such run or file",
         "empty": "not a run directory",
     }.items():
         with pytest.raises(UserError, match=what):
