@@ -69,7 +69,10 @@ def _extremes(clients: Clients, names: dict[int, str]) -> list[tuple[str, str, s
 
 
 def _strip(images: np.ndarray) -> str:
-    """The images, uint8 (n, H, W, C), in a row, each enlarged by a whole factor where small; a PNG in base 64."""
+    """The images, uint8 (n, H, W, C), in a row, each enlarged by a whole factor where small; a PNG in base 64.
+
+    Three channels are colours; of any other number the mean is shown, in grey.
+    """
     from PIL import Image
 
     factor = max(1, -(-_SIDE // images.shape[1]))
@@ -80,5 +83,6 @@ def _strip(images: np.ndarray) -> str:
         start = place * (width + _GAP)
         paper[:, start : start + width] = image
     content = io.BytesIO()
-    Image.fromarray(paper[..., 0] if channels == 1 else paper).save(content, "PNG", optimize=True)
+    shown = paper if channels == 3 else paper.mean(axis=2).round().astype(np.uint8)
+    Image.fromarray(shown).save(content, "PNG", optimize=True)
     return base64.b64encode(content.getvalue()).decode()

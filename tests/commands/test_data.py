@@ -1,5 +1,7 @@
 """The command `data`, as a user types it."""
 
+import base64
+import io
 import os
 import re
 
@@ -103,3 +105,13 @@ def test_a_page_that_cannot_be_written(tmp_path, look):
     (tmp_path / "runs").write_text("")
     with pytest.raises(UserError, match="the page cannot be written"):
         look("digits")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_pictures_of_any_number_of_channels_are_grey(look, channels):
+    sizes = {"samples": 8, "test_samples": 4, "classes": 2, "image_size": 4, "channels": channels}
+    _, page = look("synthetic", *(f"data.synthetic.{key}={value}" for key, value in sizes.items()))
+    tags = [tag for tag in re.findall(r"<img[^>]*>", page) if "images of class" in tag]
+    pictures = [base64.b64decode(tag.partition("base64,")[2].partition('"')[0]) for tag in tags]
+    assert len(pictures) >= 4
+    assert {Image.open(io.BytesIO(picture)).mode for picture in pictures} == {"L"}
