@@ -161,14 +161,17 @@ def compare(
 def check(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="its name, or package.module:Class")],
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="the runs to play; default: a small configuration")
+        str | None, typer.Argument(metavar="[CONFIG]", help="the runs to play; default: a small configuration")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Hold a method to the simulator's promises: same bits on 1, 2, 3 ranks and after a resume, ledger, masks."""
     from fedmef_dist.commands.check import check_command
 
-    raise typer.Exit(check_command(method, config, overrides or []))
+    given = overrides or []
+    if config is not None and "=" in config and not os.path.lexists(config):  # the first of the changes
+        raise typer.Exit(check_command(method, None, [config, *given]))
+    raise typer.Exit(check_command(method, None if config is None else Path(config), given))
 
 
 @app.command()
