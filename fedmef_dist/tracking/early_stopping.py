@@ -24,7 +24,7 @@ class EarlyStopping(Monitor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("patience", self.patience >= 1, "1 or more")
+        self.check("patience", isinstance(self.patience, int) and self.patience >= 1, "a whole number, 1 or more")
 
     def on_round_end(self, metrics: Metrics, control: Control) -> None:
         """Compare the metric with the best so far."""

@@ -37,7 +37,7 @@ class Monitor(Callback):
     def __post_init__(self) -> None:
         self.check("monitor", isinstance(self.monitor, str), "the name of a metric")
         self.check("mode", self.mode in ("max", "min"), "max or min")
-        self.check("min_delta", 0 <= self.min_delta < math.inf, "0 or more")
+        self.check("min_delta", isinstance(self.min_delta, int | float) and 0 <= self.min_delta < math.inf, "0 or more")
 
     def check(self, option: str, fits: bool, range: str) -> None:
         """Raises UserError where an option does not fit; ``range`` is what does."""

@@ -30,12 +30,13 @@ class ReduceRateOnPlateau(Monitor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("factor", 0 < self.factor < 1, "a number between 0 and 1")
-        self.check("patience", self.patience >= 1, "1 or more")
-        self.check("least", 0 < self.least <= 1, "above 0, at most 1")
+        self.check("factor", isinstance(self.factor, int | float) and 0 < self.factor < 1, "a number between 0 and 1")
+        self.check("patience", isinstance(self.patience, int) and self.patience >= 1, "a whole number, 1 or more")
+        self.check("least", isinstance(self.least, int | float) and 0 < self.least <= 1, "a number above 0, at most 1")
 
     def on_round_end(self, metrics: Metrics, control: Control) -> None:
         """Compare the metric with the best so far."""
         if self.improves(metrics) is False and self.waited >= self.patience:
-            control.rate_factor = max(control.rate_factor * self.factor, self.least)
+            # Another callback may have gone below what is the least here: that is not taken back.
+            control.rate_factor = min(control.rate_factor, max(control.rate_factor * self.factor, self.least))
             self.waited = 0

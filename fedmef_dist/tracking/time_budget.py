@@ -34,7 +34,7 @@ class TimeBudget(Callback):
     since: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.seconds < math.inf:
+        if not (isinstance(self.seconds, int | float) and 0 < self.seconds < math.inf):
             raise UserError(f"seconds is {self.seconds!r}", where=self.name, mend="give a number above 0")
 
     def on_start(self, control: Control) -> None:

@@ -275,6 +275,14 @@ def test_the_rate_falls_on_a_plateau_and_not_below_its_least():
     assert [rate for _, rate, _ in seen] == [1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.05]
 
 
+def test_a_plateau_never_raises_the_rate():
+    callback, control = ReduceRateOnPlateau(patience=1, least=0.1), Control(Path("run"), {})
+    control.rate_factor = 0.01  # as another callback has set it
+    for number in (1, 2):
+        callback.on_round_end({"round": number, "eval/loss": 1.0}, control)
+    assert control.rate_factor == 0.01
+
+
 def test_a_round_that_does_not_fit_the_budget_is_not_begun():
     def budget(state=None):
         callback = TimeBudget(seconds=10.0)
@@ -303,6 +311,12 @@ def test_a_round_that_does_not_fit_the_budget_is_not_begun():
         ({"name": "reduce_rate_on_plateau", "factor": 1.0}, "factor is 1.0"),
         ({"name": "reduce_rate_on_plateau", "least": 0.0}, "least is 0.0"),
         ({"name": "time_budget", "seconds": 0}, "seconds is 0"),
+        ({"name": "time_budget", "seconds": "1 h"}, "seconds is '1 h'"),
+        ({"name": "early_stopping", "patience": 2.5}, "patience is 2.5"),
+        ({"name": "early_stopping", "min_delta": None}, "min_delta is None"),
+        ({"name": "reduce_rate_on_plateau", "patience": "five"}, "patience is 'five'"),
+        ({"name": "reduce_rate_on_plateau", "factor": "half"}, "factor is 'half'"),
+        ({"name": "reduce_rate_on_plateau", "least": None}, "least is None"),
     ],
 )
 def test_options_out_of_range_are_refused_by_name(entry, wrong):

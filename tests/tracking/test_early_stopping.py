@@ -65,7 +65,7 @@ def test_going_on_from_its_state_stops_where_an_undisturbed_one_does(values, cut
 @pytest.mark.parametrize(
     ("options", "mend"),
     [
-        ({"patience": 0}, "give 1 or more"),
+        ({"patience": 0}, "give a whole number, 1 or more"),
         ({"mode": "up"}, "give max or min"),
         ({"min_delta": -1.0}, "give 0 or more"),
         ({"min_delta": float("nan")}, "give 0 or more"),
