@@ -146,9 +146,10 @@ def _by_seed(group: RunGroup, quantity: Callable[[Run], float | None]) -> dict[i
     for run in group.runs:
         seed, value = run.config.get("seed"), quantity(run)
         if not isinstance(seed, int):
-            raise _wrong(f"{run.path} has no seed", "leave this run out")
+            raise UserError(f"{run.path} has no seed", where="the pairs by seed", mend="leave this run out")
         if seed in values:
-            raise _wrong(f"{group.label} has seed {seed} twice, in {run.path} too", "leave one of the two out")
+            what = f"{group.label} has seed {seed} twice, in {run.path} too"
+            raise UserError(what, where="the pairs by seed", mend="leave one of the two out")
         if value is not None:
             values[seed] = value
     return values

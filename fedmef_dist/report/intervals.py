@@ -50,6 +50,8 @@ def paired(differences: Sequence[float]) -> Paired:
         return Paired(1, mean)
     deviation = float(values.std(ddof=1))
     if deviation < _NO_SPREAD:
+        # Means that are added up in another order differ in their last digit: that is no difference either.
+        mean = mean if abs(mean) > _NO_SPREAD else 0.0
         return Paired(count, mean, 0.0, mean, mean)
     error = deviation / sqrt(count)
     reach = student_quantile(count - 1) * error

@@ -146,8 +146,9 @@ def test_what_cannot_be_paired_is_refused(make_run):
         differences_from(group_runs([one]), "a")
     with pytest.raises(UserError, match="no run has a seed in common"):
         differences_from(group_runs([one, read_run(make_run("b", method="fedavg", seed=3))]), "a")
-    with pytest.raises(UserError, match="seed 0 twice"):
+    with pytest.raises(UserError, match="seed 0 twice") as caught:
         differences_from(group_runs([one, read_run(make_run("a2")), read_run(make_run("c", method="fedavg"))]), "c")
+    assert caught.value.where == "the pairs by seed"  # which --by alone asks for too
     keyless = read_run(make_run("d", method="static"))
     keyless.config.pop("seed")
     with pytest.raises(UserError, match="has no seed"):

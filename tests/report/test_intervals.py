@@ -64,3 +64,10 @@ def test_intervals_cover_the_mean_in_95_of_100_studies():
     generator = np.random.default_rng(0)
     studies = [paired(list(sample)) for sample in generator.normal(0.3, 1, (2000, 5))]
     assert 0.94 < np.mean([study.low <= 0.3 <= study.high for study in studies]) < 0.96
+
+
+def test_what_differs_by_rounding_alone_is_not_settled():
+    rounding = (0.1 + 0.2 + 0.3) - (0.3 + 0.2 + 0.1)
+    assert rounding > 0
+    assert paired([rounding, 0.0, rounding]) == Paired(3, 0.0, 0.0, 0.0, 0.0)
+    assert paired([rounding, rounding]).verdict == "not settled"
