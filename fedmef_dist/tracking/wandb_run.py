@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedmef_dist.base.atomic import write_text
+from fedmef_dist.base.notices import tell
 from fedmef_dist.base.regular import read_regular
 from fedmef_dist.tracking.settings import RUN_ID, SWEEP_ID, WandbSettings
 
@@ -26,7 +27,7 @@ CONNECT_SECONDS = 30.0
 FINISH_SECONDS = 60.0
 _ID = "run-id"
 _LARGEST_ID = 64
-_PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _BINS = 32
 # What each number is at its best; the run's summary then has that and not its last value.
 _BEST = {"eval/accuracy": "max", "eval/loss": "min", "eval/perplexity": "min", "train/loss": "min"}
@@ -50,10 +51,14 @@ _PRIVATE: dict[str, Any] = {
 def run_id(run_dir: Path, environ: Mapping[str, str]) -> str:
     """The identity that a run directory keeps: that which W&B's variable gives, else the one in ``wandb/run-id``.
 
-    Where there is none it is drawn, and written there as far as the disk takes it.
+    Where there is none it is drawn, and written there as far as the disk takes it. A variable whose value is none is
+    left aside with a notice: drawn anew, the identity would be another one whenever the run goes on.
     """
     directory = run_dir / "wandb"
     found = environ.get(RUN_ID, "")
+    if found and not _PLAIN_ID.fullmatch(found):
+        tell(f"W&B: {RUN_ID}={found[:_LARGEST_ID]} is left aside: an id here is 1 to 64 of A-Z, a-z, 0-9, . _ -")
+        found = ""
     if not found:
         with suppress(OSError, UnicodeDecodeError):
             found = read_regular(directory, _ID, _LARGEST_ID).decode("ascii").strip()

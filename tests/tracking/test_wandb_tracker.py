@@ -290,8 +290,15 @@ def test_the_identity_stays_with_the_directory_and_an_agents_comes_first(tmp_pat
     assert (run_id(tmp_path, {}), len(first)) == (first, 12)
     assert run_id(tmp_path, {"WANDB_RUN_ID": "trial-7"}) == "trial-7"
     assert run_id(tmp_path, {}) == "trial-7"
+    assert run_id(tmp_path, {"WANDB_RUN_ID": "v1.2"}) == "v1.2"
     (tmp_path / "wandb" / "run-id").write_text("../../x")
     assert len(run_id(tmp_path, {})) == 12
+
+
+def test_a_variable_that_is_no_id_is_said_and_leaves_the_directorys(tmp_path, capsys):
+    first = run_id(tmp_path, {"WANDB_RUN_ID": "my run"})
+    assert run_id(tmp_path, {"WANDB_RUN_ID": "my run"}) == first
+    assert "WANDB_RUN_ID=my run is left aside" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [{"project": "a/b"}, {"project": ""}, {"mode": "on"}, {"group": ""}, {"tags": "a"}])
