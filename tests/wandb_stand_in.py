@@ -16,7 +16,7 @@ KEY = "k" * 40
 
 
 class Server:
-    """Runs by id: config, history as {line: row}, summary; and every path that was asked for.
+    """Runs by id: config, history as {line: row}, summary, exit code; and every path that was asked for.
 
     Behind the first `healthy` parts of the stream, `fails` answers 500 to it, `cuts` closes the connection instead, and
     `slow` waits first. Whatever else is asked for is answered after `late` seconds.
@@ -105,7 +105,10 @@ def serving():
                         return self.connection.shutdown(socket.SHUT_RDWR)
                     if state.fails:
                         return self.answer({"error": "broken"}, 500)
-                state.stream(self.path.split("/")[-2], json.loads(data).get("files", {}))
+                sent, run = json.loads(data), self.path.split("/")[-2]
+                state.stream(run, sent.get("files", {}))
+                if sent.get("complete"):
+                    state.runs[run]["exit code"] = sent["exitcode"]
             return self.answer({})
 
         def do_PUT(self):
@@ -159,6 +162,11 @@ def rows(path):
             row = {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in items}
             found.append({key: value for key, value in row.items() if not key.startswith("_")})
     return found
+
+
+def exit_codes(path):
+    """What the process that wrote a .wandb file says it ended with; none where it was killed."""
+    return [record.exit.exit_code for record in records(path) if record.HasField("exit")]
 
 
 def own(row):

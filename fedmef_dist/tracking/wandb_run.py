@@ -98,7 +98,7 @@ class WandbRun:
     ) -> None:
         import wandb
 
-        self._settings, self._id, self._mask = settings, run_id, b""
+        self._settings, self._id, self._mask, self._exit_code = settings, run_id, b"", 1
         own = {"name": settings.name or run_dir.name, "notes": settings.notes, "job_type": settings.job_type}
         with _surroundings(run_dir / "wandb"):
             self._run = _init(
@@ -143,8 +143,9 @@ class WandbRun:
         self._run.log(values, step=int(metrics["round"]))
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """The content of summary.json."""
+        """The content of summary.json; without it W&B shows the run as failed."""
         self._run.summary.update(dict(values))
+        self._exit_code = 0
 
     def checkpoint(self, folder: Path) -> None:
         """A checkpoint as an artifact, and its mask as another one where that has changed; W&B copies the files."""
@@ -170,11 +171,11 @@ class WandbRun:
 
     def finish(self) -> None:
         """Send or write what is left."""
-        self._run.finish()
+        self._run.finish(self._exit_code)
 
     def release(self) -> None:
         """To be called last, whatever has failed: the last of our runs also ends W&B's threads and service."""
-        _release(self._run)
+        _release(self._run, self._exit_code)
 
 
 class WandbNode:
@@ -194,7 +195,7 @@ class WandbNode:
 
     def release(self) -> None:
         """See :meth:`WandbRun.release`."""
-        _release(self._run)
+        _release(self._run, 0)
 
 
 class _Usage:
@@ -227,9 +228,9 @@ class _Usage:
 _USAGE = _Usage()
 
 
-def _release(run: Any) -> None:
+def _release(run: Any, exit_code: int) -> None:
     with suppress(Exception):  # what is open still has failed before, which was said then
-        run.finish()
+        run.finish(exit_code)
     _USAGE.leave()
 
 
