@@ -52,6 +52,7 @@ def share_out(wanted: Sequence[float], target: int, smallest: Sequence[int], lar
         largest: the largest counts allowed.
     """
     assert all(0 < share < inf for share in wanted)
+    assert sum(smallest) <= target <= sum(largest)
     shares, low, high = (np.array(numbers, dtype=np.float64) for numbers in (wanted, smallest, largest))
     below, above = 0.0, float((high / shares).max())
     for _ in range(200):
@@ -62,12 +63,9 @@ def share_out(wanted: Sequence[float], target: int, smallest: Sequence[int], lar
             above = middle
     fractions = np.clip(above * shares, low, high)
     counts = np.floor(fractions + 1e-9).astype(np.int64)
+    # The remainders add up to what is missing, so more layers than that have one, and room for one more.
     order = np.argsort(-(fractions - counts), kind="stable")
-    while (missing := target - int(counts.sum())) != 0:
-        step = 1 if missing > 0 else -1
-        bound = high if missing > 0 else low
-        movable = [layer for layer in order[::step] if counts[layer] != bound[layer]]
-        counts[movable[: abs(missing)]] += step
+    counts[order[: target - int(counts.sum())]] += 1
     return counts.tolist()
 
 

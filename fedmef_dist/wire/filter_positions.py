@@ -34,7 +34,7 @@ def encode_in_filters(chosen: np.ndarray, rows: int) -> bytes:
     if low == _BITMAP:
         return pack_flags(filters)
     filter_, column = np.nonzero(filters)
-    body = pack(column & ((1 << low) - 1), low)
+    body = pack(column, low)
     steps = (columns - 1) >> low
     if not steps:
         return body
@@ -107,7 +107,7 @@ def _read_columns(message: bytes, filter_: np.ndarray, columns: int, low: int) -
     column = unpack(message[:head], count, low)
     if not steps:
         return column
-    filters = int(filter_[-1]) + 1 if count else 0
+    filters = int(filter_[-1]) + 1
     ends = np.flatnonzero(unpack_flags(message[head:], count + steps * filters))
     if len(ends) != count:
         raise ValueError(f"{len(ends)} columns where {count} are due")

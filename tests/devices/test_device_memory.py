@@ -33,7 +33,8 @@ def modelled(*layers, dtype=torch.float32):
         (nn.Conv2d(8, 4, 3), IMAGE),
         (PrunedConv2d(8, 4, 3, pruning=Pruning(0.75)), COUNT // 8 + COUNT),
         (NSConv2d(8, 4, 3, pruning=Pruning(0.5)), COUNT // 8 + 2 * COUNT),
-        # 800 elements a sample, 266.67 rounded up to 267 of them kept.
+        # Of all 3,200 elements 1,066.67 are kept, rounded up; or of 800 a sample 266.67.
+        (PrunedConv2d(8, 4, 3, pruning=Pruning(2 / 3)), COUNT // 8 + 4 * 1067),
         (PrunedConv2d(8, 4, 3, pruning=Pruning(2 / 3, per_sample=True)), COUNT // 8 + 4 * BATCH * 267),
         (PrunedConv2d(8, 4, 3, pruning=Pruning(0.75, storage=torch.float16)), COUNT // 8 + COUNT // 2),
         (PrunedConv2d(8, 4, 3, pruning=Pruning(storage=torch.float16)), IMAGE // 2),

@@ -12,6 +12,7 @@ from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.sparsity.allocation import (
     allocate,
     even_mask,
+    keep_largest,
     keep_largest_of_all,
     layer_counts,
     magnitude_mask,
@@ -26,10 +27,10 @@ def test_erk_by_hand():
 
 
 def test_erk_counts_the_kernel_and_er_does_not():
-    shapes = [(8, 4, 3, 3), (16, 8, 1, 1)]
-    # erk: 18 : 26; er: 12 * 9 : 24.
-    assert allocate(shapes, 44, "erk", [0, 0]) == [18, 26]
-    assert allocate(shapes, 132, "er", [0, 0]) == [108, 24]
+    shapes = [(8, 4, 3, 3), (16, 2, 1, 1)]
+    # erk: 18 : 20; er: 12 * 9 : 18.
+    assert allocate(shapes, 38, "erk", [0, 0]) == [18, 20]
+    assert allocate(shapes, 126, "er", [0, 0]) == [108, 18]
 
 
 def test_uniform_gives_one_density():
@@ -85,9 +86,23 @@ def test_no_layer_is_cut_at_the_smallest_density():
     assert layer_counts(space, (space.n_dense + 2) / space.n_parameters, "uniform") == [1, 1]
 
 
-def test_a_model_without_layers_to_prune_is_told_so_and_not_to_choose_density_1():
+@pytest.mark.parametrize("density", [0.5, 1.0])
+def test_a_model_without_layers_to_prune_is_told_so_and_not_to_choose_density_1(density):
     with pytest.raises(UserError, match=r"no layer whose weights can be pruned\nwhere: model.name\nmend: "):
-        layer_counts(ParameterSpace(model(), []), 0.5, "erk")
+        layer_counts(ParameterSpace(model(), []), density, "erk")
+
+
+def test_a_single_layer_may_keep_a_single_weight():
+    space = ParameterSpace(nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 2)), ["0.weight"])
+    assert layer_counts(space, (space.n_dense + 1) / space.n_parameters, "erk") == [1]
+
+
+def test_filters_keep_their_floor_and_the_scores_stay_as_they_are():
+    layer = ParameterSpace(model(), ["0.weight", "1.weight"]).layers[0]
+    scores = torch.arange(54.0)
+    kept = keep_largest(layer, scores, 14)
+    assert kept.tolist() == sorted([7, 8, 16, 17, 25, 26, 34, 35, 43, 44, 51, 52, 53, 50])
+    assert torch.equal(scores, torch.arange(54.0))
 
 
 def test_random_mask_has_exact_counts_and_spares_depthwise_filters():
@@ -102,6 +117,16 @@ def test_random_mask_has_exact_counts_and_spares_depthwise_filters():
 def test_shares_within_their_bounds_by_hand():
     # 1 : 1 : 2 of 12 would be 3, 3, 6; the last has room for 4, the first needs 5.
     assert share_out([1.0, 1.0, 2.0], 12, [5, 0, 0], [9, 9, 4]) == [5, 3, 4]
+
+
+def test_fractions_go_to_the_largest_remainders_and_of_equal_ones_to_the_first():
+    # 1.67, 3.33 and 5; then 1.5 and 3 in turn.
+    assert share_out([1.0, 2.0, 3.0], 10, [0] * 3, [9] * 3) == [2, 3, 5]
+    assert share_out([1.0, 2.0] * 20, 90, [0] * 40, [9] * 40) == [2, 3] * 10 + [1, 3] * 10
+
+
+def test_shares_below_1_count_like_any_others():
+    assert share_out([0.1, 0.4], 10, [0, 0], [9, 9]) == [2, 8]
 
 
 def test_magnitude_mask_by_hand():

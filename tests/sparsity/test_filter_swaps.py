@@ -88,6 +88,11 @@ def test_an_even_share_tells_whether_filters_can_swap(example, count, can):
     assert filters_can_swap(example, [count]) == can
 
 
+def test_of_two_or_three_weights_in_filters_of_three_none_can_swap():
+    space = ParameterSpace(nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2)), ["0.weight"])
+    assert not filters_can_swap(space, [5])
+
+
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=3), st.integers(0, 2**32 - 1))
 def test_filters_can_swap_where_an_even_mask_leaves_them_room(densities, seed):
     space = network()

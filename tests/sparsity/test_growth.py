@@ -37,5 +37,9 @@ def test_the_mean_square_over_all_readers_of_a_channel_is_1(groups, seed):
     scores = space.layers[0].view(channel_normalised(space, gradient))
     for channel in range(4):
         group, inside = divmod(channel, 4 // groups)
-        readers = scores[group * 8 // groups : (group + 1) * 8 // groups, inside]
+        filters = slice(group * 8 // groups, (group + 1) * 8 // groups)
+        readers = scores[filters, inside]
         assert readers.square().mean().item() == pytest.approx(1, rel=1e-5)
+        # One factor for all of them, wherever in the kernel they are.
+        factors = readers / space.layers[0].view(gradient)[filters, inside].abs()
+        torch.testing.assert_close(factors, factors[:1, :1, :1].expand_as(factors))

@@ -40,6 +40,11 @@ def test_filters_with_fewer_than_two_active_weights():
     assert thin_filters(space, Mask(torch.ones(18, dtype=torch.bool))) == 0
 
 
+def test_a_filter_of_two_weights_is_thin_with_one_of_them():
+    space = ParameterSpace(nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 2)), ["0.weight"])
+    assert thin_filters(space, Mask(torch.tensor([True, False, True, True, False, False]))) == 2
+
+
 def test_a_filter_of_one_weight_is_not_thin():
     space = ParameterSpace(nn.Sequential(nn.Conv2d(3, 3, 1, groups=3), nn.Conv2d(3, 2, 1)), ["0.weight", "1.weight"])
     assert thin_filters(space, Mask(torch.tensor([True] * 3 + [True, True, False, True, False, False]))) == 1

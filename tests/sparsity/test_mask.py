@@ -38,6 +38,8 @@ def test_overlap_and_survived_by_hand():
     assert later.survived(mask) == 2 / 3
     assert (mask.overlap(mask), mask.overlap(nothing), nothing.overlap(nothing)) == (1, 0, 1)
     assert (mask.survived(nothing), nothing.survived(mask)) == (0, 0)
+    single = Mask(torch.tensor([True, False, False, False, False, False]))
+    assert single.survived(mask) == 1
 
 
 def test_a_full_mask_takes_a_byte():
@@ -69,3 +71,16 @@ def test_a_mask_that_came_as_bits_asks_no_device():
     assert not there.is_full
     assert there.digest == here.digest
     assert there.index.shape == here.index.shape
+
+
+def test_what_is_shared_by_two_masks_that_came_as_bits_asks_no_device():
+    def there(flags):
+        known = None if flags is None else np.array(flags, np.bool_)
+        return Mask(torch.empty(4, dtype=torch.bool, device="meta"), 0, known)
+
+    mask, later, untold = there([1, 1, 0, 0]), there([1, 0, 1, 0]), there(None)
+    assert mask.within(later).on_host.tolist() == [True, False, False, False]
+    assert mask.without(later).on_host.tolist() == [False, True, False, False]
+    # Nor where only one of them did, until somebody wants to know.
+    for one, other in ((mask, untold), (untold, mask)):
+        assert one.within(other).active.shape == one.without(other).active.shape == (4,)

@@ -27,6 +27,14 @@ def test_rows_are_chosen_one_by_one():
     assert row_largest(scores, 1).tolist() == [1, 3]
 
 
+def test_ties_go_to_the_lower_position_in_long_rows_too():
+    # Up to sixteen numbers are sorted stably whether that is asked for or not.
+    scores = (torch.arange(200) % 2).float().view(2, 100)
+    assert row_largest(scores, 3).tolist() == [1, 3, 5, 101, 103, 105]
+    assert row_ranks(scores)[:, 1::2].tolist() == [list(range(50))] * 2
+    assert row_ranks(scores)[:, ::2].tolist() == [list(range(50, 100))] * 2
+
+
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.data())
 def test_largest_is_a_stable_sort(values, data):
     count = data.draw(st.integers(0, len(values)))
@@ -73,11 +81,12 @@ def test_the_first_ranks_of_a_row_are_its_largest(rows, columns, data):
 @pytest.mark.parametrize("draws", [False, True])
 def test_what_a_sort_finds_on_a_device_is_what_the_cpu_finds(draws):
     source = torch.Generator().manual_seed(0)
-    sizes, counts = (1, 40, 40, 300, 40, 9), (1, 17, 40, 120, 0, 3)
-    parts = [torch.randint(-3, 4, (size,), generator=source).float() for size in sizes[:-1]]
+    sizes, counts = (1, 40, 40, 300, 40, 40), (1, 17, 40, 120, 0, 1, 3, 1)
+    parts = [torch.randint(-3, 4, (size,), generator=source).float() for size in sizes]
     for scores in parts:
         scores[::13] = torch.nan
-    parts.append(torch.arange(9.0))  # no two are equal: nothing is drawn
+    # No two are equal, or none of those that are is taken: nothing is drawn.
+    parts += [torch.arange(9.0), torch.tensor([1.0, 2.0, 1.0])]
     here, there = (np.random.default_rng(7) if draws else None for _ in range(2))
     expected = [selection.largest(scores, count, here) for scores, count in zip(parts, counts, strict=True)]
     finite = [scores.nan_to_num(torch.inf, torch.inf, -torch.inf) for scores in parts]

@@ -119,3 +119,18 @@ def test_a_layer_that_normalises_its_filters_names_their_gains():
     assert space.gain_of(plain) is None
     assert [layer.groups for layer in space.layers] == [2, 1, 1]
     assert [piece.gamma for piece in space.slices if not piece.name.endswith("weight")] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("layer", "of_filter", "of_layer"),
+    [
+        (nn.Conv2d(3, 6, 3, groups=3), 2, 12),
+        (nn.Conv2d(2, 2, 1, groups=2), 1, 2),  # of a single weight
+        (nn.Conv2d(4, 4, 3, groups=2), 0, 1),
+        (nn.Conv2d(1, 4, 3), 0, 1),
+        (nn.Linear(1, 4), 0, 1),
+    ],
+)
+def test_what_a_layer_and_its_filters_must_keep(layer, of_filter, of_layer):
+    (piece,) = ParameterSpace(nn.Sequential(layer), ["0.weight"]).layers
+    assert (piece.filter_floor, piece.floor) == (of_filter, of_layer)

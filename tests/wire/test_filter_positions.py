@@ -94,6 +94,8 @@ def test_encodings_byte_by_byte(chosen, rows, message):
         ("888668 1f0038", [4, 4], 64, "another number of columns"),
         # Columns 20 and 3 in this order; twice the same.
         ("b400 03", [2], 1024, "do not ascend within 1024"),
+        # Column 20 of as many, in five bits.
+        ("14", [1], 20, "do not ascend within 20"),
     ],
 )
 def test_damaged_messages_are_refused(message, counts, columns, why):

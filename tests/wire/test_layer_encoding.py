@@ -182,7 +182,8 @@ def test_nothing_active_costs_the_tag_alone_and_no_values_nothing(number):
 
 
 def test_int8_of_zeros_and_of_what_is_not_finite():
-    assert encode_values(np.zeros(3, np.float32), INT8) == bytes(7)
+    with np.errstate(all="raise"):  # no number is divided by a scale of 0
+        assert encode_values(np.zeros(3, np.float32), INT8) == bytes(7)
     assert decode_values(bytes(7), INT8).tolist() == [0, 0, 0]
     # The smallest number that there is would have a scale of 0 in float32.
     tiny = np.array([1e-45, 0], np.float32)
@@ -190,6 +191,16 @@ def test_int8_of_zeros_and_of_what_is_not_finite():
     for wrong in (np.nan, np.inf, -np.inf):
         message = encode_values(np.array([1, wrong], np.float32), INT8)
         assert np.isnan(decode_values(message, INT8)).all()
+
+
+@pytest.mark.parametrize("columns", [126, 127, 128])
+def test_rows_whose_counts_just_fit_their_bits_come_back(columns):
+    # 0 to 127 take seven bits, 0 to 128 eight. Thirty indices of ten bits would be longer.
+    active = mask(8 * columns, *range(columns - 10, columns), *range(7 * columns, 7 * columns + 20))
+    message = encode_positions(active, 8)
+    assert message[0] == 3
+    assert len(message) == 1 + (8 if columns == 128 else 7) + 27
+    assert np.array_equal(decode_positions(message, active.size, 8), np.flatnonzero(active))
 
 
 @pytest.mark.parametrize("size", [4, 8, 16, 100, 128])
@@ -221,6 +232,8 @@ def test_few_indices_of_few_bits_are_counted_right(size):
         ("02 2586" + "0000803f" * 2, 32, 2, "bits are set after the last"),
         # Two rows of 33 hold 1 and 1; columns 1 and 40, in 6 bits each.
         ("03 4100 010a" + "0000803f" * 2, 66, 2, "a column beyond 33"),
+        # 33 and 1: the first would be column 0 of the next row.
+        ("03 4100 6100" + "0000803f" * 2, 66, 2, "a column beyond 33"),
         # They hold 1 and 2, and there are two columns.
         ("03 8100 0102" + "0000803f" * 2, 66, 2, "2 bytes where 18 bits"),
     ],
@@ -235,6 +248,10 @@ def test_damaged_positions_and_signs_are_refused():
         decode_positions(b"\x00" + bytes(4), 8, 2)
     with pytest.raises(ValueError, match="more than the positions of 16 weights need"):
         decode_positions(b"\x02" + bytes(10**6), 16, 2)
+    with pytest.raises(ValueError, match="more than the positions of 16 weights need"):  # 0 to 4, in 4 bits each
+        decode_positions(bytes.fromhex("02 103204"), 16, 2)
+    with pytest.raises(ValueError, match="do not ascend"):  # nine bytes are nine indices, whatever the last one is
+        decode_positions(bytes.fromhex("02 0102030405060708 00"), 256, 1)
     with pytest.raises(ValueError, match="1 bytes where 16 bits"):
         decode_positions(b"\x01\x09", 16, 2)
     with pytest.raises(ValueError, match="after the last"):  # a fourth sign of three
@@ -253,6 +270,7 @@ def test_damaged_positions_and_signs_are_refused():
         ("0000fec2 01", INT8, "largest magnitude -127"),
         ("0000807f 01", INT8, "largest magnitude inf"),
         ("0000fe42 80", INT8, "smallest integer -128"),
+        ("0000fe42 0180", INT8, "smallest integer -128"),
     ],
 )
 def test_damaged_values_are_refused(message, number, why):

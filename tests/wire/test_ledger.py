@@ -52,6 +52,24 @@ def test_top_gradients_go_up_as_pairs():
     assert wire.round(np.array([0]), 1, space.mask, (), (at_positions("gradient", space, [2]),)).up == 163
 
 
+def test_what_varies_counts_as_long_as_it_was_or_is_expected_to_be():
+    space, wire = ledger()
+    weights, gradient = at_positions("weights", space, [20], varies=True), at_positions("gradient", space, [2])
+    asked = np.array([0, 1])
+    assert wire.round(asked, 2, space.mask, (), (weights, gradient), varied=90).up == 2 * 163 + 90
+    # A bitmap of 10 bytes, a tag, 20 values.
+    assert wire.round(asked, 2, space.mask, (), (weights, gradient)).up == 2 * (163 + 11 + 80)
+
+
+def test_who_was_sent_a_part_of_a_mask_does_not_know_it():
+    space, wire = ledger(stateful=True)
+    part = Mask(space.mask.active & (torch.arange(80) < 40))
+    # 10 weights and 18 others, 10 positions of 7 bits, a tag; and so again, since the next part is another one.
+    for _ in range(2):
+        assert wire.round(np.array([0]), 1, part, is_part=True).down == 4 * 28 + 9 + 1
+    assert wire.round(np.array([0]), 1, space.mask).down == 152 + 11
+
+
 def test_a_direction_goes_down_to_everybody_who_is_asked():
     space, wire = ledger(stateful=True)
     signs = torch.zeros(80)

@@ -188,6 +188,12 @@ def test_a_contribution_to_all_positions_names_none():
         assert torch.equal(received.values, upload.values)
 
 
+def test_a_state_without_a_prunable_layer_comes_up_as_it_is():
+    space = ParameterSpace(nn.Linear(3, 2), [])
+    packed = torch.randn(8)
+    assert messages_for(space).return_state(packed, returns_weights=True).equal(packed)
+
+
 def test_what_does_not_travel_is_taken_as_it_is():
     space = space_of(0.5, 0)
     upload = Upload(torch.arange(50), torch.randn(50))

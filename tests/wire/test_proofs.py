@@ -39,6 +39,9 @@ def test_bits_are_compared_but_not_those_of_a_nan():
     assert same_bits(nan, np.array([np.nan, 1], np.float32))
     assert not same_bits(np.array([0.0], np.float32), np.array([-0.0], np.float32))
     assert not same_bits(np.array([1.0], np.float32), np.array([np.nan], np.float32))
+    # One other number is enough, beside such that are the same and beside a NaN that is another one.
+    assert not same_bits(np.array([1.0, 2.0], np.float32), np.array([1.0, 3.0], np.float32))
+    assert not same_bits(nan, np.array([np.nan, 2], np.float32))
 
 
 numbers = st.floats(width=32) | st.sampled_from([0.0, -0.0, 1e-30, -1e-45, 65520.0, 3e38])

@@ -52,6 +52,11 @@ def test_votes_need_an_encoding_that_tells_who_named_what(space):
     assert Collection("kept", prunable(space), [3, 2], has_votes=True, travels=False).has_votes
 
 
+def test_how_many_positions_of_each_block_are_named(space):
+    assert Upload(torch.tensor([0, 63, 64, 70, 95])).counts(prunable(space)) == [2, 3]
+    assert Upload(None, torch.ones(96)).counts(prunable(space)) == [64, 32]
+
+
 def test_a_copy_of_an_upload_has_tensors_of_its_own():
     sent = Upload(torch.arange(2), torch.ones(2))
     copied = sent.clone()
