@@ -69,6 +69,34 @@ def test_each_is_compared_with_the_baseline_at_the_same_value(along):
     ]
 
 
+def test_who_lacks_a_value_is_not_compared_there(along):
+    (table,) = difference_tables(differences_along(along, "fedmef"))
+    assert [row[0] for row in table.rows] == ["static, local_epochs 2", "static, local_epochs 10"]
+
+
+def test_without_a_seed_at_both_values_nothing_is_compared_with_itself(make_run):
+    runs = [run_at(make_run, "static", epochs, seed, 0.5) for epochs, seed in ((1, 0), (2, 1))]
+    assert changes_along(groups_along(group_runs([read_run(path) for path in runs]), "local_epochs")) is None
+
+
+def test_texts_stand_in_the_order_in_which_they_come(make_run):
+    runs = [
+        make_run(f"norm-{norm}_name-static", "static", settings={"model": {"norm": norm}})
+        for norm in ("group", "batch", None, True)
+    ]
+    found = groups_along(group_runs([read_run(path) for path in runs]), "norm")
+    assert list(found.values) == ["group", "batch", "null", "true"]
+
+
+def test_contestants_that_would_be_called_alike_keep_their_whole_labels(make_run):
+    runs = [
+        make_run(f"alpha-{alpha}_x", "static", settings={"data": {"alpha": alpha}, "method": {"setting": setting}})
+        for alpha, setting in ((1, "the first of two rather long ones"), (2, "the other of two rather long ones"))
+    ]
+    found = groups_along(group_runs([read_run(path) for path in runs]), "alpha")
+    assert list(found.rows) == ["alpha-1_x", "alpha-2_x"]
+
+
 def test_each_is_compared_with_itself_at_the_first_value(along):
     (table,) = difference_tables(changes_along(along))
     assert table.title == "Final accuracy against itself at local_epochs 1"

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from fedmef_dist.report.curves import CURVES, accuracy_line, draw_curves, save_around_adjustments, save_curves
-from fedmef_dist.report.groups import group_runs
-from fedmef_dist.report.runs import read_run
+from fedmef_dist.report.groups import RunGroup, group_runs
+from fedmef_dist.report.runs import Run, read_run
 
 ROUNDS, WIRE, *_ = CURVES
 MEASURED = ["accuracy_rounds.png", "accuracy_wire.png", "accuracy_flops.png"]
@@ -34,6 +34,15 @@ def test_seeds_meet_at_the_rounds_that_all_of_them_evaluated(make_run):
     np.testing.assert_array_equal(accuracy_line(group, ROUNDS).x, [4])
     run.metrics[3].pop("eval/accuracy")
     assert accuracy_line(group, ROUNDS) is None
+
+
+def test_a_line_follows_the_rounds_and_a_single_seed_has_no_deviation():
+    # As a set, 5, 8 and 11 come as 8, 11 and 5.
+    metrics = [{"round": number, "eval/accuracy": number / 100} for number in (5, 8, 11)]
+    line = accuracy_line(RunGroup("a", [Run(None, {}, metrics, {})]), ROUNDS)
+    np.testing.assert_array_equal(line.x, [5, 8, 11])
+    np.testing.assert_allclose(line.y, [5, 8, 11])
+    assert line.deviation is None
 
 
 def test_runs_far_apart_get_a_logarithmic_axis(make_run):

@@ -14,7 +14,10 @@ def test_a_round_takes_what_the_mean_client_does(make_run):
     found = with_device_seconds(run, parse_device("1e9,2e6,1e6"))
     # 1.2 MB at 2 MB/s, 2 GFLOP at 1 GFLOP/s, 0.8 MB at 1 MB/s: 3.4 s; nobody trained in round 3.
     assert [line[SECONDS] for line in found.metrics] == pytest.approx([3.4, 6.8, 6.8, 10.2])
+    assert found.metrics[2][SECONDS] == found.metrics[1][SECONDS]
     assert SECONDS not in run.metrics[0]
+    # Slow devices are devices, too.
+    assert parse_device("0.5,0.25,1") == Device(0.5, 0.25, 1.0)
 
 
 def test_a_client_that_was_asked_in_vain_receives_and_no_more(make_run):

@@ -124,6 +124,13 @@ def test_a_group_without_pairs_is_in_the_table_and_not_drawn(make_run, tmp_path)
     assert save_differences(differences, tmp_path)[0].read_bytes().startswith(b"\x89PNG")
 
 
+def test_any_group_may_be_the_baseline(make_runs):
+    moved = differences_from(group_runs([read_run(path) for path in make_runs()]), "moved")
+    still, other = moved.by_measure["accuracy_last"]
+    assert (still.label, still.baseline, still.numbers.mean) == ("still", "moved", pytest.approx(-0.03))
+    assert (other.label, other.numbers.mean) == ("other", pytest.approx(-0.06))
+
+
 def test_a_part_of_a_name_is_enough_where_only_one_has_it(make_runs):
     groups = group_runs([read_run(path) for path in make_runs()])
     assert differences_from(groups, "til").against == "still"

@@ -39,6 +39,12 @@ def test_another_setting_is_another_group(make_run):
     assert [group.label for group in group_runs([read_run(first), read_run(second)])] == ["a", "b"]
 
 
+def test_the_order_of_settings_makes_no_group(make_run):
+    first = read_run(make_run("a"))
+    second = replace(first, config=dict(reversed(first.config.items())) | {"seed": 1})
+    assert len(group_runs([first, second])) == 1
+
+
 def test_bytes_of_a_client_and_round_are_the_total_over_all_trainings(make_run):
     # 2 MB over 4 rounds of 5 clients, one of which trained only 3: 18 trainings.
     assert bytes_per_client_round(read_run(make_run("a", logged={2: {"clients/trained": 3}}))) == 2e6 / 18

@@ -52,6 +52,7 @@ def test_numbers_of_numpy_and_truth_values_become_numbers_that_json_has(method):
         "e": torch.tensor(True),
         "f": "x",
     }
+    assert own_metrics(method, {"x": 2**63 - 1}) == {"x": 2**63 - 1}
     own = own_metrics(method, given)
     plain = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in own.items()}
     assert json.dumps(plain) == '{"a": 0.5, "b": 3, "c": 2.0, "d": 1, "e": 1, "f": "x"}'
@@ -67,6 +68,8 @@ def test_numbers_of_numpy_and_truth_values_become_numbers_that_json_has(method):
         ({"sparsity/form": "even"}, "sparsity/form as a text, where names that begin so are those of numbers"),
         ({"x": 1j}, "x as a complex"),
         ({"x": 10**400}, "x as a int"),
+        ({"x": 2**63}, "x as a int"),
+        ({"x": -(2**63)}, "x as a int"),
         ({"x": torch.ones(2)}, r"x as a Tensor of shape \(2,\)"),
         ({"x": np.ones(3)}, r"x as a ndarray of shape \(3,\)"),
     ],
@@ -80,6 +83,10 @@ def test_a_method_takes_no_name_of_the_runs(method):
     refuse_taken(method, {"own/x": 1}, {"round"})
     with pytest.raises(UserError, match="gives round, which the run measures itself"):
         refuse_taken(method, {"round": 77}, {"round"})
+    # Measured by now, or later in the round.
+    for name, taken in (("own/x", {"own/x"}), ("eval/accuracy", set())):
+        with pytest.raises(UserError, match=f"gives {name}, which the run measures itself"):
+            refuse_taken(method, {name: 77}, taken)
 
 
 def test_a_round_holds_a_method_to_it_and_a_nan_is_no_end(tmp_path):
