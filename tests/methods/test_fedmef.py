@@ -17,8 +17,9 @@ from fedmef_dist.clients.optimizer import MaskedSGD, OptimizerSettings
 from fedmef_dist.clients.plan import LocalClient, RoundPlan
 from fedmef_dist.layers.nsconv import NSConv2d
 from fedmef_dist.methods.base import MethodContext
+from fedmef_dist.methods.extrusion import Deviation
 from fedmef_dist.methods.fedmef import FORMS, FedMef, FedMefSettings
-from fedmef_dist.sparsity import ParameterSpace
+from fedmef_dist.sparsity import Mask, ParameterSpace
 from fedmef_dist.wire.layer_encoding import FP32
 from fedmef_dist.wire.ranges import prunable
 
@@ -70,6 +71,113 @@ def test_the_extrusion_rate_follows_rex(example):
     assert work.prepare_step(2, 4, 0.001).item() == pytest.approx(0.1 * 0.055844 * 2 / 3, rel=1e-4)
     space.values[[2, 11]] = 0.0
     assert work.prepare_step(0, 4, 0.001).item() == pytest.approx(0.001)
+
+
+def with_settings(example, **changed):
+    space, method, server = example
+    method.settings = method.settings.model_copy(update=changed)
+    return space, method, server
+
+
+def test_without_extrusion_nothing_is_added(example):
+    space, method, server = with_settings(example, extrusion=False)
+    work = method.plan(1, server.values).work
+    work.begin(LocalClient(0))
+    space.gradient.zero_()
+    assert work.prepare_step(0, 4, 0.001) == 0.001
+    assert not space.gradient.any()
+    assert not work.penalises
+    assert [wanted.name for wanted in work.collections] == ["gradient"]
+
+
+def test_the_strength_is_a_factor_of_the_penalty(example):
+    space, method, server = with_settings(example, extrusion_lambda=3.0)
+    space.gradient.zero_()
+    method.plan(1, server.values).work.prepare_step(0, 4, 0.1)
+    torch.testing.assert_close(space.gradient[:12], vector({2: -0.6, 11: 0.3}))
+
+
+def test_a_client_sends_the_largest_gradients_of_fresh_batches(example):
+    _, method, server = with_settings(example, gradient_batches=3)
+    work = method.plan(1, server.values).work
+    assert (work.gradient_batches, work.dense_batches, work.held) == (3, 0, 0)
+    upload = work.uploads(vector(GRADIENT))["gradient"]
+    assert upload.positions.tolist() == [4, 7]
+    torch.testing.assert_close(upload.values, torch.tensor([-0.9, 0.8]))
+
+
+def test_summed_growth_adds_up_the_steps_of_a_client_and_compares_channel_by_channel(example):
+    space, method, server = with_settings(example, growth="summed", extrusion=False)
+    work = method.plan(1, server.values).work
+    assert (work.gradient_batches, work.dense_batches, work.held) == (0, float("inf"), 12)
+    (wanted,) = work.collections
+    assert (wanted.name, wanted.counts) == ("gradient", [2])
+    # Columns (0, 6), (1, 7), ... share a channel. 1 has all of its channel's gradient, 10 is 1 of (0.1, 0.1), and the
+    # large one at 4 shares its channel with it; 7 and 8 have nothing.
+    summed = {0: 5.0, 1: 0.3, 4: -0.9, 5: 0.2, 10: 9.0, 11: -5.0}
+    for client in (0, 1):  # the sum begins anew
+        work.begin(LocalClient(client))
+        for share in (0.25, 0.75):
+            space.gradient[:12] = share * vector(summed)
+            assert work.prepare_step(0, 2, 0.1) == 0.1
+        # Over the root mean square of (0.3, 0) and of (-0.9, 9): 1.41 and 1.41; 0.14 and 0.06 are behind.
+        upload = work.uploads(None)["gradient"]
+        assert upload.positions.tolist() == [1, 10]
+        torch.testing.assert_close(upload.values, torch.tensor([0.3, 9.0]))
+    assert work.strongest(vector(summed | {1: 1e-3})).tolist() == [1, 10]
+
+
+def test_random_growth_asks_nobody_and_is_drawn_for_each_round(example):
+    space, method, server = with_settings(example, growth="random")
+    grown = []
+    for number in (1, 1, 2, 3):
+        method.schedule = method.schedule.__class__(1, 9, 0.8)
+        plan = method.plan(number, server.values)
+        assert plan.collections == ()
+        assert plan.work.uploads(None) == {}
+        after = method.next_mask(plan, server.values, {})
+        assert space.layer_counts() == [int(after.count_nonzero())]
+        grown.append((after & ~space.mask.active).nonzero().flatten().tolist())
+    assert grown[0] == grown[1]
+    assert len({tuple(positions) for positions in grown}) > 1
+
+
+def test_equal_gradients_are_drawn_for_each_client_and_round(example):
+    _, method, server = example
+    method.schedule = method.schedule.__class__(1, 99, 0.8)
+
+    def sent(number, client):
+        work = method.plan(number, server.values).work
+        work.begin(LocalClient(client))
+        return tuple(work.uploads(torch.ones(12))["gradient"].positions.tolist())
+
+    assert sent(1, 4) == sent(1, 4)
+    assert len({sent(1, client) for client in range(9)}) > 1
+    assert len({sent(number, 0) for number in range(1, 9)}) > 1
+
+
+@pytest.mark.parametrize("rank_by", ["weight", "acting"])
+def test_marking_by_what_a_weight_does_looks_at_its_filters_gain(rank_by):
+    _, space, method, server = normalised("zero", rank_by=rank_by)
+    server.values[space.gain_of(space.layers[0]).start] = 1e-3  # the first filter hardly acts
+    first = set(space.mask.active[:27].nonzero().flatten().tolist())
+    assert (first <= set(method.plan(1, server.values).marked.tolist())) == (rank_by == "acting")
+
+
+def test_a_filter_of_a_single_weight_and_a_plain_layer_have_no_mean_to_be_drawn_to():
+    model = nn.Sequential(NSConv2d(1, 2, 2), nn.Flatten(), nn.Linear(2, 3), nn.Linear(3, 2))
+    space = ParameterSpace(model, ["0.weight", "2.weight"])
+    active = torch.ones(14, dtype=torch.bool)
+    active[1:4] = False  # of the first filter one weight is left
+    space.set_mask(Mask(active))
+    values = torch.arange(1.0, 1 + space.total)
+    deviation = Deviation(space, "mean")
+    # The second filter's mean is 6.5.
+    assert deviation.of(values).tolist() == [1, 0, 0, 0, -1.5, -0.5, 0.5, 1.5, *range(9, 15)]
+    gradient = torch.ones(14)
+    gradient[4] = 5.0
+    deviation.subtract_row_means(gradient)
+    assert gradient.tolist() == [1, 1, 1, 1, 3, -1, -1, -1, *[1] * 6]
 
 
 def test_prune_and_grow(example):
@@ -251,6 +359,12 @@ def test_where_filters_are_too_thin_weights_move_anywhere_in_their_layer(weights
 def test_contradicting_settings_are_refused():
     with pytest.raises(ValidationError, match="extrusion is off"):
         FedMefSettings(extrusion=False, extrusion_lambda=3.0)
+    with pytest.raises(ValidationError, match="swap: filter needs marking: broadcast"):
+        FedMefSettings(swap="filter", marking="aggregate")
+    for growth in ("summed", "random"):
+        with pytest.raises(ValidationError, match=f"gradient_batches is given although growth is {growth}"):
+            FedMefSettings(growth=growth, gradient_batches=2)
+    assert FedMefSettings(extrusion_lambda=3.0, gradient_batches=2, marking="aggregate").gradient_batches == 2
 
 
 def test_a_form_sets_its_keys_and_refuses_others():

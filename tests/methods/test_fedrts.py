@@ -134,6 +134,8 @@ def test_the_posteriors_are_remembered():
     assert torch.equal(other.posterior, method.posterior)
     with pytest.raises(ValueError, match="below"):
         other.restore({"posterior": torch.full((2, 12), 0.5)})
+    with pytest.raises(ValueError, match="below Beta"):
+        other.restore({"posterior": vector({0: 0.5}, 24).clamp(min=0.5).view(2, 12) + (torch.arange(12) > 0)})
 
 
 def test_every_adjustment_keeps_every_layers_count_and_every_filters_floor():

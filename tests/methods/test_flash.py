@@ -50,6 +50,7 @@ def test_a_client_moves_weights_between_layers():
         assert work.prepare_step(1, 4, 0.1) == 0.1  # 0.8 (1 - 1 / 4) where the first of two passes ends
         active = positions(space.mask.active)
         assert {1, 2, 9} <= set(active)
+        assert not space.values[[0, 3, 8]].any()  # also where one of them comes back at once
         assert space.layer_counts() == [4, 2]
         drawn.add(tuple(active))
         version = space.mask.version
@@ -59,6 +60,7 @@ def test_a_client_moves_weights_between_layers():
         assert upload["weights"].positions.tolist() == active
         assert upload["densities"].values.tolist() == [0.5, 0.5]
     assert len(drawn) > 5
+    assert {0, 3, 8} & set().union(*drawn)  # what leaves may come back
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

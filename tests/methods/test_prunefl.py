@@ -178,11 +178,27 @@ def test_dense_gradients_are_taken_as_long_as_an_adjustment_is_to_come():
     assert due(accumulate="round") == ([3, 6, 9], [3, 6, 9])
 
 
+def test_a_run_may_end_with_the_adjustment_that_is_to_come():
+    settings = PruneFlSettings(adjust_every=4)
+    assert [settings.adjusts_from(5, rounds) for rounds in (7, 8, 9)] == [False, True, True]
+
+
+def test_rounds_up_to_an_adjustment_add_up_together_and_only_it_collects():
+    method, server = example(adjust_every=3)
+    method.context = MethodContext(layer_flops=[16, 32], other_flops=10.0, rounds=6)
+    plans = [method.plan(number, server.values) for number in range(1, 7)]
+    assert [plan.work.adjustments for plan in plans] == [0, 0, 0, 1, 1, 1]
+    assert [[one.over.size for one in plan.collections] for plan in plans] == [[], [], [12, 1]] * 2
+    quiet = SquaredGradients(method.space, collects=False)
+    quiet.begin(LocalClient())
+    assert (quiet.collections, quiet.uploads(None)) == ((), {})
+
+
 def test_what_a_client_adds_up_stays_with_it_until_an_adjustment():
     method, _ = example()
     kept = {one.name: torch.zeros(one.size) for one in method.kept()}
     sums = []
-    for adjustments in (0, 0, 1):
+    for adjustments in (0, 0, 1, 1):
         work = SquaredGradients(method.space, adjustments)
         work.begin(LocalClient(3, kept=kept))
         method.space.gradient.fill_(3.0)
@@ -190,7 +206,7 @@ def test_what_a_client_adds_up_stays_with_it_until_an_adjustment():
         work.prepare_step(0, 1, 0.1)
         sums.append([float(work.uploads(None)[name].values.sum()) for name in list(kept)[:2]])
     # Six parameters are never pruned.
-    assert sums == [[4.0, 54.0], [8.0, 108.0], [4.0, 54.0]]
+    assert sums == [[4.0, 54.0], [8.0, 108.0], [4.0, 54.0], [8.0, 108.0]]
     assert example(accumulate="round")[0].kept() == ()
 
 
@@ -221,6 +237,16 @@ def test_a_large_square_is_capped_and_what_is_not_a_number_stays():
     values = work.uploads(None)["squared_gradient"].values
     assert values[:3].tolist() == [32761.0, 32768.0, 32768.0]
     assert values[3].isnan()
+    method.space.gradient[12:] = 256.0
+    work.prepare_step(0, 1, 0.1)
+    assert work.uploads(None)["squared_gradient_of_rest"].values.tolist() == [32768.0]
+
+
+def test_a_ratio_that_is_the_models_own_does_not_pay():
+    # 2 / 2 is what the first has: with the second it would stay at 1.
+    kept = torch.tensor([True, False])
+    found = compete(torch.tensor([1.0, 2.0]).double(), torch.tensor([1.0, 2.0]).double(), kept, 0.0, 0.0, 2)
+    assert found.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_density": 0.7}, {"fixed_density": True}])
@@ -336,3 +362,4 @@ def test_contradicting_settings_are_refused():
         PruneFlSettings(fixed_density=True, max_density=0.5)
     with pytest.raises(ValidationError, match=r"density 0.6 is above max_density 0.5"):
         PruneFlSettings(density=0.6, max_density=0.5)
+    assert PruneFlSettings(density=0.5, max_density=0.5).max_density == 0.5

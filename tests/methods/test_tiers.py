@@ -47,8 +47,9 @@ def named(values):
     return {place: round(float(values[place]), 4) for place in positions(values != 0)}
 
 
-def test_what_no_client_was_sent_stays_and_what_all_have_pruned_goes():
-    method, server = example("feddst", adjust_every=1, adjust_until=4)
+@pytest.mark.parametrize("name", ["feddst", "fedsgc"])
+def test_what_no_client_was_sent_stays_and_what_all_have_pruned_goes(name):
+    method, server = example(name, adjust_every=1, adjust_until=4)
     # B prunes 9 and grows 4; nobody else takes part.
     values, active = aggregate(method, server, sums_of((3, {0: 0.4, 3: 0.8, 4: 0.01})), [(3, [0, 3, 4, 9])])
     assert positions(active) == [0, 2, 3, 4, 6, 11]
@@ -131,3 +132,9 @@ def test_only_those_vote_on_a_weight_that_hold_it():
     # Aggregated, 0, 3, 6 and 9 are the top four. Of 0 a quarter of its holders; of 6 and 2 A alone; of 11 nobody.
     expected = vector({0: 0.625, 3: 1, 6: 1, 9: 1, 4: 0.75, 7: 0.375} | dict.fromkeys([1, 5, 8, 10, 11], 0.25))
     torch.testing.assert_close(outcome, expected, rtol=0, atol=1e-6)
+
+
+def test_once_no_mask_will_be_drawn_a_part_has_no_votes_either():
+    method, server = example("fedrts", adjust_every=1, adjust_until=2)
+    plan = method.plan(2, server.values)
+    assert part_of(method, plan) is plan
