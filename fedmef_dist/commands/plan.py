@@ -18,7 +18,8 @@ def plan_command(path: Path, overrides: list[str], ranks: int, out: Path | None)
     Raises:
         UserError: the configuration is wrong, or ``out`` cannot be written.
     """
-    config = load_config(path, ["runtime.device=cpu", "runtime.backend=gloo", *overrides])
+    # One process plans, and talks to none.
+    config = load_config(path, ["runtime.device=cpu", *overrides, "runtime.backend=auto"])
     with open_group(detect({}), config.runtime) as group:
         simulation = Simulation(config, group)
         simulation.start(rehearses=True)

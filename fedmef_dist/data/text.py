@@ -127,12 +127,14 @@ def text_dataset(name: str, train: Sequence[str], test: Sequence[str], context: 
         owned: whether passages are owners.
 
     Raises:
-        UserError: the context is none.
+        UserError: the context is none, or there is nothing to train with.
     """
     if not isinstance(context, int) or context < 1:
         what = "a context is a whole number of characters, 1 or more"
         raise UserError(what, where=f"data set {name}, context={context}", mend="correct it")
     vocabulary = _vocabulary("".join(train))
+    if not vocabulary:
+        raise UserError("there is no training text", where=f"data set {name}, train", mend="give passages")
     train_split, test_split = (_split(passages, vocabulary, context, owned) for passages in (train, test))
     owners = (train_split.labels, test_split.labels) if owned else (None, None)
     return TextDataset(name, train_split, test_split, vocabulary, *owners)

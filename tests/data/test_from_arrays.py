@@ -140,6 +140,12 @@ def test_text_without_a_context_is_refused(context):
         text_dataset("t", ["abcabc"], ["abc"], context, owned=True)
 
 
+@pytest.mark.parametrize("train", [[], ["", ""]])
+def test_a_data_set_without_training_text_is_refused(train):
+    with pytest.raises(UserError, match="there is no training text"):
+        text_dataset("t", train, ["abc"], 2, owned=True)
+
+
 def test_arrays_that_may_not_be_written_to_are_taken_too(recwarn):
     images = pixels(4, 5, 5)
     images.flags.writeable = False
