@@ -182,7 +182,7 @@ def test_what_was_opened_is_closed_where_a_later_one_cannot_be(tmp_path):
     with lent(guests), pytest.raises(UserError, match="mine:D has no method log"):
         open_trackers(settings, tmp_path, {"name": "x"}, 3, None, {})
     assert made[0].told[-1] == ("close",)
-    assert set(Path("/proc/self/fd").iterdir()) == before
+    assert set(Path("/proc/self/fd").iterdir()) <= before  # what earlier tests left may be closed meanwhile
     assert not (tmp_path / "wandb").exists()
 
 
